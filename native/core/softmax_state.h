@@ -1,0 +1,51 @@
+#pragma once
+
+// The online softmax over one row: a running maximum, the sum of exponentials relative to it, and
+// (kept by the caller) an output scaled like the sum. Everything is in base 2: a logit z enters as
+// z * log2(e). The maximum of no logits is -Inf; this file is the only place that meets
+// -Inf - -Inf.
+
+#include <cmath>
+#include <limits>
+
+namespace cluster_attention {
+
+constexpr float kLog2E = 1.44269504088896340736f;
+constexpr double kLn2 = 0.693147180559945309417;
+
+struct SoftmaxState {
+  float maximum = -std::numeric_limits<float>::infinity();
+  float sum = 0.0f;
+
+  /// Factors by which two partial outputs are multiplied before they are added.
+  struct Factors {
+    float mine;
+    float other;
+  };
+
+  /// Joins the state of other logits of the same row. A state without logits changes nothing.
+  Factors merge(const SoftmaxState& other) {
+    const float joint = maximum > other.maximum ? maximum : other.maximum;
+    const Factors factors{shift(maximum, joint), shift(other.maximum, joint)};
+    maximum = other.maximum != other.maximum ? other.maximum : joint;  // NaN stays NaN
+    sum = sum * factors.mine + other.sum * factors.other;
+    return factors;
+  }
+
+  /// Multiplier that turns the summed output into the mean; 0 for a row without logits.
+  float normalizer() const { return sum == 0.0f ? 0.0f : 1.0f / sum; }
+
+  /// Natural log of the sum of exp(logits); -Inf for a row without logits.
+  float logsumexp() const {
+    if (sum == 0.0f) return -std::numeric_limits<float>::infinity();
+    return static_cast<float>((static_cast<double>(maximum) + std::log2(static_cast<double>(sum))) *
+                              kLn2);
+  }
+
+  /// 2^(from - to), with a row without logits (from = -Inf) contributing nothing.
+  static float shift(float from, float to) {
+    return from == -std::numeric_limits<float>::infinity() ? 0.0f : std::exp2(from - to);
+  }
+};
+
+}  // namespace cluster_attention

@@ -1,0 +1,37 @@
+#pragma once
+
+// Problem + device -> kernel. The only door to the kernels for the binding: it applies the
+// precision, runs the kernel, and turns "something non-finite came out" into the name of the
+// argument that holds it.
+
+#include "native/core/context.h"
+#include "native/core/problem.h"
+#include "native/core/status.h"
+
+namespace cluster_attention {
+
+enum class NonFinite : int32_t { error, propagate };
+enum class Precision : int32_t { float32, bfloat16 };
+
+struct CallSettings {
+  NonFinite non_finite = NonFinite::error;
+  Precision precision = Precision::float32;
+};
+
+Status run(const AttentionProblem& problem, const CallSettings& settings, Context& context);
+Status run(const ClusteredAttentionProblem& problem, const CallSettings& settings,
+           Context& context);
+Status run(const CentroidAttentionProblem& problem, const CallSettings& settings, Context& context);
+Status run(const CastAttentionProblem& problem, const CallSettings& settings, Context& context);
+Status run(const CentroidPoolProblem& problem, const CallSettings& settings, Context& context);
+Status run(const CentroidEncodeProblem& problem, const CallSettings& settings, Context& context);
+Status run(const HashProblem& problem, const CallSettings& settings, Context& context);
+Status run(const HammingKMeansProblem& problem, const CallSettings& settings, Context& context);
+Status run(const KMeansProblem& problem, const CallSettings& settings, Context& context);
+Status run(const AggregateProblem& problem, const CallSettings& settings, Context& context);
+Status run(const BroadcastProblem& problem, const CallSettings& settings, Context& context);
+Status run(const TopKProblem& problem, const CallSettings& settings, Context& context);
+Status run(const SparseDotProblem& problem, const CallSettings& settings, Context& context);
+Status run(const SparseWeightedSumProblem& problem, const CallSettings& settings, Context& context);
+
+}  // namespace cluster_attention

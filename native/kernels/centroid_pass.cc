@@ -1,0 +1,230 @@
+#include "native/kernels/centroid_pass.h"
+
+#include <algorithm>
+#include <functional>
+#include <limits>
+
+#include "native/core/order.h"
+#include "native/core/shape.h"
+#include "native/core/softmax_state.h"
+#include "native/kernels/attention.h"
+#include "native/simd/simd.h"
+
+namespace cluster_attention::kernels {
+
+namespace {
+
+/// Keys of one part: the keys of a sequence are cut into parts by their number alone, so that the
+/// sums are the same for every thread count; the parts are merged in order.
+constexpr int64_t kKeysPerPart = 2048;
+
+class CentroidPassKernel {
+ public:
+  CentroidPassKernel(const ClusteredAttentionProblem& problem, const QueryGroups& groups,
+                     Context& context, CentroidPass& pass)
+      : problem_(problem),
+        shape_(problem.inputs.shape),
+        groups_(groups),
+        context_(context),
+        pass_(pass),
+        simd_(simd()),
+        tiles_(divide_up(std::min(problem.clusters, shape_.query_length), simd_.lanes)),
+        parts_(std::max<int64_t>(1, divide_up(shape_.key_length, kKeysPerPart))),
+        joint_capacity_(2 * problem.top_k + 32),
+        capacity_(problem.top_k > 0 ? std::min(joint_capacity_, kKeysPerPart + 1) : 0) {}
+
+  Status run() {
+    CA_RETURN_IF_ERROR(allocate());
+    const int64_t sequences = shape_.batch * shape_.heads;
+    const double operations = 2.0 * sequences * problem_.clusters * shape_.key_length *
+                              (shape_.head_dim + shape_.value_dim);
+    CA_RETURN_IF_ERROR(context_.parallel(
+        sequences * tiles_ * parts_, [&](int64_t task, int) { attend(task); }, operations));
+    return context_.parallel(
+        sequences * tiles_, [&](int64_t task, int worker) { merge(task, worker); },
+        static_cast<double>(sequences * tiles_ * parts_ * partial_size_));
+  }
+
+ private:
+  /// Clusters of one tile: active clusters [range.begin, range.end) of a sequence, balanced over
+  /// the sequence's tiles in whole vectors.
+  struct Tile {
+    int64_t sequence;
+    Range range;
+    const int32_t* clusters;  // (range.size()): their numbers
+  };
+
+  Tile tile_of(int64_t tile) const {
+    const int64_t sequence = tile / tiles_;
+    const int64_t active = groups_.active_count[sequence];
+    const int64_t vectors = divide_up(active, simd_.width);
+    const int64_t used = divide_up(active, simd_.lanes);
+    Range range;
+    if (tile % tiles_ < used) {
+      const Range part = split(vectors, used, tile % tiles_);
+      range = {part.begin * simd_.width, std::min(part.end * simd_.width, active)};
+    }
+    return {sequence, range, groups_.active + sequence * problem_.clusters + range.begin};
+  }
+
+  int64_t real_keys(int64_t sequence) const {
+    return real_length(problem_.inputs.key_lengths, sequence / shape_.heads, shape_.key_length);
+  }
+
+  Status allocate() {
+    Workspace& workspace = context_.workspace();
+    const int64_t clusters = shape_.batch * shape_.heads * problem_.clusters;
+    const int64_t partials = shape_.batch * shape_.heads * tiles_ * parts_;
+    partial_size_ = AttendScratch::size(simd_, shape_.head_dim, shape_.value_dim);
+    pass_.values = workspace.allocate<float>(clusters * shape_.value_dim);
+    pass_.maximum = workspace.allocate<float>(clusters);
+    pass_.sum = workspace.allocate<float>(clusters);
+    pass_.top_scores = workspace.allocate<float>(clusters * problem_.top_k);
+    pass_.top_keys = workspace.allocate<int32_t>(clusters * problem_.top_k);
+    partials_ = workspace.allocate<float>(partials * partial_size_);
+    thresholds_ = workspace.allocate<float>(partials * simd_.lanes);
+    counts_ = workspace.allocate<int32_t>(partials * simd_.lanes);
+    candidates_ = workspace.allocate<Candidate>(partials * simd_.lanes * capacity_);
+    joint_candidates_ = workspace.allocate<Candidate>(context_.workers() * joint_capacity_);
+    const bool complete = pass_.values != nullptr && pass_.maximum != nullptr &&
+                          pass_.sum != nullptr && pass_.top_scores != nullptr &&
+                          pass_.top_keys != nullptr && partials_ != nullptr &&
+                          thresholds_ != nullptr && counts_ != nullptr && candidates_ != nullptr &&
+                          joint_candidates_ != nullptr;
+    return complete ? Status::success() : Status::out_of_memory();
+  }
+
+  AttendScratch partial(int64_t index) const {
+    return AttendScratch::carve(partials_ + index * partial_size_, simd_, shape_.head_dim,
+                                shape_.value_dim);
+  }
+
+  void attend(int64_t task) {
+    // mean queries: (range.size(), D) in lanes; key part: (keys, D); value part: (keys, E)
+    const Tile tile = tile_of(task / parts_);
+    const int64_t first = task % parts_ * kKeysPerPart;
+    const int64_t keys = std::min(kKeysPerPart, real_keys(tile.sequence) - first);
+    if (tile.range.size() == 0 || (keys <= 0 && first > 0)) return;
+
+    const AttentionInputs& inputs = problem_.inputs;
+    const int64_t batch = tile.sequence / shape_.heads;
+    const int64_t head = tile.sequence % shape_.heads;
+    const AttendScratch scratch = partial(task);
+    scratch.reset(simd_, shape_.value_dim);
+    scratch.pack_queries(simd_, groups_.means + tile.sequence * problem_.clusters * shape_.head_dim,
+                         shape_.head_dim, tile.clusters, tile.range.size(), shape_.head_dim,
+                         inputs.scale);
+    AttendTile block = scratch.tile(tile.range.size(), inputs.scale);
+    block.key = inputs.key.row(batch, head, first);
+    block.key_stride = inputs.key.row_stride;
+    block.value = inputs.value.row(batch, head, first);
+    block.value_stride = inputs.value.row_stride;
+    block.keys = keys;
+    block.head_dim = shape_.head_dim;
+    block.value_dim = shape_.value_dim;
+    TileSelector selector;
+    if (problem_.top_k > 0) {
+      selector = start_selection(task, tile.range.size(), first);
+      block.selector = &selector;
+    }
+    simd_.attend(block);
+  }
+
+  TileSelector start_selection(int64_t task, int64_t columns, int64_t first_key) const {
+    TileSelector selector;
+    selector.k = problem_.top_k;
+    selector.capacity = capacity_;
+    selector.sign = problem_.inputs.scale < 0.0f ? -1.0f : 1.0f;  // pack_queries has negated
+    selector.first_key = first_key;
+    selector.threshold = thresholds_ + task * simd_.lanes;
+    selector.counts = counts_ + task * simd_.lanes;
+    selector.candidates = candidates_ + task * simd_.lanes * capacity_;
+    std::fill_n(selector.threshold, columns, std::numeric_limits<float>::quiet_NaN());
+    std::fill_n(selector.threshold + columns, simd_.lanes - columns,
+                std::numeric_limits<float>::infinity());
+    std::fill_n(selector.counts, simd_.lanes, 0);
+    return selector;
+  }
+
+  /// Joins the parts of one tile, in order, and writes the rows of its clusters.
+  void merge(int64_t task, int worker) {
+    const Tile tile = tile_of(task);
+    const int64_t columns = tile.range.size();
+    if (columns == 0) return;
+    const int64_t keys = real_keys(tile.sequence);
+    const int64_t parts = std::max<int64_t>(1, divide_up(keys, kKeysPerPart));
+    const AttendScratch joint = partial(task * parts_);
+    float normalizer[kMaximumLanes];
+    bool finite = true;
+    for (int64_t lane = 0; lane < columns; ++lane) {
+      SoftmaxState state{joint.maximum[lane], joint.sum[lane]};
+      for (int64_t part = 1; part < parts; ++part) {
+        const AttendScratch other = partial(task * parts_ + part);
+        const SoftmaxState::Factors factors = state.merge({other.maximum[lane], other.sum[lane]});
+        for (int64_t e = 0; e < shape_.value_dim; ++e) {
+          float& output = joint.output[e * simd_.lanes + lane];
+          output = output * factors.mine + other.output[e * simd_.lanes + lane] * factors.other;
+        }
+        joint.minimum[lane] = std::min(joint.minimum[lane], other.minimum[lane]);
+      }
+      const int64_t cluster = tile.sequence * problem_.clusters + tile.clusters[lane];
+      pass_.maximum[cluster] = state.maximum;
+      pass_.sum[cluster] = state.sum;
+      normalizer[lane] = state.normalizer();
+      finite = finite && joint.minimum[lane] != -std::numeric_limits<float>::infinity();
+      if (problem_.top_k > 0) merge_selection(task, parts, lane, cluster, worker);
+    }
+    finite &= simd_.unpack(joint.output, columns, shape_.value_dim, normalizer,
+                           pass_.values + tile.sequence * problem_.clusters * shape_.value_dim,
+                           shape_.value_dim, tile.clusters);
+    if (!finite) context_.mark_non_finite();
+  }
+
+  /// T_j of one cluster from the candidates of all parts, best first.
+  void merge_selection(int64_t task, int64_t parts, int64_t lane, int64_t cluster,
+                       int worker) const {
+    const int64_t k = problem_.top_k;
+    Candidate* best = joint_candidates_ + worker * joint_capacity_;
+    int32_t count = 0;
+    for (int64_t part = 0; part < parts; ++part) {
+      const int64_t source = (task * parts_ + part) * simd_.lanes + lane;
+      const Candidate* candidates = candidates_ + source * capacity_;
+      for (int32_t i = 0; i < counts_[source]; ++i) {
+        if (count == joint_capacity_) prune_candidates(best, &count, k);
+        best[count++] = candidates[i];
+      }
+    }
+    if (count > k) prune_candidates(best, &count, k);
+    std::sort(best, best + count, std::greater<Candidate>());
+    for (int64_t i = 0; i < k; ++i) {
+      pass_.top_keys[cluster * k + i] = i < count ? candidate_index(best[i]) : -1;
+      pass_.top_scores[cluster * k + i] = i < count ? candidate_score(best[i]) : 0.0f;
+    }
+  }
+
+  const ClusteredAttentionProblem& problem_;
+  const AttentionShape& shape_;
+  const QueryGroups& groups_;
+  Context& context_;
+  CentroidPass& pass_;
+  const Simd& simd_;
+  const int64_t tiles_;           // of clusters, per sequence
+  const int64_t parts_;           // of keys, per sequence
+  const int64_t joint_capacity_;  // of a cluster's candidates while parts are merged
+  const int64_t capacity_;        // of a lane's candidates in one part
+  int64_t partial_size_ = 0;
+  float* partials_ = nullptr;              // (B,H,tiles,parts, partial_size)
+  float* thresholds_ = nullptr;            // (B,H,tiles,parts, lanes)
+  int32_t* counts_ = nullptr;              // (B,H,tiles,parts, lanes)
+  Candidate* candidates_ = nullptr;        // (B,H,tiles,parts, lanes, capacity)
+  Candidate* joint_candidates_ = nullptr;  // (workers, joint_capacity)
+};
+
+}  // namespace
+
+Status centroid_pass(const ClusteredAttentionProblem& problem, const QueryGroups& groups,
+                     Context& context, CentroidPass& pass) {
+  return CentroidPassKernel(problem, groups, context, pass).run();
+}
+
+}  // namespace cluster_attention::kernels

@@ -1,0 +1,248 @@
+#include "native/kernels/clustered_attention.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "native/core/shape.h"
+#include "native/core/softmax_state.h"
+#include "native/kernels/centroid_pass.h"
+#include "native/kernels/query_groups.h"
+#include "native/simd/simd.h"
+
+namespace cluster_attention::kernels {
+
+namespace {
+
+/// Up to `lanes` queries of one cluster.
+struct MemberTile {
+  int64_t sequence;
+  int32_t cluster;
+  int32_t columns;
+  const int32_t* members;  // (columns): positions in the sequence
+};
+
+class ClusteredAttentionKernel {
+ public:
+  ClusteredAttentionKernel(const ClusteredAttentionProblem& problem, Context& context)
+      : problem_(problem), shape_(problem.inputs.shape), context_(context), simd_(simd()) {}
+
+  Status run() {
+    CA_RETURN_IF_ERROR(group_queries(problem_, context_, groups_));
+    CA_RETURN_IF_ERROR(centroid_pass(problem_, groups_, context_, pass_));
+    CA_RETURN_IF_ERROR(list_tiles());
+    clear_unlabelled();
+    if (problem_.top_k > 0) {
+      CA_RETURN_IF_ERROR(improve());
+    } else {
+      CA_RETURN_IF_ERROR(broadcast());
+    }
+    write_details();
+    return Status::success();
+  }
+
+ private:
+  /// Cuts the members of every cluster into tiles, the tasks of the last step.
+  Status list_tiles() {
+    const int64_t sequences = shape_.batch * shape_.heads;
+    const int64_t limit = sequences * (std::min(problem_.clusters, shape_.query_length) +
+                                       shape_.query_length / simd_.lanes);
+    tiles_ = context_.workspace().allocate<MemberTile>(limit);
+    if (tiles_ == nullptr) return Status::out_of_memory();
+    for (int64_t s = 0; s < sequences; ++s) {
+      const int32_t* offsets = groups_.offsets + s * (problem_.clusters + 1);
+      const int32_t* order = groups_.order + s * shape_.query_length;
+      const int32_t* active = groups_.active + s * problem_.clusters;
+      for (int32_t a = 0; a < groups_.active_count[s]; ++a) {
+        const int32_t cluster = active[a];
+        for (int64_t first = offsets[cluster]; first < offsets[cluster + 1]; first += simd_.lanes) {
+          const int64_t columns = std::min<int64_t>(simd_.lanes, offsets[cluster + 1] - first);
+          tiles_[tile_count_++] = {s, cluster, static_cast<int32_t>(columns), order + first};
+        }
+      }
+    }
+    return Status::success();
+  }
+
+  /// Queries in no cluster, padding among them: output 0.
+  void clear_unlabelled() {
+    for (int64_t s = 0; s < shape_.batch * shape_.heads; ++s) {
+      const int32_t* labels = groups_.labels + s * shape_.query_length;
+      for (int64_t i = 0; i < shape_.query_length; ++i) {
+        if (labels[i] >= 0) continue;
+        std::fill_n(problem_.output.row(s / shape_.heads, s % shape_.heads, i), shape_.value_dim,
+                    0.0f);
+      }
+    }
+  }
+
+  /// Clustered attention: every query takes V^c of its cluster.
+  Status broadcast() {
+    return context_.parallel(
+        tile_count_,
+        [&](int64_t task, int) {
+          const MemberTile& tile = tiles_[task];
+          const int64_t cluster = tile.sequence * problem_.clusters + tile.cluster;
+          const float* value = pass_.values + cluster * shape_.value_dim;
+          for (int32_t i = 0; i < tile.columns; ++i) {
+            std::copy_n(value, shape_.value_dim,
+                        problem_.output.row(tile.sequence / shape_.heads,
+                                            tile.sequence % shape_.heads, tile.members[i]));
+          }
+        },
+        static_cast<double>(shape_.batch * shape_.heads * shape_.query_length * shape_.value_dim));
+  }
+
+  /// Scratch of one worker while it improves a tile.
+  struct Scratch {
+    float* query;    // (D, lanes)
+    float* output;   // (E, lanes)
+    float* weights;  // (k, lanes)
+    float* key;      // (k, D)
+    float* value;    // (k, padded E)
+    float* mass;     // (k): A^c at T_j
+    float* base;     // (padded E): V^c - sum_t A^c_t v_t
+  };
+
+  Scratch carve(int worker) const {
+    const int64_t k = problem_.top_k;
+    Scratch scratch;
+    scratch.query = scratch_ + worker * scratch_size_;
+    scratch.output = scratch.query + shape_.head_dim * simd_.lanes;
+    scratch.weights = scratch.output + shape_.value_dim * simd_.lanes;
+    scratch.value = scratch.weights + k * simd_.lanes;
+    scratch.base = scratch.value + k * padded_value_dim_;
+    scratch.key = scratch.base + padded_value_dim_;
+    scratch.mass = scratch.key + k * shape_.head_dim;
+    return scratch;
+  }
+
+  Status improve() {
+    const int64_t k = problem_.top_k;
+    padded_value_dim_ = round_up(shape_.value_dim, simd_.width);
+    scratch_size_ = round_up((shape_.head_dim + shape_.value_dim + k) * simd_.lanes +
+                                 (k + 1) * padded_value_dim_ + k * (shape_.head_dim + 1),
+                             16);
+    scratch_ = context_.workspace().allocate<float>(scratch_size_ * context_.workers());
+    if (scratch_ == nullptr) return Status::out_of_memory();
+    const double operations = 2.0 * shape_.batch * shape_.heads * shape_.query_length * k *
+                              (shape_.head_dim + shape_.value_dim);
+    return context_.parallel(
+        tile_count_, [&](int64_t task, int worker) { improve_tile(tiles_[task], carve(worker)); },
+        operations);
+  }
+
+  void improve_tile(const MemberTile& tile, const Scratch& scratch) {
+    // queries: (columns, D) in lanes; gathered key: (k, D), value: (k, E) -> output: (columns, E)
+    const int64_t batch = tile.sequence / shape_.heads;
+    const int64_t head = tile.sequence % shape_.heads;
+    const int64_t dim = shape_.head_dim;
+    const float scale_log2 = problem_.inputs.scale * kLog2E;
+    const int64_t keys = gather(tile, scratch);
+    const float mass = base_output(tile, keys, scale_log2, scratch);
+
+    const InputRows& query = problem_.inputs.query;
+    simd_.pack(query.sequence(batch, head), query.row_stride, tile.members, tile.columns, dim,
+               scratch.query);
+    simd_.multiply(scratch.key, dim, 1, keys, dim, scratch.query, simd_.lanes, tile.columns,
+                   scratch.weights, simd_.lanes, false);
+    float maximum[kMaximumLanes];
+    float sum[kMaximumLanes];
+    float minimum[kMaximumLanes];
+    simd_.softmax_rows(scratch.weights, keys, tile.columns, scale_log2, maximum, sum, minimum);
+    for (int64_t i = 0; i < keys * simd_.lanes; ++i) scratch.weights[i] *= mass;
+    for (int64_t e = 0; e < shape_.value_dim; ++e) {
+      std::fill_n(scratch.output + e * simd_.lanes, simd_.lanes, scratch.base[e]);
+    }
+    simd_.multiply(scratch.value, 1, padded_value_dim_, shape_.value_dim, keys, scratch.weights,
+                   simd_.lanes, tile.columns, scratch.output, simd_.lanes, true);
+    bool finite = simd_.unpack(scratch.output, tile.columns, shape_.value_dim, nullptr,
+                               problem_.output.sequence(batch, head), problem_.output.row_stride,
+                               tile.members);
+    for (int32_t i = 0; i < tile.columns; ++i) {
+      finite = finite && minimum[i] != -std::numeric_limits<float>::infinity();
+    }
+    if (!finite) context_.mark_non_finite();
+  }
+
+  /// Copies the key and value rows of T_j side by side; returns how many there are.
+  int64_t gather(const MemberTile& tile, const Scratch& scratch) const {
+    const int64_t batch = tile.sequence / shape_.heads;
+    const int64_t head = tile.sequence % shape_.heads;
+    const int64_t cluster = tile.sequence * problem_.clusters + tile.cluster;
+    const int32_t* top_keys = pass_.top_keys + cluster * problem_.top_k;
+    int64_t keys = 0;
+    for (; keys < problem_.top_k && top_keys[keys] >= 0; ++keys) {
+      std::copy_n(problem_.inputs.key.row(batch, head, top_keys[keys]), shape_.head_dim,
+                  scratch.key + keys * shape_.head_dim);
+      float* value = scratch.value + keys * padded_value_dim_;
+      std::copy_n(problem_.inputs.value.row(batch, head, top_keys[keys]), shape_.value_dim, value);
+      std::fill(value + shape_.value_dim, value + padded_value_dim_, 0.0f);
+    }
+    return keys;
+  }
+
+  /// Fills scratch.base and returns m̂_j = sum_t A^c_jt.
+  float base_output(const MemberTile& tile, int64_t keys, float scale_log2,
+                    const Scratch& scratch) const {
+    const int64_t cluster = tile.sequence * problem_.clusters + tile.cluster;
+    const float* top_scores = pass_.top_scores + cluster * problem_.top_k;
+    for (int64_t t = 0; t < keys; ++t) {
+      scratch.mass[t] = std::fma(top_scores[t], scale_log2, -pass_.maximum[cluster]);
+    }
+    simd_.exp2(scratch.mass, keys);
+    double total = 0.0;
+    for (int64_t t = 0; t < keys; ++t) {
+      scratch.mass[t] = -scratch.mass[t] / pass_.sum[cluster];
+      total -= static_cast<double>(scratch.mass[t]);
+    }
+    std::copy_n(pass_.values + cluster * shape_.value_dim, shape_.value_dim, scratch.base);
+    std::fill(scratch.base + shape_.value_dim, scratch.base + padded_value_dim_, 0.0f);
+    simd_.multiply(scratch.mass, keys, 1, 1, keys, scratch.value, padded_value_dim_,
+                   shape_.value_dim, scratch.base, padded_value_dim_, true);
+    return static_cast<float>(total);
+  }
+
+  void write_details() const {
+    const int64_t clusters = problem_.clusters;
+    const int64_t sequences = shape_.batch * shape_.heads;
+    if (problem_.labels != nullptr) {
+      std::copy_n(groups_.labels, sequences * shape_.query_length, problem_.labels);
+    }
+    for (int64_t s = 0; s < sequences; ++s) {
+      const int32_t* offsets = groups_.offsets + s * (clusters + 1);
+      for (int64_t c = 0; c < clusters; ++c) {
+        const int32_t count = offsets[c + 1] - offsets[c];
+        const int64_t cluster = s * clusters + c;
+        if (problem_.counts != nullptr) problem_.counts[cluster] = count;
+        if (problem_.indices == nullptr || problem_.top_k == 0) continue;
+        int32_t* indices = problem_.indices + cluster * problem_.top_k;
+        if (count > 0) {
+          std::copy_n(pass_.top_keys + cluster * problem_.top_k, problem_.top_k, indices);
+        } else {
+          std::fill_n(indices, problem_.top_k, -1);
+        }
+      }
+    }
+  }
+
+  const ClusteredAttentionProblem& problem_;
+  const AttentionShape& shape_;
+  Context& context_;
+  const Simd& simd_;
+  QueryGroups groups_;
+  CentroidPass pass_;
+  MemberTile* tiles_ = nullptr;
+  int64_t tile_count_ = 0;
+  int64_t padded_value_dim_ = 0;
+  int64_t scratch_size_ = 0;
+  float* scratch_ = nullptr;
+};
+
+}  // namespace
+
+Status clustered_attention(const ClusteredAttentionProblem& problem, Context& context) {
+  return ClusteredAttentionKernel(problem, context).run();
+}
+
+}  // namespace cluster_attention::kernels

@@ -1,0 +1,23 @@
+#pragma once
+
+#include "native/core/context.h"
+#include "native/core/problem.h"
+
+namespace cluster_attention::kernels {
+
+/// The queries of every sequence (b,h), sorted by cluster. Sequence s = b * H + h.
+struct QueryGroups {
+  int32_t* labels = nullptr;        // (B,H,L), -1 for padding
+  int32_t* offsets = nullptr;       // (B,H,C+1)
+  int32_t* order = nullptr;         // (B,H,L): members of cluster c at [offsets[c], offsets[c+1])
+  int32_t* active = nullptr;        // (B,H,C): the clusters with members, ascending
+  int32_t* active_count = nullptr;  // (B,H)
+  float* means = nullptr;           // (B,H,C,D): mean query of each cluster
+};
+
+/// Groups the queries as problem.grouping says and averages them. The arrays live in the context's
+/// workspace.
+Status group_queries(const ClusteredAttentionProblem& problem, Context& context,
+                     QueryGroups& groups);
+
+}  // namespace cluster_attention::kernels

@@ -1,0 +1,126 @@
+// One SIMD vector of floats, CA_WIDTH wide, on the compiler's vector extensions. No include guard
+// and no templates of the standard library: this file is included once by each target file, inside
+// that target's own unnamed namespace, so that the linker can never take code of one instruction
+// set for another.
+
+typedef float Vec __attribute__((vector_size(CA_WIDTH * 4)));
+typedef int32_t IntVec __attribute__((vector_size(CA_WIDTH * 4)));
+typedef float UnalignedVec __attribute__((vector_size(CA_WIDTH * 4), aligned(4), may_alias));
+typedef int32_t UnalignedIntVec __attribute__((vector_size(CA_WIDTH * 4), aligned(4), may_alias));
+
+constexpr int kWidth = CA_WIDTH;
+constexpr float kInfinity = __builtin_inff();
+
+inline Vec load(const float* p) { return *reinterpret_cast<const UnalignedVec*>(p); }
+inline IntVec load(const int32_t* p) { return *reinterpret_cast<const UnalignedIntVec*>(p); }
+inline void store(float* p, Vec x) { *reinterpret_cast<UnalignedVec*>(p) = x; }
+inline void store(int32_t* p, IntVec x) { *reinterpret_cast<UnalignedIntVec*>(p) = x; }
+inline Vec broadcast(float x) { return Vec{} + x; }
+inline IntVec broadcast(int32_t x) { return IntVec{} + x; }
+
+/// Reads count < kWidth floats; the other lanes are 0.
+inline Vec load_partial(const float* p, int64_t count) {
+  Vec x = {};
+  for (int64_t i = 0; i < count; ++i) x[i] = p[i];
+  return x;
+}
+
+inline Vec select(IntVec mask, Vec yes, Vec no) { return mask ? yes : no; }
+inline IntVec select(IntVec mask, IntVec yes, IntVec no) { return mask ? yes : no; }
+
+/// The larger one; `b` when either is NaN.
+inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
+/// The smaller one; `b` when either is NaN.
+inline Vec min(Vec a, Vec b) { return a < b ? a : b; }
+
+#if defined(__AVX512F__) && CA_WIDTH == 16
+inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
+inline uint32_t not_less_equal(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_NLE_UQ); }
+inline uint32_t greater(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
+#elif defined(__AVX2__) && CA_WIDTH == 8
+inline Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
+inline uint32_t not_less_equal(Vec a, Vec b) {
+  return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_NLE_UQ)));
+}
+inline uint32_t greater(Vec a, Vec b) {
+  return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)));
+}
+#else
+#if defined(__ARM_NEON)
+inline Vec fma(Vec a, Vec b, Vec c) { return vfmaq_f32(c, a, b); }
+#else
+inline Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
+#endif
+/// One bit per lane of a comparison's result.
+inline uint32_t lane_bits(IntVec mask) {
+  uint32_t bits = 0;
+  for (int i = 0; i < kWidth; ++i) bits |= (static_cast<uint32_t>(mask[i]) & 1u) << i;
+  return bits;
+}
+inline uint32_t not_less_equal(Vec a, Vec b) { return lane_bits(~(a <= b)); }
+inline uint32_t greater(Vec a, Vec b) { return lane_bits(a > b); }
+#endif
+
+inline bool any(IntVec mask) {
+  int32_t joined = 0;
+  for (int i = 0; i < kWidth; ++i) joined |= mask[i];
+  return joined != 0;
+}
+
+/// 2^x for x <= 127, relative error below 1e-7; 0 below 2^-126, NaN stays NaN. The polynomial is
+/// the minimax one of degree 6 on [-1/2, 1/2] (relative error 1.9e-9 before rounding).
+inline Vec exp2(Vec x) {
+  const Vec magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  const Vec clamped = x < broadcast(-126.0f) ? broadcast(-126.0f) : x;
+  const Vec shifted = clamped + magic;
+  const Vec r = clamped - (shifted - magic);
+  Vec p = broadcast(0x1.41d334p-13f);
+  p = fma(p, r, broadcast(0x1.5f456ap-10f));
+  p = fma(p, r, broadcast(0x1.3b2dbcp-7f));
+  p = fma(p, r, broadcast(0x1.c6aed4p-5f));
+  p = fma(p, r, broadcast(0x1.ebfbdap-3f));
+  p = fma(p, r, broadcast(0x1.62e430p-1f));
+  p = fma(p, r, broadcast(1.0f));
+  const IntVec exponent = reinterpret_cast<IntVec>(shifted) << 23;
+  const IntVec bits = reinterpret_cast<IntVec>(p) + exponent;
+  return x < broadcast(-126.0f) ? Vec{} : reinterpret_cast<Vec>(bits);
+}
+
+// ---- transposition of a kWidth x kWidth block ------------------------------------------------
+
+template <int... I>
+struct Lanes {};
+template <int N, int... I>
+struct MakeLanes : MakeLanes<N - 1, N - 1, I...> {};
+template <int... I>
+struct MakeLanes<0, I...> {
+  using Type = Lanes<I...>;
+};
+
+/// One butterfly of Eklundh's transposition: swaps blocks of `distance` lanes between two rows.
+template <int distance, int... I>
+inline void exchange(Vec& a, Vec& b, Lanes<I...>) {
+  const Vec low =
+      __builtin_shufflevector(a, b, ((I & distance) == 0 ? I : kWidth + I - distance)...);
+  const Vec high =
+      __builtin_shufflevector(a, b, ((I & distance) == 0 ? I + distance : kWidth + I)...);
+  a = low;
+  b = high;
+}
+
+template <int distance>
+inline void transpose_stage(Vec (&rows)[kWidth]) {
+#pragma GCC unroll 16
+  for (int i = 0; i < kWidth; ++i) {
+    if ((i & distance) == 0) {
+      exchange<distance>(rows[i], rows[i + distance], typename MakeLanes<kWidth>::Type{});
+    }
+  }
+}
+
+inline void transpose(Vec (&rows)[kWidth]) {
+  if constexpr (kWidth > 8) transpose_stage<(kWidth > 8 ? 8 : 1)>(rows);
+  if constexpr (kWidth > 4) transpose_stage<(kWidth > 4 ? 4 : 1)>(rows);
+  transpose_stage<2>(rows);
+  transpose_stage<1>(rows);
+}
