@@ -11,12 +11,32 @@ typedef int32_t UnalignedIntVec __attribute__((vector_size(CA_WIDTH * 4), aligne
 constexpr int kWidth = CA_WIDTH;
 constexpr float kInfinity = __builtin_inff();
 
+/// The lane numbers 0..kWidth-1 as a parameter pack, for what must be spelt out lane by lane.
+template <int... I>
+struct Lanes {};
+template <int N, int... I>
+struct MakeLanes : MakeLanes<N - 1, N - 1, I...> {};
+template <int... I>
+struct MakeLanes<0, I...> {
+  using Type = Lanes<I...>;
+};
+
 inline Vec load(const float* p) { return *reinterpret_cast<const UnalignedVec*>(p); }
 inline IntVec load(const int32_t* p) { return *reinterpret_cast<const UnalignedIntVec*>(p); }
 inline void store(float* p, Vec x) { *reinterpret_cast<UnalignedVec*>(p) = x; }
 inline void store(int32_t* p, IntVec x) { *reinterpret_cast<UnalignedIntVec*>(p) = x; }
-inline Vec broadcast(float x) { return Vec{} + x; }
-inline IntVec broadcast(int32_t x) { return IntVec{} + x; }
+
+// Spelt out because Vec{} + x is an addition to the compiler: 0 + -0 is not -0.
+template <typename V, typename T, int... I>
+inline V broadcast_lanes(T x, Lanes<I...>) {
+  return V{(static_cast<void>(I), x)...};
+}
+inline Vec broadcast(float x) {
+  return broadcast_lanes<Vec>(x, typename MakeLanes<kWidth>::Type{});
+}
+inline IntVec broadcast(int32_t x) {
+  return broadcast_lanes<IntVec>(x, typename MakeLanes<kWidth>::Type{});
+}
 
 /// Reads count < kWidth floats; the other lanes are 0.
 inline Vec load_partial(const float* p, int64_t count) {
@@ -87,15 +107,6 @@ inline Vec exp2(Vec x) {
 }
 
 // ---- transposition of a kWidth x kWidth block ------------------------------------------------
-
-template <int... I>
-struct Lanes {};
-template <int N, int... I>
-struct MakeLanes : MakeLanes<N - 1, N - 1, I...> {};
-template <int... I>
-struct MakeLanes<0, I...> {
-  using Type = Lanes<I...>;
-};
 
 /// One butterfly of Eklundh's transposition: swaps blocks of `distance` lanes between two rows.
 template <int distance, int... I>
