@@ -1,0 +1,111 @@
+#include "native/kernels/aggregate.h"
+
+#include <algorithm>
+
+#include "native/core/shape.h"
+#include "native/kernels/counting_sort.h"
+#include "native/kernels/finite.h"
+#include "native/kernels/first_index.h"
+#include "native/kernels/prefetch.h"
+
+namespace cluster_attention::kernels {
+
+namespace {
+
+/// Columns that are summed at a time.
+constexpr int64_t kDimBlock = 256;
+/// Clusters that one task owns.
+constexpr int64_t kClustersPerTask = 8;
+
+/// Adds four rows to the sums, one after the other.
+void add_rows(const float* a, const float* b, const float* c, const float* d, int64_t dim,
+              double* __restrict sums) {
+  for (int64_t i = 0; i < dim; ++i) sums[i] = sums[i] + a[i] + b[i] + c[i] + d[i];
+}
+
+}  // namespace
+
+void sum_members(const float* rows, int64_t row_stride, const int32_t* members, int64_t count,
+                 const double* scales, int64_t dim, double* __restrict sums) {
+  std::fill(sums, sums + dim, 0.0);
+  int64_t i = 0;
+  if (scales == nullptr) {
+    for (; i + 4 <= count; i += 4) {
+      const int64_t ahead = std::min(i + 4 + kPrefetchRows, count);
+      for (int64_t j = i + kPrefetchRows; j < ahead; ++j) {
+        prefetch_row(rows + members[j] * row_stride, dim);
+      }
+      add_rows(rows + members[i] * row_stride, rows + members[i + 1] * row_stride,
+               rows + members[i + 2] * row_stride, rows + members[i + 3] * row_stride, dim, sums);
+    }
+  }
+  for (; i < count; ++i) {
+    const float* row = rows + members[i] * row_stride;
+    if (scales == nullptr) {
+      for (int64_t d = 0; d < dim; ++d) sums[d] += row[d];
+    } else {
+      const double scale = scales[members[i]];
+      for (int64_t d = 0; d < dim; ++d) sums[d] += row[d] * scale;
+    }
+  }
+}
+
+bool aggregate_sorted(const float* rows, int64_t row_stride, const int32_t* order,
+                      const int32_t* offsets, int64_t clusters, int64_t dim, bool mean,
+                      float* output) {
+  double sums[kDimBlock];
+  bool finite = true;
+  for (int64_t c = 0; c < clusters; ++c) {
+    const int64_t count = offsets[c + 1] - offsets[c];
+    const double divisor = mean && count > 0 ? static_cast<double>(count) : 1.0;
+    for (int64_t first = 0; first < dim; first += kDimBlock) {
+      const int64_t columns = std::min(kDimBlock, dim - first);
+      float* target = output + c * dim + first;
+      sum_members(rows + first, row_stride, order + offsets[c], count, nullptr, columns, sums);
+      for (int64_t d = 0; d < columns; ++d) {
+        target[d] = static_cast<float>(sums[d] / divisor);
+      }
+      finite = finite && all_finite(target, columns);
+    }
+  }
+  return finite;
+}
+
+Status aggregate(const AggregateProblem& problem, Context& context) {
+  const int64_t sequences = problem.batch * problem.heads;
+  const int64_t clusters = problem.clusters;
+  const int64_t length = problem.length;
+  Workspace& workspace = context.workspace();
+  int32_t* offsets = workspace.allocate<int32_t>(checked_size(sequences, clusters + 1));
+  int32_t* order = workspace.allocate<int32_t>(checked_size(sequences, length));
+  if (offsets == nullptr || order == nullptr) return Status::out_of_memory();
+
+  FirstIndex bad_label;
+  const auto sort = [&](int64_t sequence, int) {
+    const Status status = sort_by_label(
+        problem.labels + sequence * length, length, clusters, "labels", sequence * length,
+        offsets + sequence * (clusters + 1), order + sequence * length);
+    if (!status.ok()) bad_label.report(status.index);
+  };
+  const double rows = static_cast<double>(sequences * length);
+  CA_RETURN_IF_ERROR(context.parallel(sequences, sort, 16.0 * rows));
+  CA_RETURN_IF_ERROR(bad_label.status("labels"));
+
+  const int64_t blocks = divide_up(clusters, kClustersPerTask);
+  const auto sum_block = [&](int64_t task, int) {
+    const int64_t sequence = task / blocks;
+    const int64_t first = task % blocks * kClustersPerTask;
+    const int64_t count = std::min(kClustersPerTask, clusters - first);
+    const float* rows = problem.inputs.sequence(sequence / problem.heads, sequence % problem.heads);
+    if (!aggregate_sorted(rows, problem.inputs.row_stride, order + sequence * length,
+                          offsets + sequence * (clusters + 1) + first, count, problem.dim,
+                          problem.reduce == Reduce::mean,
+                          problem.output + (sequence * clusters + first) * problem.dim)) {
+      context.mark_non_finite();
+    }
+  };
+  return context.parallel(sequences * blocks, sum_block,
+                          2.0 * rows * static_cast<double>(problem.dim));
+}
+
+}  // namespace cluster_attention::kernels

@@ -1,0 +1,235 @@
+#include "native/kernels/cast_clusters.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "native/core/shape.h"
+#include "native/core/softmax_state.h"
+#include "native/kernels/attention.h"
+#include "native/kernels/cast_activation.h"
+
+namespace cluster_attention::kernels {
+
+namespace {
+
+/// Tiles of queries that share one gather of their cluster's keys and values. More would push their
+/// states out of the second-level cache.
+constexpr int64_t kTilesPerChunk = 8;
+
+/// A tile of queries with its state, or the summary (one query, weighted by the gate).
+struct ClusterTile {
+  AttendScratch state;
+  int64_t columns;
+  bool summary;
+};
+
+/// Rows of up to kKeyBlock members.
+struct GatheredRows {
+  float* key;         // (kKeyBlock, D)
+  float* value;       // (kKeyBlock, E)
+  float* key_factor;  // (kKeyBlock), softplus1(-phi)
+  int64_t count;
+};
+
+/// One chunk of the queries of one cluster.
+class ClusterChunk {
+ public:
+  ClusterChunk(const CastState& state, int64_t pair, int64_t cluster, int worker)
+      : state_(state),
+        problem_(state.problem),
+        shape_(state.problem.inputs.shape),
+        sequence_(state.sequences[pair / shape_.heads]),
+        head_(pair % shape_.heads),
+        cluster_(cluster),
+        members_(sequence_.members + cluster * problem_.cluster_size),
+        size_(sequence_.counts[cluster]),
+        laplace_(problem_.activation == Activation::laplace),
+        scale_(state.product_scale(size_)) {
+    const int64_t lanes = state.simd.lanes;
+    float* memory = state.scratch(worker);
+    gathered_.key = memory;
+    gathered_.value = gathered_.key + kKeyBlock * shape_.head_dim;
+    gathered_.key_factor = gathered_.value + kKeyBlock * shape_.value_dim;
+    scores_ = gathered_.key_factor + kKeyBlock;
+    tile_memory_ = scores_ + kKeyBlock * lanes;
+  }
+
+  /// intra: (kappa, E), inter: (E). The first chunk computes the summary too.
+  void run(int64_t chunk, float* intra, float* inter) {
+    const int64_t lanes = state_.simd.lanes;
+    begin_ = chunk * kTilesPerChunk * lanes;
+    end_ = std::min(size_, begin_ + kTilesPerChunk * lanes);
+    if (size_ == 0 && chunk == 0) std::fill_n(inter, shape_.value_dim, 0.0f);
+    if (begin_ >= end_) return;
+    query_tiles_ = divide_up(end_ - begin_, lanes);
+    tile_count_ = query_tiles_ + (chunk == 0 ? 1 : 0);
+    for (int64_t first = 0; first < size_ && !state_.context.cancelled(); first += kKeyBlock) {
+      gather(first);
+      for (int64_t t = 0; t < tile_count_; ++t) {
+        if (first == 0) start_tile(t);
+        advance(tiles_[t]);
+      }
+    }
+    if (state_.context.cancelled()) return;
+    for (int64_t t = 0; t < tile_count_; ++t) {
+      float* rows = intra + (begin_ + t * lanes) * shape_.value_dim;
+      finish(tiles_[t], tiles_[t].summary ? inter : rows);
+    }
+  }
+
+ private:
+  /// Packs the queries of tile t, or the surrogate after the last of them.
+  void start_tile(int64_t t) {
+    const int64_t lanes = state_.simd.lanes;
+    ClusterTile& tile = tiles_[t];
+    float* memory = tile_memory_ + t * (shape_.head_dim + shape_.value_dim + 3) * lanes;
+    tile.state.packed_query = memory;
+    tile.state.output = memory + shape_.head_dim * lanes;
+    tile.state.maximum = tile.state.output + shape_.value_dim * lanes;
+    tile.state.sum = tile.state.maximum + lanes;
+    tile.state.minimum = tile.state.sum + lanes;
+    tile.state.scores = scores_;
+    tile.state.reset(state_.simd, shape_.value_dim);
+    tile.summary = t == query_tiles_;
+    const InputRows& query = problem_.inputs.query;
+    const float packing_scale = laplace_ ? 1.0f : scale_;
+    if (tile.summary) {
+      const float* surrogate =
+          problem_.surrogates + (head_ * problem_.clusters + cluster_) * shape_.head_dim;
+      tile.columns = 1;
+      tile.state.pack_queries(state_.simd, surrogate, shape_.head_dim, nullptr, 1, shape_.head_dim,
+                              packing_scale);
+    } else {
+      const int64_t first = begin_ + t * lanes;
+      tile.columns = std::min(lanes, end_ - first);
+      tile.state.pack_queries(state_.simd, query.sequence(sequence_.batch, head_), query.row_stride,
+                              members_ + first, tile.columns, shape_.head_dim, packing_scale);
+    }
+  }
+
+  /// While tile t meets the block of members at `first`: asks for the queries of the next tile if
+  /// it has yet to be packed, and for this tile's share of the next block of keys and values.
+  void prefetch(int64_t first, int64_t t) const {
+    const int64_t lanes = state_.simd.lanes;
+    if (first == 0) {
+      const int64_t end = std::min(begin_ + (t + 2) * lanes, end_);
+      for (int64_t i = begin_ + (t + 1) * lanes; i < end; ++i) {
+        prefetch_row(problem_.inputs.query.row(sequence_.batch, head_, members_[i]),
+                     shape_.head_dim);
+      }
+    }
+    const int64_t next = first + kKeyBlock;
+    const Range share = split(std::clamp<int64_t>(size_ - next, 0, kKeyBlock), tile_count_, t);
+    for (int64_t i = next + share.begin; i < next + share.end; ++i) {
+      prefetch_row(problem_.inputs.key.row(sequence_.batch, head_, members_[i]), shape_.head_dim);
+      prefetch_row(problem_.inputs.value.row(sequence_.batch, head_, members_[i]),
+                   shape_.value_dim);
+    }
+  }
+
+  void gather(int64_t first) {
+    const InputRows& key = problem_.inputs.key;
+    const InputRows& value = problem_.inputs.value;
+    gathered_.count = std::min(kKeyBlock, size_ - first);
+    for (int64_t i = 0; i < gathered_.count; ++i) {
+      const int64_t token = members_[first + i];
+      std::copy_n(key.row(sequence_.batch, head_, token), shape_.head_dim,
+                  gathered_.key + i * shape_.head_dim);
+      std::copy_n(value.row(sequence_.batch, head_, token), shape_.value_dim,
+                  gathered_.value + i * shape_.value_dim);
+      gathered_.key_factor[i] = sequence_.key_factor[token];
+    }
+  }
+
+  /// Adds the gathered members to what a tile has seen.
+  void advance(const ClusterTile& tile) const {
+    const float* factor = tile.summary ? gathered_.key_factor : nullptr;
+    if (laplace_) {
+      advance_laplace(tile, factor);
+      return;
+    }
+    AttendTile block = tile.state.tile(tile.columns, scale_);
+    block.key = gathered_.key;
+    block.key_stride = shape_.head_dim;
+    block.value = gathered_.value;
+    block.value_stride = shape_.value_dim;
+    block.keys = gathered_.count;
+    block.head_dim = shape_.head_dim;
+    block.value_dim = shape_.value_dim;
+    block.key_factor = factor;
+    state_.simd.attend(block);
+  }
+
+  void advance_laplace(const ClusterTile& tile, const float* factor) const {
+    const int64_t lanes = state_.simd.lanes;
+    state_.simd.multiply(gathered_.key, shape_.head_dim, 1, gathered_.count, shape_.head_dim,
+                         tile.state.packed_query, lanes, tile.columns, scores_, lanes, false);
+    if (!laplace_rows(state_.simd, scores_, gathered_.count, tile.columns, scale_, factor)) {
+      state_.context.mark_non_finite();
+    }
+    state_.simd.multiply(gathered_.value, 1, shape_.value_dim, shape_.value_dim, gathered_.count,
+                         scores_, lanes, tile.columns, tile.state.output, lanes, true);
+  }
+
+  void finish(const ClusterTile& tile, float* rows) const {
+    float normalizer[kMaximumLanes];
+    bool finite = true;
+    for (int64_t i = 0; i < tile.columns; ++i) {
+      normalizer[i] = SoftmaxState{tile.state.maximum[i], tile.state.sum[i]}.normalizer();
+      finite = finite && tile.state.minimum[i] != -std::numeric_limits<float>::infinity();
+    }
+    finite &= state_.simd.unpack(tile.state.output, tile.columns, shape_.value_dim,
+                                 laplace_ ? nullptr : normalizer, rows, shape_.value_dim, nullptr);
+    if (!finite) state_.context.mark_non_finite();
+  }
+
+  const CastState& state_;
+  const CastAttentionProblem& problem_;
+  const AttentionShape& shape_;
+  const CastSequence& sequence_;
+  const int64_t head_;
+  const int64_t cluster_;
+  const int32_t* members_;
+  const int64_t size_;
+  const bool laplace_;
+  const float scale_;
+
+  int64_t begin_ = 0;  // queries of the chunk, as places among the members
+  int64_t end_ = 0;
+  int64_t query_tiles_ = 0;
+  int64_t tile_count_ = 0;  // with the summary
+
+  GatheredRows gathered_;
+  float* scores_;       // (kKeyBlock, lanes)
+  float* tile_memory_;  // of each tile: packed_query, output, maximum, sum, minimum
+  ClusterTile tiles_[kTilesPerChunk + 1];
+};
+
+}  // namespace
+
+int64_t cluster_scratch(const CastState& state) {
+  const AttentionShape& shape = state.problem.inputs.shape;
+  const int64_t lanes = state.simd.lanes;
+  const int64_t dims = shape.head_dim + shape.value_dim;
+  return kKeyBlock * (dims + 1 + lanes) + (kTilesPerChunk + 1) * (dims + 3) * lanes;
+}
+
+Status attend_within_clusters(const CastState& state, int64_t first, int64_t count) {
+  // tasks: (pair, cluster, chunk of its queries)
+  const CastAttentionProblem& problem = state.problem;
+  const AttentionShape& shape = problem.inputs.shape;
+  const int64_t chunks = divide_up(problem.cluster_size, kTilesPerChunk * state.simd.lanes);
+  const double products = static_cast<double>(count * problem.clusters * problem.cluster_size) *
+                          static_cast<double>(problem.cluster_size);
+  return state.context.parallel(
+      count * problem.clusters * chunks,
+      [&](int64_t task, int worker) {
+        const int64_t row = task / chunks;  // (pair of the wave, cluster)
+        ClusterChunk chunk(state, first + row / problem.clusters, row % problem.clusters, worker);
+        chunk.run(task % chunks, state.intra + row * problem.cluster_size * shape.value_dim,
+                  state.inter + row * shape.value_dim);
+      },
+      2.0 * products * static_cast<double>(shape.head_dim + shape.value_dim));
+}
+
+}  // namespace cluster_attention::kernels

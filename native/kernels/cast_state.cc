@@ -1,0 +1,112 @@
+#include "native/kernels/cast_state.h"
+
+#include <algorithm>
+#include <new>
+
+#include "native/core/shape.h"
+#include "native/kernels/cast_clusters.h"
+#include "native/kernels/cast_combination.h"
+#include "native/kernels/cast_selection.h"
+
+namespace cluster_attention::kernels {
+
+namespace {
+
+/// Floats of A_g or R_intra that are held at a time, unless one sequence or one head needs more:
+/// enough that a wave of small sequences fills all threads, small enough to stay in a large cache.
+constexpr int64_t kRegionSize = int64_t{2} << 20;
+
+/// A power of two between the columns of A_g would put all of them in the same cache sets.
+int64_t padded_column(int64_t tokens) { return round_up(tokens, 16) + 16; }
+
+}  // namespace
+
+float CastState::product_scale(int64_t keys) const {
+  if (problem.activation == Activation::laplace && !problem.has_scale) {
+    return 1.0f / static_cast<float>(keys);
+  }
+  return problem.inputs.scale;
+}
+
+Status CastState::allocate() {
+  const AttentionShape& shape = problem.inputs.shape;
+  const int64_t tokens = shape.key_length;
+  const int64_t clusters = problem.clusters;
+  affinity_stride = problem.selection == Selection::top_k ? padded_column(tokens) : tokens;
+  const int64_t affinity_size = selects() ? checked_size(clusters, affinity_stride) : 0;
+  const int64_t pair_size = checked_size(clusters, problem.cluster_size, shape.value_dim);
+  const int64_t heads_size = checked_size(shape.heads, pair_size);
+  if (affinity_size < 0 || heads_size < 0) return Status::out_of_memory();
+
+  const auto fitting = [](int64_t room, int64_t size, int64_t most) {
+    return std::clamp<int64_t>(room / std::max<int64_t>(size, 1), 1, std::max<int64_t>(most, 1));
+  };
+  group = fitting(kRegionSize, std::max(affinity_size, heads_size), shape.batch);
+  const int64_t affinity_total = checked_size(group, affinity_size);
+  wave = fitting(std::max(kRegionSize, affinity_total), pair_size, group * shape.heads);
+  const int64_t region = std::max(affinity_total, checked_size(wave, pair_size));
+  intra = context.workspace().allocate<float>(region);
+  inter = context.workspace().allocate<float>(checked_size(wave, clusters, shape.value_dim));
+
+  packed_surrogates = context.workspace().allocate<float>(
+      selects() ? checked_size(shape.heads, round_up(clusters, simd.lanes), shape.head_dim) : 0);
+  scratch_size_ =
+      std::max({affinity_scratch(*this), cluster_scratch(*this), combination_scratch(*this)});
+  scratch_size_ = round_up(scratch_size_, 16);
+  scratch_ = context.workspace().allocate<float>(checked_size(scratch_size_, context.workers()));
+  if (intra == nullptr || inter == nullptr || packed_surrogates == nullptr || scratch_ == nullptr)
+    return Status::out_of_memory();
+  return allocate_sequences();
+}
+
+Status CastState::allocate_sequences() {
+  const int64_t tokens = problem.inputs.shape.key_length;
+  const int64_t clusters = problem.clusters;
+  const int64_t slots = clusters * problem.cluster_size;
+  const bool top_k = problem.selection == Selection::top_k;
+  const bool single = problem.selection == Selection::single_assignment;
+  const int64_t wanted = std::max<int64_t>(2 * problem.cluster_size, 64);
+  candidate_capacity = top_k ? std::min(wanted, tokens) : 0;
+
+  Workspace& workspace = context.workspace();
+  sequences = workspace.allocate<CastSequence>(group);
+  candidates_ = workspace.allocate<Candidate>(candidate_capacity * context.workers());
+  float* gates = workspace.allocate<float>(checked_size(group, 4, tokens));
+  Candidate* best = workspace.allocate<Candidate>(single ? checked_size(group, tokens) : 0);
+  int32_t* open = workspace.allocate<int32_t>(single ? checked_size(group, clusters) : 0);
+  int32_t* counts = workspace.allocate<int32_t>(checked_size(group, clusters));
+  int32_t* members = workspace.allocate<int32_t>(checked_size(group, slots));
+  int64_t* offsets = workspace.allocate<int64_t>(checked_size(group, tokens + 2));
+  CastSlot* places = workspace.allocate<CastSlot>(checked_size(group, slots));
+  if (sequences == nullptr || candidates_ == nullptr || gates == nullptr || best == nullptr ||
+      open == nullptr || counts == nullptr || members == nullptr || offsets == nullptr ||
+      places == nullptr) {
+    return Status::out_of_memory();
+  }
+  const int64_t affinity_size = selects() ? clusters * affinity_stride : 0;
+  for (int64_t i = 0; i < group; ++i) {
+    CastSequence* sequence = new (sequences + i) CastSequence{};
+    sequence->query_gate = gates + 4 * i * tokens;
+    sequence->key_gate = sequence->query_gate + tokens;
+    sequence->query_factor = sequence->key_gate + tokens;
+    sequence->key_factor = sequence->query_factor + tokens;
+    sequence->affinity = intra + i * affinity_size;
+    sequence->best = single ? best + i * tokens : nullptr;
+    sequence->open = single ? open + i * clusters : nullptr;
+    sequence->counts = counts + i * clusters;
+    sequence->members = members + i * slots;
+    sequence->offsets = offsets + i * (tokens + 2);
+    sequence->slots = places + i * slots;
+  }
+  return Status::success();
+}
+
+void CastState::begin_group(int64_t first_batch, int64_t count) {
+  const AttentionInputs& inputs = problem.inputs;
+  for (int64_t i = 0; i < count; ++i) {
+    sequences[i].batch = first_batch + i;
+    sequences[i].tokens = real_length(inputs.key_lengths, first_batch + i, inputs.shape.key_length);
+  }
+}
+
+}  // namespace cluster_attention::kernels

@@ -1,0 +1,91 @@
+#pragma once
+
+// What the steps of CAST (§7) share within one call: the problem, and scratch memory. Sequences are
+// taken in groups, and (sequence, head) pairs of a group in waves, so that memory stays bounded for
+// any batch while small sequences still fill all threads. Neither changes a result: every number
+// depends on its own sequence alone.
+
+#include "native/core/context.h"
+#include "native/core/order.h"
+#include "native/core/problem.h"
+#include "native/simd/simd.h"
+
+namespace cluster_attention::kernels {
+
+/// Asks for a row that is needed soon.
+inline void prefetch_row(const float* row, int64_t size) {
+#if defined(__GNUC__)
+  for (int64_t i = 0; i < size; i += 16) __builtin_prefetch(row + i);
+#else
+  static_cast<void>(row), static_cast<void>(size);
+#endif
+}
+
+/// Where a token sits: place `slot` among the members of a cluster.
+struct CastSlot {
+  int32_t cluster;
+  int32_t slot;
+};
+
+/// The scratch of one sequence of the group.
+struct CastSequence {
+  int64_t batch;   // in the problem
+  int64_t tokens;  // real ones
+
+  // Functions of the gate logits phi, (N).
+  float* query_gate;    // sigma(phi), step 2
+  float* key_gate;      // 1 - sigma(phi), step 2
+  float* query_factor;  // softplus1(phi), step 6
+  float* key_factor;    // softplus1(-phi), step 5
+
+  // Step 2, for the selections that need it.
+  float* affinity;  // A_g: (C, affinity_stride) for Top-K, (N, C) for single assignment
+  Candidate* best;  // (N), each token's best affinity; single assignment only
+  int32_t* open;    // (C), clusters with room; single assignment only
+
+  // Step 3.
+  int32_t* counts;   // (C), members of each cluster
+  int32_t* members;  // (C,kappa), tokens; the first counts[c] of each row
+  int64_t* offsets;  // (N+2), the slots of token n are slots[offsets[n]] .. slots[offsets[n+1]-1]
+  CastSlot* slots;   // (C*kappa), by token, then by cluster
+};
+
+struct CastState {
+  CastState(const CastAttentionProblem& cast_problem, Context& cast_context)
+      : problem(cast_problem), context(cast_context), simd(cluster_attention::simd()) {}
+
+  const CastAttentionProblem& problem;
+  Context& context;
+  const Simd& simd;
+
+  int64_t group = 0;            // sequences processed together
+  int64_t wave = 0;             // (sequence, head) pairs processed together, at most group * H
+  int64_t affinity_stride = 0;  // from cluster to cluster; not a power of two
+  float* packed_surrogates = nullptr;  // (H, tiles of lanes clusters, D, lanes), step 1
+  CastSequence* sequences = nullptr;   // (group)
+
+  // Steps 4 and 5. R_intra lies where A_g lay: A_g is not needed once the members are known.
+  float* intra = nullptr;  // R_intra (wave,C,kappa,E)
+  float* inter = nullptr;  // R_inter (wave,C,E)
+
+  Status allocate();
+  /// The group of `count` sequences from `first_batch` on.
+  void begin_group(int64_t first_batch, int64_t count);
+
+  float* scratch(int worker) const { return scratch_ + worker * scratch_size_; }
+  Candidate* candidates(int worker) const { return candidates_ + worker * candidate_capacity; }
+  int64_t candidate_capacity = 0;  // > kappa, or N
+
+  bool selects() const { return problem.selection != Selection::given; }
+  /// What multiplies the logits of a product with `keys` keys.
+  float product_scale(int64_t keys) const;
+
+ private:
+  Status allocate_sequences();
+
+  float* scratch_ = nullptr;
+  int64_t scratch_size_ = 0;
+  Candidate* candidates_ = nullptr;
+};
+
+}  // namespace cluster_attention::kernels

@@ -1,0 +1,123 @@
+#include "native/kernels/pool_similarity.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "native/core/shape.h"
+#include "native/core/tensor.h"
+#include "native/simd/simd.h"
+
+namespace cluster_attention::kernels {
+
+namespace {
+
+constexpr int64_t kRowsPerTask = 256;
+
+/// 1 / |row|; 0 for a row of zeros, and for one so short that the quotient is no float.
+double inverse_norm(const float* row, int64_t dim) {
+  double squared = 0.0;
+  for (int64_t d = 0; d < dim; ++d) squared += static_cast<double>(row[d]) * row[d];
+  const double norm = std::sqrt(squared);
+  return norm < std::numeric_limits<float>::min() ? 0.0 : 1.0 / norm;
+}
+
+/// The nearest number with three significant bits: differences of such an origin and short
+/// binary fractions are exact, so exact ties between distances stay ties.
+float round_coarsely(double value) {
+  int exponent = 0;
+  const double fraction = std::frexp(value, &exponent);
+  return static_cast<float>(std::ldexp(std::nearbyint(fraction * 8.0), exponent - 3));
+}
+
+}  // namespace
+
+Status PoolSimilarity::prepare(const CentroidPoolProblem& problem, const float* starts,
+                               Context& context) {
+  problem_ = &problem;
+  dim_ = problem.dim + (problem.similarity == Similarity::euclidean ? 1 : 0);
+  if (problem.similarity == Similarity::cosine) CA_RETURN_IF_ERROR(find_norms(context));
+  return find_origins(starts, context);
+}
+
+Status PoolSimilarity::find_norms(Context& context) {
+  const CentroidPoolProblem& problem = *problem_;
+  inverse_norm_ = context.workspace().allocate<float>(problem.batch * problem.length);
+  if (inverse_norm_ == nullptr) return Status::out_of_memory();
+  const int64_t tasks = divide_up(problem.length, kRowsPerTask);
+  return context.parallel(problem.batch * tasks, [&](int64_t task, int) {
+    const int64_t batch = task / tasks;
+    const int64_t length = real_length(problem.lengths, batch, problem.length);
+    const int64_t begin = task % tasks * kRowsPerTask;
+    const int64_t end = std::min(begin + kRowsPerTask, length);
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t row = batch * problem.length + i;
+      inverse_norm_[row] =
+          static_cast<float>(inverse_norm(problem.inputs + row * problem.dim, problem.dim));
+    }
+  });
+}
+
+Status PoolSimilarity::find_origins(const float* starts, Context& context) {
+  const CentroidPoolProblem& problem = *problem_;
+  const int64_t dim = problem.dim;
+  origin_ = context.workspace().allocate_zeroed<float>(problem.batch * dim);
+  double* sums = context.workspace().allocate_zeroed<double>(problem.batch * dim);
+  if (origin_ == nullptr || sums == nullptr) return Status::out_of_memory();
+  return context.parallel(problem.batch, [&](int64_t batch, int) {
+    const int64_t centroids =
+        std::min(problem.centroids, int64_t{real_length(problem.lengths, batch, problem.length)});
+    double* sum = sums + batch * dim;
+    for (int64_t j = 0; j < centroids; ++j) {
+      const float* row = starts + (batch * problem.centroids + j) * dim;
+      const double factor = centroid_factor(row);
+      for (int64_t d = 0; d < dim; ++d) sum[d] += row[d] * factor;
+    }
+    for (int64_t d = 0; d < dim && centroids > 0; ++d) {
+      origin_[batch * dim + d] = round_coarsely(sum[d] / static_cast<double>(centroids));
+    }
+  });
+}
+
+double PoolSimilarity::centroid_factor(const float* centroid) const {
+  return problem_->similarity == Similarity::cosine ? inverse_norm(centroid, problem_->dim) : 1.0;
+}
+
+void PoolSimilarity::prepare_centroid(int64_t batch, const float* centroid, float* operand) const {
+  const int64_t dim = problem_->dim;
+  const float* origin = origin_ + batch * dim;
+  const double factor = centroid_factor(centroid);
+  double squared = 0.0;
+  for (int64_t d = 0; d < dim; ++d) {
+    operand[d] = static_cast<float>(centroid[d] * factor - origin[d]);
+    squared += static_cast<double>(operand[d]) * operand[d];
+  }
+  if (problem_->similarity == Similarity::euclidean) {
+    operand[dim] = static_cast<float>(-0.5 * squared);
+  }
+}
+
+void PoolSimilarity::pack(int64_t batch, int64_t first, int64_t columns, float* packed) const {
+  const int64_t lanes = simd().lanes;
+  const int64_t dim = problem_->dim;
+  const int64_t row = batch * problem_->length + first;
+  simd().pack(problem_->inputs + row * dim, dim, nullptr, columns, dim, packed);
+  switch (problem_->similarity) {
+    case Similarity::cosine:
+      for (int64_t d = 0; d < dim; ++d) {
+        for (int64_t i = 0; i < columns; ++i) packed[d * lanes + i] *= inverse_norm_[row + i];
+      }
+      return;
+    case Similarity::dot:
+      return;
+    case Similarity::euclidean:
+      for (int64_t d = 0; d < dim; ++d) {
+        const float origin = origin_[batch * dim + d];
+        for (int64_t i = 0; i < columns; ++i) packed[d * lanes + i] -= origin;
+      }
+      std::fill(packed + dim * lanes, packed + (dim + 1) * lanes, 1.0f);
+      return;
+  }
+}
+
+}  // namespace cluster_attention::kernels
