@@ -1,0 +1,18 @@
+#include "native/reference/broadcast.h"
+
+namespace cluster_attention::reference {
+
+std::vector<double> broadcast(const BroadcastProblem& problem) {
+  std::vector<double> output(problem.batch * problem.length * problem.dim, 0.0);
+  for (int64_t row = 0; row < problem.batch * problem.length; ++row) {
+    const int32_t label = problem.labels[row];
+    if (label < 0) continue;
+    const int64_t source = row / problem.length * problem.clusters + label;
+    for (int64_t d = 0; d < problem.dim; ++d) {
+      output[row * problem.dim + d] = problem.inputs[source * problem.dim + d];
+    }
+  }
+  return output;
+}
+
+}  // namespace cluster_attention::reference

@@ -1,0 +1,178 @@
+#include "native/reference/attention.h"
+
+#include <cmath>
+
+#include "test/native/attention_arrays.h"
+#include "test/native/checks.h"
+#include "test/native/compare.h"
+
+namespace cluster_attention::test {
+
+namespace {
+
+struct Fixture : AttentionArrays {
+  AttentionProblem problem;
+
+  explicit Fixture(const Case& which, bool causal = false, Fill fill = Fill::gaussian)
+      : AttentionArrays(which, fill) {
+    problem.inputs = inputs;
+    problem.causal = causal;
+    problem.output = output;
+    problem.logsumexp = arrays.output<float>(which.batch * which.heads * which.query_length);
+  }
+  std::vector<float> result() const { return read_output(output, inputs.shape); }
+  std::vector<float> logsumexp() const {
+    const AttentionShape& shape = inputs.shape;
+    return read(problem.logsumexp, shape.batch * shape.heads * shape.query_length);
+  }
+};
+
+AttentionProblem one_sequence(AttentionProblem problem, int64_t sequence) {
+  const AttentionShape shape = problem.inputs.shape;
+  const int64_t b = sequence / shape.heads;
+  const int64_t h = sequence % shape.heads;
+  problem.inputs = alone(problem.inputs, b, h);
+  problem.output = alone(problem.output, b, h);
+  problem.logsumexp = part(problem.logsumexp, sequence, shape.query_length);
+  return problem;
+}
+
+void check_reference(Fixture& fixture) {
+  CHECK_RUNS(fixture.problem, fixture.arrays);
+  fixture.arrays.snapshot();
+  const reference::AttentionResult expected = reference::attention(fixture.problem);
+  CHECK_CLOSE(fixture.result(), expected.output);
+  CHECK_CLOSE(fixture.logsumexp(), expected.logsumexp);
+}
+
+TEST("attention: matches the reference") {
+  for (const Case& one : cases()) {
+    for (bool causal : {false, true}) {
+      const Scope scope(one.name + (causal ? " causal" : ""));
+      Fixture fixture(one, causal);
+      check_reference(fixture);
+    }
+  }
+}
+
+TEST("attention: scales of any size and sign, and large logits") {
+  for (float scale : {0.0f, -0.5f, 1.0f, 30.0f}) {
+    const Scope scope("scale " + std::to_string(scale));
+    Fixture fixture(find_case("prime"), false, Fill::integer);
+    fixture.problem.inputs.scale = scale;
+    check_reference(fixture);
+  }
+}
+
+TEST("attention: a common shift of the logits does not matter") {
+  // Every query gets a component that gives each key the same large logit.
+  Fixture fixture(find_case("width-17-3"));
+  const AttentionShape& shape = fixture.inputs.shape;
+  for (int64_t h = 0; h < shape.heads; ++h) {
+    for (int64_t l = 0; l < shape.query_length; ++l) {
+      fixture.query[(h * shape.query_length + l) * shape.head_dim] =
+          l % 2 == 0 ? 3000.0f : -3000.0f;
+    }
+    for (int64_t s = 0; s < shape.key_length; ++s) {
+      fixture.key[(h * shape.key_length + s) * shape.head_dim] = 1.0f;
+    }
+  }
+  CHECK_RUNS(fixture.problem, fixture.arrays);
+  // The logits are near 730: rounding one to fp32 costs 6e-5 / 2 in its weight.
+  CHECK_CLOSE(fixture.result(), reference::attention(fixture.problem).output, 1e-4);
+}
+
+TEST("attention: threads, batches, faults, cancellation") {
+  for (const char* name : {"prime", "ragged", "tile-49", "no-keys"}) {
+    const Scope scope(name);
+    Fixture fixture(find_case(name), true);
+    const AttentionShape& shape = fixture.inputs.shape;
+    check_promises(fixture.problem, fixture.arrays, shape.batch * shape.heads, one_sequence);
+  }
+}
+
+TEST("attention: optional outputs do not change the others") {
+  Fixture fixture(find_case("ragged"));
+  CHECK_RUNS(fixture.problem, fixture.arrays);
+  const std::vector<float> expected = fixture.result();
+  fixture.problem.logsumexp = nullptr;
+  CHECK_RUNS(fixture.problem, fixture.arrays);
+  CHECK_SAME(fixture.result(), expected);
+}
+
+TEST("attention: NaN and Inf are named") {
+  for (const char* name : {"ragged", "ragged-transposed"}) {
+    const Scope scope(name);
+    const Case& which = find_case(name);
+    Fixture fixture(which);
+    // Index of column `d` of a row, and of one that lies later in the array.
+    const auto at = [&](const InputRows& view, int64_t b, int64_t h, int64_t row, int64_t d) {
+      return view.row(b, h, row) - view.data + d;
+    };
+    const AttentionInputs& in = fixture.inputs;
+    const bool transposed = which.layout == Layout::blhd;
+    const int64_t b = transposed ? 1 : 0;
+    check_non_finite(fixture.problem, fixture.arrays, fixture.query, "query",
+                     at(in.query, b, 1, transposed ? 3 : 0, 5),
+                     at(in.query, b, transposed ? 0 : 1, 7, 2));
+    check_non_finite(fixture.problem, fixture.arrays, fixture.key, "key", at(in.key, b, 1, 2, 15),
+                     at(in.key, b, 1, 3, 0));
+    check_non_finite(fixture.problem, fixture.arrays, fixture.value, "value",
+                     at(in.value, b, 0, 6, 11));
+  }
+}
+
+TEST("attention: an infinite key that only lowers the logits is found") {
+  Fixture fixture(find_case("one-query"));
+  const AttentionShape& shape = fixture.inputs.shape;
+  fixture.query[2] = 1.0f;
+  const int64_t index = 5 * shape.head_dim + 2;
+  fixture.key[index] = -std::numeric_limits<float>::infinity();
+  CHECK_EQUAL(describe(run_fresh(fixture.problem, fixture.arrays)),
+              "non_finite key[" + std::to_string(index) + "]");
+}
+
+TEST("attention: 'propagate' reaches exactly the rows that see the key") {
+  Fixture fixture(find_case("tile-127"), true);
+  const AttentionShape& shape = fixture.inputs.shape;
+  const int64_t bad = 29;
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  for (float* data : {fixture.key + bad * shape.head_dim, fixture.value + bad * shape.value_dim}) {
+    const float saved = data[3];
+    data[3] = nan;
+    CHECK(run_fresh(fixture.problem, fixture.arrays, 2, {NonFinite::propagate, {}}).ok());
+    const std::vector<float> result = fixture.result();
+    for (int64_t l = 0; l < shape.query_length; ++l) {
+      const bool sees = bad <= l + shape.key_length - shape.query_length;
+      CHECK_EQUAL(std::isnan(result[l * shape.value_dim + 3]), sees);
+    }
+    data[3] = saved;
+  }
+  fixture.query[100 * shape.head_dim] = nan;
+  CHECK(run_fresh(fixture.problem, fixture.arrays, 2, {NonFinite::propagate, {}}).ok());
+  const std::vector<float> result = fixture.result();
+  for (int64_t l = 0; l < shape.query_length; ++l) {
+    CHECK_EQUAL(std::isnan(result[l * shape.value_dim]), l == 100);
+  }
+}
+
+TEST("attention: finite inputs past the range of float32 are an overflow") {
+  Fixture fixture(find_case("one-query"));
+  fixture.query[0] = 1e30f;
+  fixture.key[0] = 1e30f;
+  CHECK_EQUAL(describe(run_fresh(fixture.problem, fixture.arrays)), "overflow");
+}
+
+TEST("attention: bfloat16 rounds the inputs") {
+  Fixture fixture(find_case("prime"));
+  const AttentionShape& s = fixture.inputs.shape;
+  const int64_t sequences = s.batch * s.heads;
+  check_bfloat16(fixture.problem, fixture.arrays,
+                 {{fixture.query, sequences * s.query_length * s.head_dim},
+                  {fixture.key, sequences * s.key_length * s.head_dim},
+                  {fixture.value, sequences * s.key_length * s.value_dim}});
+}
+
+}  // namespace
+
+}  // namespace cluster_attention::test

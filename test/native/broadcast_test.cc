@@ -1,0 +1,78 @@
+#include "native/reference/broadcast.h"
+
+#include "test/native/attention_arrays.h"
+#include "test/native/checks.h"
+#include "test/native/compare.h"
+
+namespace cluster_attention::test {
+
+namespace {
+
+struct Fixture {
+  Arrays arrays;
+  BroadcastProblem problem;
+  float* inputs;
+  int32_t* labels;
+
+  explicit Fixture(const Case& which) {
+    problem.batch = which.batch;
+    problem.length = which.query_length;
+    problem.dim = which.head_dim;
+    problem.clusters = which.clusters;
+    inputs = arrays.floats(problem.batch * problem.clusters * problem.dim, 1);
+    labels = arrays.input(random_indices(problem.batch * problem.length, -1,
+                                         static_cast<int32_t>(which.clusters), 2));
+    problem.inputs = inputs;
+    problem.labels = labels;
+    problem.output = arrays.output<float>(problem.batch * problem.length * problem.dim);
+  }
+};
+
+BroadcastProblem one_sequence(BroadcastProblem problem, int64_t b) {
+  problem.inputs = part(problem.inputs, b, problem.clusters * problem.dim);
+  problem.labels = part(problem.labels, b, problem.length);
+  problem.output = part(problem.output, b, problem.length * problem.dim);
+  problem.batch = 1;
+  return problem;
+}
+
+TEST("broadcast: equals the reference") {
+  for (const Case& one : cases()) {
+    const Scope scope(one.name);
+    Fixture fixture(one);
+    const BroadcastProblem& problem = fixture.problem;
+    CHECK_RUNS(problem, fixture.arrays);
+    fixture.arrays.snapshot();
+    CHECK_SAME(read(problem.output, problem.batch * problem.length * problem.dim),
+               reference::broadcast(problem));
+  }
+}
+
+TEST("broadcast: labels outside their range are named") {
+  for (int32_t bad : {-2, 7}) {
+    Fixture fixture(find_case("prime"));
+    fixture.labels[70] = bad;
+    CHECK_EQUAL(describe(run_fresh(fixture.problem, fixture.arrays)), "out_of_range labels[70]");
+  }
+}
+
+TEST("broadcast: threads, batches, faults, cancellation") {
+  for (const char* name : {"prime", "usual"}) {
+    Fixture fixture(find_case(name));
+    check_promises(fixture.problem, fixture.arrays, fixture.problem.batch, one_sequence);
+  }
+}
+
+TEST("broadcast: NaN and Inf are named, unless no row takes them") {
+  Fixture fixture(find_case("prime"));
+  const int64_t row = fixture.labels[3] >= 0 ? fixture.labels[3] : fixture.labels[4];
+  check_non_finite(fixture.problem, fixture.arrays, fixture.inputs, "inputs",
+                   row * fixture.problem.dim + 2);
+  std::fill_n(fixture.labels, fixture.problem.batch * fixture.problem.length, 1);
+  fixture.inputs[0] = std::numeric_limits<float>::quiet_NaN();
+  CHECK_RUNS(fixture.problem, fixture.arrays);
+}
+
+}  // namespace
+
+}  // namespace cluster_attention::test

@@ -1,0 +1,280 @@
+#include "native/reference/cast_attention.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "native/reference/attention.h"
+#include "test/native/attention_arrays.h"
+#include "test/native/checks.h"
+#include "test/native/compare.h"
+
+namespace cluster_attention::test {
+
+namespace {
+
+/// Tokens are the keys of a case. Single assignment needs room for every token.
+struct Fixture : AttentionArrays {
+  CastAttentionProblem problem;
+  float* surrogates;
+  float* gate;
+  int32_t* given = nullptr;
+
+  Fixture(const Case& which, Selection selection, Activation activation = Activation::softmax)
+      : AttentionArrays(self_attention(which)) {
+    const AttentionShape& shape = inputs.shape;
+    problem.inputs = inputs;
+    problem.inputs.query_lengths = nullptr;
+    problem.clusters = which.clusters;
+    problem.cluster_size = which.clamped_cluster_size();
+    if (selection == Selection::single_assignment) {
+      const int64_t needed = (shape.key_length + which.clusters - 1) / which.clusters;
+      problem.cluster_size = std::max(problem.cluster_size, needed);
+    }
+    problem.selection = selection;
+    problem.activation = activation;
+    // Small enough that step 2 does not saturate: there fp32 has ties where the reference has none.
+    std::vector<float> values = random_floats(shape.heads * which.clusters * shape.head_dim, 41);
+    const float spread = 1.0f / std::sqrt(static_cast<float>(shape.heads * shape.head_dim));
+    for (float& value : values) value *= spread;
+    surrogates = arrays.input(values);
+    gate = arrays.floats(shape.batch * shape.key_length, 42);
+    Case one_head = which;
+    one_head.heads = 1;
+    one_head.layout = Layout::bhld;
+    poison_padding(gate, one_head, which.key_lengths, shape.key_length, 1);
+    problem.surrogates = surrogates;
+    problem.gate = gate;
+    if (selection == Selection::given) {
+      given = arrays.input(given_indices());
+      problem.given_indices = given;
+    }
+    problem.output = output;
+    problem.indices = arrays.output<int32_t>(slots());
+    problem.coverage = arrays.output<double>(shape.batch);
+  }
+
+  int64_t slots() const { return inputs.shape.batch * problem.clusters * problem.cluster_size; }
+  std::vector<float> result() const { return read_output(output, inputs.shape); }
+  std::vector<int32_t> indices() const { return read(problem.indices, slots()); }
+
+ private:
+  /// Distinct tokens in each cluster, padded ones among them, and an empty slot here and there.
+  std::vector<int32_t> given_indices() const {
+    Random random(43);
+    std::vector<int32_t> all;
+    std::vector<int32_t> tokens(inputs.shape.key_length);
+    std::iota(tokens.begin(), tokens.end(), 0);
+    for (int64_t c = 0; c < inputs.shape.batch * problem.clusters; ++c) {
+      for (size_t i = 1; i < tokens.size(); ++i) {
+        std::swap(tokens[i], tokens[random.below(static_cast<int64_t>(i) + 1)]);
+      }
+      for (int64_t slot = 0; slot < problem.cluster_size; ++slot) {
+        all.push_back(random.below(6) == 0 ? -1 : tokens[slot]);
+      }
+    }
+    return all;
+  }
+};
+
+CastAttentionProblem one_batch(CastAttentionProblem problem, int64_t b) {
+  const int64_t slots = problem.clusters * problem.cluster_size;
+  problem.inputs = alone(problem.inputs, b);
+  problem.output = alone(problem.output, b);
+  problem.gate = part(problem.gate, b, problem.inputs.shape.key_length);
+  problem.given_indices = part(problem.given_indices, b, slots);
+  problem.indices = part(problem.indices, b, slots);
+  problem.coverage = part(problem.coverage, b, 1);
+  return problem;
+}
+
+constexpr Selection kSelections[] = {Selection::top_k, Selection::single_assignment,
+                                     Selection::given};
+constexpr Activation kActivations[] = {Activation::softmax, Activation::laplace};
+
+std::string describe_options(Selection selection, Activation activation) {
+  static const char* const kNames[] = {" top-k", " single assignment", " given"};
+  return kNames[static_cast<int>(selection)] +
+         std::string(activation == Activation::laplace ? " laplace" : " softmax");
+}
+
+/// Padded tokens of given indices count as empty slots.
+std::vector<int32_t> without_padding(const Fixture& fixture, std::vector<int32_t> indices) {
+  const AttentionInputs& in = fixture.inputs;
+  const int64_t per_batch = fixture.problem.clusters * fixture.problem.cluster_size;
+  for (size_t i = 0; i < indices.size(); ++i) {
+    const int64_t b = static_cast<int64_t>(i) / per_batch;
+    if (indices[i] >= real_length(in.key_lengths, b, in.shape.key_length)) indices[i] = -1;
+  }
+  return indices;
+}
+
+void check_reference(Fixture& fixture) {
+  CHECK_RUNS(fixture.problem, fixture.arrays);
+  fixture.arrays.snapshot();
+  const std::vector<int32_t> chosen = reference::cast_indices(fixture.problem);
+  CHECK_SAME(without_padding(fixture, fixture.indices()), without_padding(fixture, chosen));
+  if (without_padding(fixture, fixture.indices()) != without_padding(fixture, chosen)) return;
+  CHECK_CLOSE(fixture.result(), reference::cast_attention(fixture.problem, chosen));
+  CHECK_SAME(read(fixture.problem.coverage, fixture.inputs.shape.batch),
+             reference::cast_coverage(fixture.problem, chosen));
+}
+
+TEST("CAST: matches the reference") {
+  for (const Case& one : cases()) {
+    for (Selection selection : kSelections) {
+      for (Activation activation : kActivations) {
+        for (bool has_scale : {true, false}) {
+          const Scope scope(one.name + describe_options(selection, activation) +
+                            (has_scale ? "" : " default scale"));
+          Fixture fixture(one, selection, activation);
+          fixture.problem.has_scale = has_scale;
+          check_reference(fixture);
+        }
+      }
+    }
+  }
+}
+
+TEST("CAST: equal scores are taken in the order of the tokens") {
+  const Case& which = find_case("ragged");
+  for (Selection selection : {Selection::top_k, Selection::single_assignment}) {
+    Fixture fixture(which, selection);
+    std::fill_n(fixture.surrogates, which.heads * which.clusters * which.head_dim, 0.0f);
+    // A gate of 1/2 mixes equal numbers without rounding.
+    std::fill_n(fixture.gate, which.batch * which.key_length, 0.0f);
+    check_reference(fixture);
+  }
+}
+
+TEST("CAST: single assignment covers every token once") {
+  for (const char* name : {"prime", "ragged", "slots-over-tokens", "usual"}) {
+    const Scope scope(name);
+    Fixture fixture(find_case(name), Selection::single_assignment);
+    CHECK_RUNS(fixture.problem, fixture.arrays);
+    const AttentionInputs& in = fixture.inputs;
+    const std::vector<int32_t> indices = fixture.indices();
+    const int64_t per_batch = fixture.problem.clusters * fixture.problem.cluster_size;
+    for (int64_t b = 0; b < in.shape.batch; ++b) {
+      const int64_t real = real_length(in.key_lengths, b, in.shape.key_length);
+      const auto first = indices.begin() + b * per_batch;
+      for (int32_t token = 0; token < in.shape.key_length; ++token) {
+        CHECK_EQUAL(std::count(first, first + per_batch, token), token < real ? 1 : 0);
+      }
+      CHECK_EQUAL(fixture.problem.coverage[b], 1.0);
+    }
+  }
+}
+
+TEST("CAST: one cluster of all tokens is exact attention") {
+  for (const char* name : {"prime", "ragged-keys", "tile-129"}) {
+    for (Selection selection : {Selection::top_k, Selection::single_assignment}) {
+      const Scope scope(name);
+      Case which = find_case(name);
+      which.clusters = 1;
+      which.cluster_size = which.key_length;
+      Fixture fixture(which, selection);
+      CHECK_RUNS(fixture.problem, fixture.arrays);
+      AttentionProblem exact;
+      exact.inputs = fixture.inputs;
+      CHECK_CLOSE(fixture.result(), reference::attention(exact).output);
+    }
+  }
+}
+
+TEST("CAST: a permutation of the tokens permutes the outputs") {
+  const Case& which = find_case("width-64-130");
+  for (Selection selection : {Selection::top_k, Selection::single_assignment}) {
+    Fixture fixture(which, selection);
+    const AttentionShape& shape = fixture.inputs.shape;
+    CHECK_RUNS(fixture.problem, fixture.arrays);
+    const std::vector<float> before = fixture.result();
+    const auto reverse_rows = [&](float* data, int64_t columns) {
+      for (int64_t i = 0; i < shape.key_length / 2; ++i) {
+        std::swap_ranges(data + i * columns, data + (i + 1) * columns,
+                         data + (shape.key_length - 1 - i) * columns);
+      }
+    };
+    reverse_rows(fixture.query, shape.head_dim);
+    reverse_rows(fixture.key, shape.head_dim);
+    reverse_rows(fixture.value, shape.value_dim);
+    reverse_rows(fixture.gate, 1);
+    CHECK_RUNS(fixture.problem, fixture.arrays);
+    std::vector<float> after = fixture.result();
+    reverse_rows(after.data(), shape.value_dim);
+    CHECK_CLOSE(after, std::vector<double>(before.begin(), before.end()));
+  }
+}
+
+TEST("CAST: given indices out of range or listed twice are named") {
+  for (int32_t bad : {-2, 53, 1 << 30}) {
+    Fixture fixture(find_case("prime"), Selection::given);
+    fixture.given[80] = bad;
+    fixture.given[90] = bad;
+    CHECK_EQUAL(describe(run_fresh(fixture.problem, fixture.arrays)), "out_of_range indices[80]");
+  }
+  Fixture fixture(find_case("prime"), Selection::given);
+  std::iota(fixture.given + 77, fixture.given + 88, 0);  // a cluster of eleven slots
+  fixture.given[83] = 2;
+  CHECK_EQUAL(describe(run_fresh(fixture.problem, fixture.arrays)), "duplicate indices[83]");
+}
+
+TEST("CAST: optional outputs do not change the others") {
+  for (Selection selection : kSelections) {
+    Fixture fixture(find_case("ragged"), selection);
+    CHECK_RUNS(fixture.problem, fixture.arrays);
+    const std::vector<float> expected = fixture.result();
+    fixture.problem.indices = nullptr;
+    fixture.problem.coverage = nullptr;
+    CHECK_RUNS(fixture.problem, fixture.arrays);
+    CHECK_SAME(fixture.result(), expected);
+  }
+}
+
+TEST("CAST: threads, batches, faults, cancellation") {
+  for (const char* name : {"ragged", "ragged-transposed", "usual"}) {
+    for (Selection selection : kSelections) {
+      for (Activation activation : kActivations) {
+        const Scope scope(name + describe_options(selection, activation));
+        Fixture fixture(find_case(name), selection, activation);
+        check_promises(fixture.problem, fixture.arrays, fixture.inputs.shape.batch, one_batch);
+      }
+    }
+  }
+}
+
+TEST("CAST: NaN and Inf are named") {
+  for (Selection selection : kSelections) {
+    for (Activation activation : kActivations) {
+      const Scope scope(describe_options(selection, activation));
+      Fixture fixture(find_case("prime"), selection, activation);
+      if (selection == Selection::given) std::iota(fixture.given, fixture.given + 11, 0);
+      check_non_finite(fixture.problem, fixture.arrays, fixture.query, "query", 17 * 3 + 3,
+                       17 * 4 + 3);
+      check_non_finite(fixture.problem, fixture.arrays, fixture.key, "key", 17 * 3 + 3);
+      check_non_finite(fixture.problem, fixture.arrays, fixture.surrogates, "surrogates",
+                       17 * 3 + 3);
+      check_non_finite(fixture.problem, fixture.arrays, fixture.gate, "gate", 3);
+      // The value of a token is read where the token is in a cluster.
+      CHECK_RUNS(fixture.problem, fixture.arrays);
+      const int32_t token = fixture.problem.indices[0];
+      check_non_finite(fixture.problem, fixture.arrays, fixture.value, "value", 13 * token + 3);
+    }
+  }
+}
+
+TEST("CAST: bfloat16 rounds the inputs") {
+  Fixture fixture(find_case("prime"), Selection::top_k);
+  const AttentionShape& s = fixture.inputs.shape;
+  const int64_t rows = s.batch * s.heads * s.key_length;
+  check_bfloat16(fixture.problem, fixture.arrays,
+                 {{fixture.query, rows * s.head_dim},
+                  {fixture.key, rows * s.head_dim},
+                  {fixture.value, rows * s.value_dim},
+                  {fixture.surrogates, s.heads * fixture.problem.clusters * s.head_dim},
+                  {fixture.gate, s.batch * s.key_length}});
+}
+
+}  // namespace
+
+}  // namespace cluster_attention::test

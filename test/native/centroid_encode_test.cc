@@ -1,0 +1,200 @@
+#include "native/reference/centroid_encode.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "test/native/attention_arrays.h"
+#include "test/native/cases.h"
+#include "test/native/checks.h"
+#include "test/native/compare.h"
+
+namespace cluster_attention::test {
+
+namespace {
+
+/// Of a case: N = S inputs of width d = E, H heads of D, M = min(C, N) centroids.
+struct Fixture {
+  Arrays arrays;
+  CentroidEncodeProblem problem;
+  float* inputs;
+  float* initial;
+  float* matrices[4];  // W_q, W_k, W_v, W_o
+  float* weights = nullptr;
+  int32_t* neighbors = nullptr;
+
+  Fixture(const Case& which, PoolStart start) {
+    problem.batch = which.batch;
+    problem.length = which.key_length;
+    problem.dim = which.value_dim;
+    problem.heads = which.heads;
+    problem.head_dim = which.head_dim;
+    const bool given = start == PoolStart::given;
+    problem.centroids =
+        given || which.clusters < which.key_length ? which.clusters : which.key_length;
+    problem.steps = 2;
+    problem.step_size = 0.5f;
+    problem.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(which.head_dim)));
+    problem.start = start;
+    inputs = arrays.floats(problem.batch * problem.length * problem.dim, 1);
+    initial = arrays.floats(problem.batch * problem.centroids * problem.dim, 2);
+    for (int i = 0; i < 4; ++i) {
+      std::vector<float> values =
+          random_floats(problem.heads * problem.head_dim * problem.dim, 3 + i);
+      const int64_t inner = i < 3 ? problem.dim : problem.heads * problem.head_dim;
+      for (float& value : values) value /= std::sqrt(static_cast<float>(inner));
+      matrices[i] = arrays.input(values);
+    }
+    problem.inputs = inputs;
+    problem.initial = given ? initial : nullptr;
+    problem.query_weight = matrices[0];
+    problem.key_weight = matrices[1];
+    problem.value_weight = matrices[2];
+    problem.output_weight = matrices[3];
+    problem.output = arrays.output<float>(problem.batch * problem.centroids * problem.dim);
+  }
+
+  void add_weights() {
+    std::vector<float> values = random_floats(problem.batch * problem.length, 11);
+    for (size_t i = 0; i < values.size(); ++i) values[i] = i % 5 == 2 ? 0.0f : std::abs(values[i]);
+    weights = arrays.input(values);
+    problem.weights = weights;
+  }
+  void add_neighbors(int64_t count) {
+    problem.neighbor_count = count;
+    neighbors = arrays.input(random_indices(problem.batch * problem.centroids * count, -1,
+                                            static_cast<int32_t>(problem.length), 12));
+    problem.neighbors = neighbors;
+  }
+  std::vector<float> result() const {
+    return read(problem.output, problem.batch * problem.centroids * problem.dim);
+  }
+};
+
+CentroidEncodeProblem one_sequence(CentroidEncodeProblem problem, int64_t b) {
+  problem.inputs = part(problem.inputs, b, problem.length * problem.dim);
+  problem.initial = part(problem.initial, b, problem.centroids * problem.dim);
+  problem.weights = part(problem.weights, b, problem.length);
+  problem.neighbors = part(problem.neighbors, b, problem.centroids * problem.neighbor_count);
+  problem.output = part(problem.output, b, problem.centroids * problem.dim);
+  problem.batch = 1;
+  return problem;
+}
+
+void check_reference(Fixture& fixture, double bound = kRelativeL2) {
+  CHECK_RUNS(fixture.problem, fixture.arrays);
+  fixture.arrays.snapshot();
+  CHECK_CLOSE(fixture.result(), reference::centroid_encode(fixture.problem), bound);
+}
+
+TEST("centroid encode: matches the reference from every start") {
+  for (const Case& one : cases()) {
+    for (PoolStart start :
+         {PoolStart::stride, PoolStart::sample, PoolStart::farthest, PoolStart::given}) {
+      const Scope scope(one.name + " start " + std::to_string(static_cast<int>(start)));
+      Fixture fixture(one, start);
+      check_reference(fixture);
+    }
+  }
+}
+
+TEST("centroid encode: matches the reference under all options") {
+  for (const char* name : {"prime", "width-1", "tile-48", "usual", "more-clusters-than-queries"}) {
+    for (Normalize normalize : {Normalize::centroids, Normalize::inputs}) {
+      for (Collect aggregate : {Collect::sum, Collect::mean}) {
+        for (int bits = 0; bits < 4; ++bits) {
+          const Scope scope(std::string(name) + (normalize == Normalize::inputs ? " inputs" : "") +
+                            (aggregate == Collect::mean ? " mean" : "") +
+                            (bits & 1 ? " weights" : "") + (bits & 2 ? " neighbors" : ""));
+          Fixture fixture(find_case(name), PoolStart::given);
+          fixture.problem.normalize = normalize;
+          fixture.problem.aggregate = aggregate;
+          if (bits & 1) fixture.add_weights();
+          if (bits & 2) fixture.add_neighbors(6);
+          // Three steps of the plain sum let the centroids, and with them rounding, grow.
+          fixture.problem.steps = aggregate == Collect::sum ? 1 : 3;
+          check_reference(fixture, 1e-5);
+        }
+      }
+    }
+  }
+}
+
+TEST("centroid encode: few centroids of wide inputs, many of narrow ones") {
+  // The two ways of computing (keys projected, or projections absorbed) are chosen by these sizes.
+  for (int64_t dim : {2, 7, 130, 200}) {
+    for (int64_t centroids : {1, 2, 40}) {
+      for (int64_t heads : {1, 3}) {
+        Case which = find_case("tile-47");
+        which.value_dim = dim;
+        which.clusters = centroids;
+        which.heads = heads;
+        const Scope scope("dim " + std::to_string(dim) + " centroids " + std::to_string(centroids) +
+                          " heads " + std::to_string(heads));
+        Fixture fixture(which, PoolStart::stride);
+        fixture.problem.aggregate = Collect::mean;
+        check_reference(fixture, 1e-5);
+      }
+    }
+  }
+}
+
+TEST("centroid encode: an input of weight 0 is never read") {
+  Fixture fixture(find_case("prime"), PoolStart::given);
+  fixture.add_weights();
+  CHECK_RUNS(fixture.problem, fixture.arrays);
+  const std::vector<float> expected = fixture.result();
+  fixture.inputs[2 * fixture.problem.dim + 1] = std::numeric_limits<float>::quiet_NaN();
+  CHECK_RUNS(fixture.problem, fixture.arrays);
+  CHECK_SAME(fixture.result(), expected);
+}
+
+TEST("centroid encode: no steps, or a step size of 0, return the start") {
+  Fixture fixture(find_case("prime"), PoolStart::given);
+  const CentroidEncodeProblem& p = fixture.problem;
+  const std::vector<float> start = read(p.initial, p.batch * p.centroids * p.dim);
+  fixture.problem.steps = 0;
+  CHECK_RUNS(fixture.problem, fixture.arrays);
+  CHECK_SAME(fixture.result(), start);
+  fixture.problem.steps = 3;
+  fixture.problem.step_size = 0.0f;
+  CHECK_RUNS(fixture.problem, fixture.arrays);
+  CHECK_SAME(fixture.result(), start);
+}
+
+TEST("centroid encode: threads, batches, faults, cancellation") {
+  for (const char* name : {"ragged", "usual"}) {
+    for (PoolStart start : {PoolStart::stride, PoolStart::farthest, PoolStart::given}) {
+      const Scope scope(name);
+      Fixture fixture(find_case(name), start);
+      fixture.add_weights();
+      check_promises(fixture.problem, fixture.arrays, fixture.problem.batch, one_sequence);
+      fixture.add_neighbors(6);
+      check_promises(fixture.problem, fixture.arrays, fixture.problem.batch, one_sequence);
+    }
+  }
+}
+
+TEST("centroid encode: NaN and Inf are named") {
+  Fixture fixture(find_case("prime"), PoolStart::given);
+  const int64_t row = fixture.problem.dim;
+  check_non_finite(fixture.problem, fixture.arrays, fixture.inputs, "inputs", 60 * row + 3,
+                   61 * row);
+  check_non_finite(fixture.problem, fixture.arrays, fixture.initial, "initial", 9 * row + 3);
+  const char* const names[] = {"queryWeight", "keyWeight", "valueWeight", "outputWeight"};
+  for (int i = 0; i < 4; ++i) {
+    check_non_finite(fixture.problem, fixture.arrays, fixture.matrices[i], names[i], 70, 80);
+  }
+  fixture.add_weights();
+  check_non_finite(fixture.problem, fixture.arrays, fixture.weights, "weights", 56);
+}
+
+TEST("centroid encode: neighbors outside their range are named") {
+  Fixture fixture(find_case("prime"), PoolStart::given);
+  fixture.add_neighbors(6);
+  fixture.neighbors[50] = 53;
+  CHECK_EQUAL(describe(run_fresh(fixture.problem, fixture.arrays)), "out_of_range neighbors[50]");
+}
+
+}  // namespace
+
+}  // namespace cluster_attention::test

@@ -1,0 +1,344 @@
+#include "native/reference/clustered_attention.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "native/reference/aggregate.h"
+#include "native/reference/attention.h"
+#include "test/native/checks.h"
+#include "test/native/clustered_arrays.h"
+#include "test/native/compare.h"
+
+namespace cluster_attention::test {
+
+namespace {
+
+using Fixture = ClusteredFixture;
+
+constexpr Grouping kGroupings[] = {Grouping::hamming, Grouping::euclidean, Grouping::given};
+
+/// Labels within the clamp, -1 for padding, counts that belong to them. False when the labels
+/// cannot be used as choices.
+bool check_labels(const Fixture& fixture) {
+  const AttentionInputs& in = fixture.inputs;
+  const std::vector<int32_t> labels = fixture.choices().labels;
+  for (int64_t row = 0; row < static_cast<int64_t>(labels.size()); ++row) {
+    const int64_t b = row / in.shape.query_length / in.shape.heads;
+    const int64_t real = real_length(in.query_lengths, b, in.shape.query_length);
+    const bool padded = row % in.shape.query_length >= real;
+    const bool given = fixture.problem.grouping == Grouping::given;
+    const int64_t limit =
+        given ? fixture.problem.clusters : std::min(fixture.problem.clusters, real);
+    if (padded || (given && fixture.given_labels[row] < 0)) {
+      CHECK_EQUAL(labels[row], -1);
+    } else if (labels[row] < 0 || labels[row] >= limit) {
+      CHECK_EQUAL(labels[row], 0);
+      return false;
+    }
+  }
+  std::vector<int32_t> counts;
+  for (int64_t sequence = 0; sequence < fixture.sequences(); ++sequence) {
+    const auto first = labels.begin() + sequence * in.shape.query_length;
+    const auto one =
+        reference::count_labels({first, first + in.shape.query_length}, fixture.problem.clusters);
+    counts.insert(counts.end(), one.begin(), one.end());
+  }
+  CHECK_SAME(fixture.counts(), counts);
+  return true;
+}
+
+/// T_j holds min(k, real keys) distinct keys, best first, none worse than a key left out: up to
+/// rounding of the scores.
+bool check_indices(const Fixture& fixture) {
+  const ClusteredAttentionProblem& problem = fixture.problem;
+  const reference::ClusteredChoices choices = fixture.choices();
+  const AttentionShape& shape = problem.inputs.shape;
+  const std::vector<int32_t> expected = reference::clustered_indices(problem, choices.labels);
+  for (int64_t sequence = 0; sequence < fixture.sequences(); ++sequence) {
+    const auto rows =
+        reference::read_sequence(problem.inputs, sequence / shape.heads, sequence % shape.heads);
+    const auto first = choices.labels.begin() + sequence * shape.query_length;
+    const auto means = reference::aggregate(rows.query, {first, first + rows.query.rows()},
+                                            problem.clusters, Reduce::mean);
+    const auto scores = reference::multiply_transposed(means, rows.key);
+    for (int64_t j = 0; j < problem.clusters; ++j) {
+      const int64_t at = (sequence * problem.clusters + j) * problem.top_k;
+      std::vector<int32_t> seen;
+      for (int64_t t = 0; t < problem.top_k; ++t) {
+        const int32_t actual = choices.indices[at + t];
+        if ((actual < 0) != (expected[at + t] < 0) || actual >= scores.columns() ||
+            std::count(seen.begin(), seen.end(), actual) !=
+                (actual < 0 ? t - static_cast<int64_t>(seen.size()) : 0)) {
+          CHECK_EQUAL(actual, expected[at + t]);
+          return false;
+        }
+        if (actual < 0) continue;
+        seen.push_back(actual);
+        CHECK(std::abs(scores(j, actual) - scores(j, expected[at + t])) < 2e-5);
+      }
+    }
+  }
+  return true;
+}
+
+void check_reference(Fixture& fixture) {
+  CHECK_RUNS(fixture.problem, fixture.arrays);
+  fixture.arrays.snapshot();
+  if (!check_labels(fixture) || !check_indices(fixture)) return;
+  CHECK_CLOSE(fixture.result(), reference::clustered_attention(fixture.problem, fixture.choices()));
+}
+
+TEST("clustered attention: matches the reference given the same choices") {
+  for (const Case& one : cases()) {
+    for (Grouping grouping : kGroupings) {
+      for (int64_t top_k : {int64_t{0}, one.clamped_top_k()}) {
+        const Scope scope(one.name + " grouping " + std::to_string(static_cast<int>(grouping)) +
+                          " k " + std::to_string(top_k));
+        Fixture fixture(one, grouping, top_k);
+        check_reference(fixture);
+      }
+    }
+  }
+}
+
+TEST("clustered attention: Hamming labels equal the reference on integers") {
+  for (const Case& one : cases()) {
+    for (Threshold threshold : {Threshold::normal, Threshold::data}) {
+      const Scope scope(one.name + (threshold == Threshold::data ? " data" : " normal"));
+      Fixture fixture(one, Grouping::hamming, 0, Fill::integer);
+      fixture.problem.threshold = threshold;
+      fixture.problem.seed = 3;
+      CHECK_RUNS(fixture.problem, fixture.arrays);
+      CHECK_SAME(fixture.choices().labels, reference::clustered_labels(fixture.problem));
+    }
+  }
+}
+
+TEST("clustered attention: data thresholds of a long sequence") {
+  Case which = find_case("one");
+  which.query_length = 6007;
+  which.key_length = 5;
+  which.head_dim = 3;
+  which.clusters = 20;
+  which.bits = 63;
+  Fixture fixture(which, Grouping::hamming, 2, Fill::integer);
+  fixture.problem.threshold = Threshold::data;
+  CHECK_RUNS(fixture.problem, fixture.arrays);
+  CHECK_SAME(fixture.choices().labels, reference::clustered_labels(fixture.problem));
+}
+
+TEST("clustered attention: top-k indices equal the reference where scores are exact") {
+  // Clusters of 1, 2 or 4 queries: the means of integers are exact, and full of ties.
+  for (const char* name : {"tile-48", "tile-128", "prime", "prime-long"}) {
+    const Scope scope(name);
+    Case which = find_case(name);
+    which.clusters = which.query_length;
+    Fixture fixture(which, Grouping::given, -1, Fill::integer);
+    for (int64_t row = 0; row < fixture.sequences() * which.query_length; ++row) {
+      const int64_t l = row % which.query_length;
+      fixture.given_labels[row] = static_cast<int32_t>(l < 8                            ? l
+                                                       : l < which.query_length / 4 * 4 ? 8 + l / 4
+                                                                                        : -1);
+    }
+    for (float scale : {1.0f, -1.0f, 0.0f}) {  // T_j does not depend on the scale
+      fixture.problem.inputs.scale = scale;
+      CHECK_RUNS(fixture.problem, fixture.arrays);
+      CHECK_SAME(fixture.choices().indices,
+                 reference::clustered_indices(fixture.problem, fixture.choices().labels));
+      CHECK_CLOSE(fixture.result(),
+                  reference::clustered_attention(fixture.problem, fixture.choices()));
+    }
+  }
+}
+
+TEST("clustered attention: improved over all keys is exact attention") {
+  for (const char* name : {"prime", "ragged", "tile-49", "usual"}) {
+    const Scope scope(name);
+    const Case& which = find_case(name);
+    Fixture fixture(which, Grouping::hamming, which.key_length);
+    CHECK_RUNS(fixture.problem, fixture.arrays);
+    AttentionProblem exact;
+    exact.inputs = fixture.inputs;
+    CHECK_CLOSE(fixture.result(), reference::attention(exact).output);
+  }
+}
+
+TEST("clustered attention: a cluster per query is exact attention") {
+  for (const char* name : {"prime", "ragged", "width-130-64"}) {
+    const Scope scope(name);
+    Case which = find_case(name);
+    which.clusters = which.query_length;
+    Fixture fixture(which, Grouping::given, 0);
+    for (int64_t row = 0; row < fixture.sequences() * which.query_length; ++row) {
+      fixture.given_labels[row] = static_cast<int32_t>(row % which.query_length);
+    }
+    CHECK_RUNS(fixture.problem, fixture.arrays);
+    AttentionProblem exact;
+    exact.inputs = fixture.inputs;
+    CHECK_CLOSE(fixture.result(), reference::attention(exact).output);
+  }
+}
+
+/// The weights themselves: the output for a value matrix that is the identity.
+reference::Matrix kernel_weights(Fixture& fixture, int64_t top_k) {
+  const AttentionShape& shape = fixture.inputs.shape;
+  for (int64_t s = 0; s < shape.key_length; ++s) {
+    for (int64_t e = 0; e < shape.key_length; ++e) {
+      fixture.value[s * shape.key_length + e] = s == e ? 1.0f : 0.0f;
+    }
+  }
+  fixture.problem.top_k = top_k;
+  CHECK_RUNS(fixture.problem, fixture.arrays);
+  return reference::read_dense(fixture.output.data, shape.query_length, shape.key_length);
+}
+
+TEST("improved clustered attention: never worse than clustered, row by row (Prop. 2)") {
+  for (const char* name : {"tile-15", "tile-127", "width-65", "prime-long"}) {
+    for (Grouping grouping : {Grouping::hamming, Grouping::euclidean}) {
+      const Scope scope(name);
+      Case which = find_case(name);
+      which.value_dim = which.key_length;
+      Fixture fixture(which, grouping);
+      fixture.problem.inputs.scale = 1.0f;  // peaked rows: the two differ much
+      const auto clustered = kernel_weights(fixture, 0);
+      const auto improved = kernel_weights(fixture, which.clamped_top_k());
+      AttentionProblem exact;
+      exact.inputs = fixture.problem.inputs;
+      const auto full = reference::attention_weights(exact, 0, 0);
+      for (int64_t i = 0; i < which.query_length; ++i) {
+        double by_cluster = 0.0, by_top = 0.0, sum = 0.0;
+        for (int64_t s = 0; s < which.key_length; ++s) {
+          by_cluster += std::abs(clustered(i, s) - full(i, s));
+          by_top += std::abs(improved(i, s) - full(i, s));
+          sum += improved(i, s);
+        }
+        CHECK(by_top <= by_cluster + 1e-5);
+        CHECK(std::abs(sum - 1.0) < 1e-5);
+      }
+    }
+  }
+}
+
+TEST("clustered attention: equal queries share a cluster, planted groups are found") {
+  const Case& which = find_case("usual");
+  const AttentionShape shape{which.batch,      which.heads,    which.query_length,
+                             which.key_length, which.head_dim, which.value_dim};
+  Fixture fixture(which, Grouping::hamming, 0);
+  const std::vector<float> planted =
+      planted_clusters(which.batch * which.heads * which.query_length, which.head_dim, 8, 17);
+  std::copy(planted.begin(), planted.end(), fixture.query);
+  for (Grouping grouping : {Grouping::hamming, Grouping::euclidean}) {
+    fixture.problem.grouping = grouping;
+    fixture.problem.clusters = which.clusters;  // twice the groups: a group may be split, not mixed
+    CHECK_RUNS(fixture.problem, fixture.arrays);
+    const std::vector<int32_t> labels = fixture.choices().labels;
+    for (int64_t sequence = 0; sequence < fixture.sequences(); ++sequence) {
+      std::vector<int64_t> group_of(which.clusters, -1);
+      int64_t mixed = 0;
+      for (int64_t l = 0; l < shape.query_length; ++l) {
+        const int64_t row = sequence * shape.query_length + l;
+        int64_t& group = group_of[labels[row]];
+        if (group < 0) group = row % 8;
+        mixed += group != row % 8;
+      }
+      // Where no centre started in a group, the group joins a neighbour: at most a few do.
+      CHECK(mixed <= shape.query_length / 4);
+    }
+  }
+}
+
+TEST("clustered attention: a permutation of the keys does not matter, of the queries permutes") {
+  const Case& which = find_case("prime");
+  Fixture fixture(which, Grouping::given);
+  std::fill_n(fixture.given_labels, 61, 2);
+  CHECK_RUNS(fixture.problem, fixture.arrays);
+  const std::vector<float> before = fixture.result();
+  const auto reverse_rows = [](auto* data, int64_t rows, int64_t columns) {
+    for (int64_t i = 0; i < rows / 2; ++i) {
+      std::swap_ranges(data + i * columns, data + (i + 1) * columns,
+                       data + (rows - 1 - i) * columns);
+    }
+  };
+  const AttentionShape& shape = fixture.inputs.shape;
+  for (int64_t sequence = 0; sequence < fixture.sequences(); ++sequence) {
+    const int64_t L = shape.query_length;
+    const int64_t S = shape.key_length;
+    reverse_rows(fixture.query + sequence * L * shape.head_dim, L, shape.head_dim);
+    reverse_rows(fixture.given_labels + sequence * L, L, 1);
+    reverse_rows(fixture.key + sequence * S * shape.head_dim, S, shape.head_dim);
+    reverse_rows(fixture.value + sequence * S * shape.value_dim, S, shape.value_dim);
+  }
+  CHECK_RUNS(fixture.problem, fixture.arrays);
+  std::vector<float> after = fixture.result();
+  for (int64_t sequence = 0; sequence < fixture.sequences(); ++sequence) {
+    reverse_rows(after.data() + sequence * shape.query_length * shape.value_dim, shape.query_length,
+                 shape.value_dim);
+  }
+  CHECK_CLOSE(after, std::vector<double>(before.begin(), before.end()));
+}
+
+TEST("clustered attention: given labels outside their range are named, padded ones ignored") {
+  for (int32_t bad : {-2, 6, 1 << 30}) {
+    Fixture fixture(find_case("ragged"), Grouping::given);
+    fixture.given_labels[50] = bad;
+    fixture.given_labels[60] = bad;
+    CHECK_EQUAL(describe(run_fresh(fixture.problem, fixture.arrays)), "out_of_range labels[50]");
+    std::fill_n(fixture.given_labels, 2 * 41, 0);
+    fixture.given_labels[2 * 41] = bad;  // batch 1 has no real query
+    CHECK_RUNS(fixture.problem, fixture.arrays);
+  }
+}
+
+TEST("clustered attention: optional outputs do not change the others") {
+  Fixture fixture(find_case("ragged"), Grouping::hamming);
+  CHECK_RUNS(fixture.problem, fixture.arrays);
+  const std::vector<float> expected = fixture.result();
+  fixture.problem.labels = nullptr;
+  fixture.problem.counts = nullptr;
+  fixture.problem.indices = nullptr;
+  CHECK_RUNS(fixture.problem, fixture.arrays);
+  CHECK_SAME(fixture.result(), expected);
+}
+
+TEST("clustered attention: threads, batches, faults, cancellation") {
+  for (const char* name : {"ragged", "ragged-transposed", "usual"}) {
+    for (Grouping grouping : kGroupings) {
+      for (int64_t top_k : {0, 5}) {
+        const Scope scope(std::string(name) + " k " + std::to_string(top_k));
+        Fixture fixture(find_case(name), grouping, top_k);
+        if (top_k > 0) fixture.problem.threshold = Threshold::data;
+        check_promises(fixture.problem, fixture.arrays, fixture.sequences(), one_sequence);
+      }
+    }
+  }
+}
+
+TEST("clustered attention: NaN and Inf are named") {
+  for (Grouping grouping : kGroupings) {
+    for (int64_t top_k : {0, 5}) {
+      const Scope scope("grouping " + std::to_string(static_cast<int>(grouping)));
+      Fixture fixture(find_case("prime"), grouping, top_k);
+      check_non_finite(fixture.problem, fixture.arrays, fixture.query, "query", 17 * 61 + 3,
+                       17 * 62 + 3);
+      check_non_finite(fixture.problem, fixture.arrays, fixture.key, "key", 17 * 53 + 3,
+                       17 * 60 + 1);
+      check_non_finite(fixture.problem, fixture.arrays, fixture.value, "value", 13 * 53 + 3);
+      if (grouping == Grouping::hamming) {
+        check_non_finite(fixture.problem, fixture.arrays, fixture.planes, "planes", 18 * 4 + 3);
+      }
+    }
+  }
+}
+
+TEST("clustered attention: bfloat16 rounds the inputs") {
+  Fixture fixture(find_case("prime"), Grouping::euclidean);
+  const AttentionShape& s = fixture.inputs.shape;
+  check_bfloat16(fixture.problem, fixture.arrays,
+                 {{fixture.query, fixture.sequences() * s.query_length * s.head_dim},
+                  {fixture.key, fixture.sequences() * s.key_length * s.head_dim},
+                  {fixture.value, fixture.sequences() * s.key_length * s.value_dim}});
+}
+
+}  // namespace
+
+}  // namespace cluster_attention::test

@@ -1,0 +1,100 @@
+// native_tests [substring ...]: runs the tests whose names contain one of the substrings.
+
+#include <cstdio>
+#include <cstring>
+#include <set>
+#include <vector>
+
+#include "native/core/thread_pool.h"
+#include "native/simd/simd.h"
+#include "test/native/harness.h"
+
+namespace cluster_attention::test {
+
+namespace {
+
+struct Test {
+  const char* name;
+  TestBody body;
+  bool every_instruction_set;
+};
+
+constexpr int kPrintedFailures = 5;  // per test; the rest are only counted
+
+// Function-local, so that it exists before the first registrar of any file.
+std::vector<Test>& registry() {
+  static std::vector<Test> tests;
+  return tests;
+}
+
+const char* running = nullptr;
+int failures = 0;
+std::vector<std::string> scopes;
+
+std::vector<std::string> instruction_sets() {
+  std::istringstream list(available_instruction_sets());
+  std::vector<std::string> names;
+  for (std::string name; std::getline(list, name, ',');) {
+    names.push_back(name.substr(name.find_first_not_of(' ')));
+  }
+  return names;
+}
+
+bool selected(const char* name, int filter_count, const char* const* filters) {
+  for (int i = 0; i < filter_count; ++i) {
+    if (std::strstr(name, filters[i]) != nullptr) return true;
+  }
+  return filter_count == 0;
+}
+
+}  // namespace
+
+Registrar::Registrar(const char* name, TestBody body, bool every_instruction_set) {
+  registry().push_back({name, body, every_instruction_set});
+}
+
+Scope::Scope(const std::string& name) { scopes.push_back(name); }
+Scope::~Scope() { scopes.pop_back(); }
+
+void fail(const char* file, int line, const std::string& message) {
+  if (failures++ >= kPrintedFailures) return;
+  std::printf("FAILED %s [%s]\n  %s:%d: ", running, instruction_set(), file, line);
+  for (const std::string& scope : scopes) std::printf("%s: ", scope.c_str());
+  std::printf("%s\n", message.c_str());
+}
+
+int run_tests(int filter_count, const char* const* filters) {
+  int passed = 0;
+  int failed = 0;
+  bool first = true;
+  for (const std::string& set : instruction_sets()) {
+    if (!set_instruction_set(set.c_str())) {
+      std::printf("FAILED to choose the instruction set %s\n", set.c_str());
+      ++failed;
+      continue;
+    }
+    for (const Test& test : registry()) {
+      if (!first && !test.every_instruction_set) continue;
+      if (!selected(test.name, filter_count, filters)) continue;
+      running = test.name;
+      failures = 0;
+      test.body();
+      if (failures > kPrintedFailures) {
+        std::printf("  ... and %d more\n", failures - kPrintedFailures);
+      }
+      ++(failures == 0 ? passed : failed);
+    }
+    first = false;
+  }
+  std::printf("%d passed, %d failed\n", passed, failed);
+  return failed;
+}
+
+}  // namespace cluster_attention::test
+
+int main(int argc, char** argv) {
+  std::setvbuf(stdout, nullptr, _IOLBF, 1 << 12);  // a crash must not swallow what failed before
+  // More threads than most machines that run this have cores: orders of execution vary more.
+  cluster_attention::ThreadPool::instance().set_threads(8);
+  return cluster_attention::test::run_tests(argc - 1, argv + 1) == 0 ? 0 : 1;
+}
