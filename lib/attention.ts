@@ -1,0 +1,60 @@
+import { allocateOutput, ATTENTION_OPTIONS, ATTENTION_SHAPE } from './attention-inputs';
+import { readAttentionInputs } from './attention-inputs';
+import { allocate, type Call } from './call';
+import { asynchronous, synchronous, type Operation, type Prepared } from './operation';
+import type { AttentionOptions, DetailedOperation, DetailedOperationSync } from './types';
+
+/** Options of {@link attention}. */
+export interface ExactAttentionOptions extends AttentionOptions {
+  /**
+   * Query l sees the keys s ≤ l + S − L; with lengths, of the real rows of the sequence. Default
+   * false.
+   */
+  causal?: boolean | undefined;
+}
+
+/** What {@link attention} returns with `details: true`. */
+export interface AttentionDetails {
+  /** (B,H,L,E) in `layout` */
+  output: Float32Array;
+  /** (B,H,L): natural logarithm of the sum of the exponentials; −Infinity without a key */
+  logsumexp: Float32Array;
+}
+
+const operation: Operation = {
+  name: 'attention',
+  native: 'attention',
+  options: [...ATTENTION_OPTIONS, 'causal'],
+  shape: ATTENTION_SHAPE,
+  prepare(call: Call): Prepared {
+    const inputs = readAttentionInputs(call);
+    const { batch, heads, queryLength } = inputs;
+    const causal = call.flag('causal', false);
+    const details = call.flag('details', false);
+    const output = allocateOutput(call, inputs);
+    const logsumexp = details
+      ? allocate('Float32Array', 'logsumexp', { batch, heads, queryLength })
+      : undefined;
+    return {
+      request: [inputs, { causal, output, logsumexp }],
+      result: () => (details ? { output: call.deliver(), logsumexp } : call.deliver()),
+    };
+  },
+};
+
+/**
+ * Exact attention, softmax(τ Q Kᵀ + mask) V, without ever holding the L×S matrix: the baseline of
+ * the approximations.
+ *
+ * @returns (B,H,L,E) in `layout`; with `details: true` also the log-sum-exp of every row. A query
+ * without a real key gets 0.
+ * @throws ERR_INVALID_ARG_TYPE, ERR_OUT_OF_RANGE, ERR_SHAPE_MISMATCH for wrong options,
+ * ERR_NON_FINITE for a NaN or an infinity in a row that is read, ERR_OUT_OF_MEMORY,
+ * ERR_CUDA_UNAVAILABLE.
+ */
+export const attention =
+  asynchronous<DetailedOperation<ExactAttentionOptions, AttentionDetails>>(operation);
+
+/** {@link attention} on the calling thread, which it blocks; borrows the inputs. */
+export const attentionSync =
+  synchronous<DetailedOperationSync<ExactAttentionOptions, AttentionDetails>>(operation);

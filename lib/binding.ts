@@ -1,0 +1,98 @@
+/** Loads the native addon and states what it offers. */
+import { join } from 'node:path';
+import { bindingLoad, type Failure } from './errors';
+
+/** What a native operation reads: plain values and arrays, see native/binding/decode.h. */
+export type Request = Readonly<Record<string, unknown>>;
+
+/** The operations of the addon, each with a twin `…Async` that returns a promise. */
+export type NativeOperation =
+  | 'attention'
+  | 'clustered'
+  | 'centroidAttention'
+  | 'castAttention'
+  | 'centroidPool'
+  | 'centroidEncode'
+  | 'lshPlanes'
+  | 'hash'
+  | 'hammingKMeans'
+  | 'kMeans'
+  | 'aggregate'
+  | 'broadcast'
+  | 'topK'
+  | 'sparseDot'
+  | 'sparseWeightedSum';
+
+/** undefined when the call succeeded. */
+export type Outcome = Failure | undefined;
+
+export type Binding = {
+  readonly [Name in NativeOperation]: (request: Request) => Outcome;
+} & {
+  readonly [Name in NativeOperation as `${Name}Async`]: (request: Request) => Promise<Outcome>;
+} & {
+  info(): { version: string; found: string; used: string };
+  getNumThreads(): number;
+  setNumThreads(request: { threads: number }): void;
+};
+
+// Enumerations travel as numbers: the order in native/core/problem.h and native/dispatch.h.
+export const Layout = { BHLD: 0, BLHD: 1 } as const;
+export const NonFinite = { error: 0, propagate: 1 } as const;
+export const Precision = { float32: 0, bfloat16: 1 } as const;
+export const Grouping = { hamming: 0, euclidean: 1, given: 2 } as const;
+export const Threshold = { normal: 0, data: 1 } as const;
+export const Normalize = { centroids: 0, inputs: 1 } as const;
+export const Collect = { sum: 0, mean: 1 } as const;
+export const Similarity = { cosine: 0, dot: 1, euclidean: 2 } as const;
+export const PoolStart = {
+  stride: 0,
+  'kmeans++': 1,
+  farthest: 2,
+  sample: 3,
+  given: 4,
+} as const;
+export const KMeansStart = { 'kmeans++': 0, sample: 1, given: 2 } as const;
+export const Metric = { euclidean: 0, cosine: 1 } as const;
+export const Reduce = { mean: 0, sum: 1 } as const;
+export const Selection = { topK: 0, singleAssignment: 1, given: 2 } as const;
+export const Activation = { softmax: 0, laplace: 1 } as const;
+
+const root = join(__dirname, '..');
+
+/** Finds build/Release or the prebuilt file that fits this platform. Comes without types. */
+const nodeGypBuild = require('node-gyp-build') as { resolve(root: string): string };
+
+/** The file of the addon that would be loaded; throws when there is none. */
+function resolve(): string {
+  try {
+    return nodeGypBuild.resolve(root);
+  } catch (cause) {
+    throw bindingLoad(
+      `no native addon for ${process.platform}-${process.arch} (Node ${process.versions.node}): ` +
+        `looked in ${join(root, 'build', 'Release')} and in ` +
+        `${join(root, 'prebuilds', `${process.platform}-${process.arch}`)}. ` +
+        `Build it with "node ${join(root, 'scripts', 'install.cjs')}" ` +
+        '(needs CMake 3.20 or newer and a C++17 compiler)',
+      cause,
+    );
+  }
+}
+
+function load(file: string): Binding {
+  try {
+    return require(file) as Binding;
+  } catch (cause) {
+    const reason = cause instanceof Error ? cause.message : String(cause);
+    throw bindingLoad(
+      `the native addon ${file} does not load: ${reason}. Build it for this machine with ` +
+        `"npm_config_build_from_source=true node ${join(root, 'scripts', 'install.cjs')}" ` +
+        '(needs CMake 3.20 or newer and a C++17 compiler)',
+      cause,
+    );
+  }
+}
+
+/** Path of the addon in use. */
+export const bindingFile = resolve();
+export const binding = load(bindingFile);

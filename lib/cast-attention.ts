@@ -1,0 +1,152 @@
+import { allocateOutput, ATTENTION_OPTIONS, ATTENTION_SHAPE } from './attention-inputs';
+import { readAttentionInputs } from './attention-inputs';
+import { Activation, Selection } from './binding';
+import { allocate, type Call } from './call';
+import { conflict, outOfRange, shapeMismatch, unsupported } from './errors';
+import { asynchronous, synchronous, type Operation, type Prepared } from './operation';
+import { MAXIMUM_DIMENSION } from './options';
+import type { AttentionOptions, DetailedOperation, DetailedOperationSync } from './types';
+
+/** Options of {@link castAttention}: self-attention, so queryLength = keyLength = N. */
+export interface CastAttentionOptions extends Omit<AttentionOptions, 'queryLengths'> {
+  /** C ≥ 1 */
+  clusters: number;
+  /** κ ≥ 1: tokens per cluster; clamped to N. */
+  clusterSize: number;
+  /** (H,C,D): surrogate tokens, the learned directions of the clusters */
+  surrogates: Float32Array;
+  /** (B,N): gate logits φ, one linear projection of the tokens */
+  gate: Float32Array;
+  /**
+   * 'topK' (default): each cluster takes its κ best tokens; a token may be in several clusters or
+   * in none. 'singleAssignment': every token goes to exactly one cluster; needs κ·C ≥ N.
+   */
+  selection?: 'topK' | 'singleAssignment' | undefined;
+  /**
+   * 'softmax' (default) or 'laplace', 0.5(1+erf((x−μ)/(σ√2))) with μ=0.707107, σ=0.282095; without
+   * a `scale`, 'laplace' divides each product by the number of its keys.
+   */
+  activation?: 'softmax' | 'laplace' | undefined;
+  /** (B,C,κ): ready tokens of each cluster, −1 for an empty slot; instead of `selection`. */
+  indices?: Int32Array | undefined;
+}
+
+/** What {@link castAttention} returns with `details: true`. */
+export interface CastAttentionDetails {
+  /** (B,H,N,E) in `layout` */
+  output: Float32Array;
+  /** (B,C,κ): tokens of each cluster, −1 for an empty slot */
+  indices: Int32Array;
+  /** (B): share of the real tokens that are in at least one cluster */
+  coverage: Float64Array;
+}
+
+/** What the operation cannot do, said in words rather than as an unknown option. */
+function refuse(call: Call): void {
+  if (call.flag('causal', false)) {
+    throw unsupported(
+      'causal',
+      'causal must be false for CAST, received true: cluster selection and summaries read the future',
+    );
+  }
+  if (call.has('queryLengths')) {
+    throw unsupported(
+      'queryLengths',
+      'queryLengths must be absent for CAST (self-attention): give the lengths as keyLengths',
+    );
+  }
+}
+
+function readSelection(call: Call, batch: number, clusters: number, clusterSize: number) {
+  const { topK, singleAssignment, given } = Selection;
+  if (!call.has('indices')) {
+    return { selection: call.choice('selection', { topK, singleAssignment }, topK) };
+  }
+  if (call.has('selection')) throw conflict('selection', 'indices');
+  return { selection: given, indices: call.integers('indices', { batch, clusters, clusterSize }) };
+}
+
+/** Every real token must find a slot. */
+function checkRoom(
+  clusters: number,
+  clusterSize: number,
+  longest: number,
+  received: unknown,
+): void {
+  if (clusters * clusterSize >= longest) return;
+  const minimum = Math.ceil(longest / clusters);
+  throw outOfRange(
+    'clusterSize',
+    `at least ${minimum} (clusters × clusterSize ≥ ${longest} tokens) for single assignment`,
+    received,
+  );
+}
+
+const operation: Operation = {
+  name: 'castAttention',
+  native: 'castAttention',
+  options: [
+    ...ATTENTION_OPTIONS,
+    'causal',
+    'clusters',
+    'clusterSize',
+    'surrogates',
+    'gate',
+    'selection',
+    'activation',
+    'indices',
+  ],
+  shape: ATTENTION_SHAPE,
+  prepare(call: Call): Prepared {
+    refuse(call);
+    const inputs = readAttentionInputs(call);
+    const { batch, heads, queryLength, keyLength, headDim, keyLengths } = inputs;
+    if (keyLength !== queryLength) {
+      throw shapeMismatch('shape.keyLength', `queryLength (${queryLength})`, String(keyLength));
+    }
+    const hasScale = call.has('scale');
+    const clusters = call.count('clusters');
+    const clusterSize = Math.min(call.integer('clusterSize', 1, MAXIMUM_DIMENSION), keyLength);
+    const surrogates = call.floats('surrogates', { heads, clusters, headDim });
+    const gate = call.floats('gate', { batch, keyLength });
+    const activation = call.choice('activation', Activation, Activation.softmax);
+    const selection = readSelection(call, batch, clusters, clusterSize);
+    if (selection.selection === Selection.singleAssignment) {
+      const longest = keyLengths ? keyLengths.reduce((a, b) => Math.max(a, b), 0) : keyLength;
+      checkRoom(clusters, clusterSize, longest, call.value('clusterSize'));
+    }
+    const details = call.flag('details', false);
+    const output = allocateOutput(call, inputs);
+    const sizes = { hasScale, clusters, clusterSize, activation };
+    const request = [inputs, sizes, selection, { surrogates, gate, output }];
+    if (!details) return { request, result: () => call.deliver() };
+
+    const indices = allocate('Int32Array', 'indices', { batch, clusters, clusterSize });
+    const coverage = allocate('Float64Array', 'coverage', { batch });
+    return {
+      request: [...request, { resultIndices: indices, coverage }],
+      result: () => ({ output: call.deliver(), indices, coverage }),
+    };
+  },
+};
+
+/**
+ * CAST, clustering self-attention with surrogate tokens (van Engelenhoven, Strisciuglio, Talavera,
+ * "CAST: Clustering Self-Attention using Surrogate Tokens", 2024): each cluster takes the tokens
+ * nearest to its surrogate, tokens attend inside their clusters, and one summary per cluster
+ * carries information between clusters. The factors of the summaries (softplus₁ of ±φ) follow from
+ * φ having to receive a gradient; the full text of the paper could not be checked for them.
+ *
+ * Not causal. Padded tokens (`keyLengths`) enter no cluster.
+ *
+ * @returns (B,H,N,E) in `layout`; with `details: true` also `indices` and `coverage`.
+ * @throws ERR_INVALID_ARG_TYPE, ERR_OUT_OF_RANGE, ERR_SHAPE_MISMATCH for wrong options,
+ * ERR_UNSUPPORTED for `causal: true` or `queryLengths`, ERR_NON_FINITE for a NaN or an infinity in
+ * a row that is read, ERR_OUT_OF_MEMORY, ERR_CUDA_UNAVAILABLE.
+ */
+export const castAttention =
+  asynchronous<DetailedOperation<CastAttentionOptions, CastAttentionDetails>>(operation);
+
+/** {@link castAttention} on the calling thread, which it blocks; borrows the inputs. */
+export const castAttentionSync =
+  synchronous<DetailedOperationSync<CastAttentionOptions, CastAttentionDetails>>(operation);

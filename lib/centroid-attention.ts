@@ -1,0 +1,70 @@
+import { allocateOutput, ATTENTION_OPTIONS, ATTENTION_SHAPE } from './attention-inputs';
+import { readAttentionInputs } from './attention-inputs';
+import { allocate, type Call } from './call';
+import { readCentroidWeighting, type CentroidWeighting } from './centroid-weighting';
+import { asynchronous, synchronous, type Operation, type Prepared } from './operation';
+import type { AttentionOptions, DetailedOperation, DetailedOperationSync } from './types';
+
+/** Options of {@link centroidAttention}: queryLength is M centroids, keyLength N inputs. */
+export interface CentroidAttentionOptions extends AttentionOptions, CentroidWeighting {}
+
+/** What {@link centroidAttention} returns with `details: true`. */
+export interface CentroidAttentionDetails {
+  /** (B,H,M,E) in `layout` */
+  output: Float32Array;
+  /** (B,H,N): the centroid with the largest share of each input (tie: lowest), −1 for none */
+  labels: Int32Array;
+  /** (B,H,M): Σ_i a_ji */
+  masses: Float32Array;
+  /** (B): sum of the log-sum-exps, weighted with `weights` */
+  objective: Float64Array;
+}
+
+const operation: Operation = {
+  name: 'centroidAttention',
+  native: 'centroidAttention',
+  options: [
+    ...ATTENTION_OPTIONS,
+    'normalize',
+    'aggregate',
+    'weights',
+    'neighbors',
+    'neighborCount',
+  ],
+  shape: ATTENTION_SHAPE,
+  prepare(call: Call): Prepared {
+    const inputs = readAttentionInputs(call);
+    const { batch, heads, queryLength, keyLength, keyLengths } = inputs;
+    const weighting = readCentroidWeighting(call, batch, queryLength, keyLength, keyLengths);
+    const details = call.flag('details', false);
+    const output = allocateOutput(call, inputs);
+    const request = [inputs, weighting, { output }];
+    if (!details) return { request, result: () => call.deliver() };
+
+    const labels = allocate('Int32Array', 'labels', { batch, heads, keyLength });
+    const masses = allocate('Float32Array', 'masses', { batch, heads, queryLength });
+    const objective = allocate('Float64Array', 'objective', { batch });
+    return {
+      request: [...request, { labels, masses, objective }],
+      result: () => ({ output: call.deliver(), labels, masses, objective }),
+    };
+  },
+};
+
+/**
+ * Centroid attention (Wu, Liu, Liu, "Centroid Transformers", 2021, section 3): summarises N inputs
+ * by M centroids. Σ_i a_ji v_i with a_ji = exp(τ q_j·k_i) / Σ_j' exp(τ q_j'·k_i): the softmax runs
+ * over the centroids, for each input (the derivation in the paper), or over the inputs
+ * (`normalize: 'inputs'`). The queries come from the centroids, keys and values from the inputs.
+ *
+ * @returns (B,H,M,E) in `layout`; with `details: true` also `labels`, `masses` and `objective`.
+ * @throws ERR_INVALID_ARG_TYPE, ERR_OUT_OF_RANGE, ERR_SHAPE_MISMATCH for wrong options,
+ * ERR_NON_FINITE for a NaN or an infinity in a row that is read, ERR_OUT_OF_MEMORY,
+ * ERR_CUDA_UNAVAILABLE.
+ */
+export const centroidAttention =
+  asynchronous<DetailedOperation<CentroidAttentionOptions, CentroidAttentionDetails>>(operation);
+
+/** {@link centroidAttention} on the calling thread, which it blocks; borrows the inputs. */
+export const centroidAttentionSync =
+  synchronous<DetailedOperationSync<CentroidAttentionOptions, CentroidAttentionDetails>>(operation);

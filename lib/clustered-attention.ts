@@ -1,0 +1,177 @@
+import { allocateOutput, ATTENTION_OPTIONS, ATTENTION_SHAPE } from './attention-inputs';
+import { readAttentionInputs, type AttentionInputs } from './attention-inputs';
+import { Grouping, Threshold } from './binding';
+import { allocate, type Call } from './call';
+import { conflict } from './errors';
+import { drawPlanes } from './hash';
+import { asynchronous, synchronous, type Operation, type Prepared } from './operation';
+import { MAXIMUM_DIMENSION } from './options';
+import type { AttentionOptions, DetailedOperation, DetailedOperationSync } from './types';
+
+/** Options of {@link clusteredAttention}. */
+export interface ClusteredAttentionOptions extends AttentionOptions {
+  /** C ≥ 1; more clusters than a sequence has real queries stay empty. */
+  clusters: number;
+  /**
+   * How the queries are grouped: K-means of their LSH codes ('hamming', the paper's and the
+   * default) or of the queries themselves ('euclidean', better on data far from the origin).
+   */
+  grouping?: 'hamming' | 'euclidean' | undefined;
+  /** Bits of an LSH code, 1 to 64. Default 63. 'hamming' only. */
+  bits?: number | undefined;
+  /** K-means iterations. Default 10, for 'euclidean' 4. */
+  iterations?: number | undefined;
+  /** Whether drawn planes have a random threshold. Default true. 'hamming' only. */
+  hashBias?: boolean | undefined;
+  /**
+   * Thresholds from N(0,1) ('normal', the paper's and the default) or random quantiles of the
+   * projected queries of each sequence ('data'), which keeps the codes apart when the queries are
+   * far from the origin. 'hamming' only.
+   */
+  threshold?: 'normal' | 'data' | undefined;
+  /** Of the planes, the thresholds and the first centroids; a safe integer ≥ 0. Default 0. */
+  seed?: number | undefined;
+  /** (bits, D+1): planes to hash with, the threshold last. Default drawn from N(0,1) by `seed`. */
+  planes?: Float32Array | undefined;
+  /** (B,H,L): ready groups in 0…C−1, −1 for none; instead of the grouping options. */
+  labels?: Int32Array | undefined;
+}
+
+/** Options of {@link improvedClusteredAttention}. */
+export interface ImprovedClusteredAttentionOptions extends ClusteredAttentionOptions {
+  /** k ≥ 1: keys per cluster that are attended to exactly; clamped to S. Default 32. */
+  topK?: number | undefined;
+}
+
+/** What {@link clusteredAttention} returns with `details: true`. */
+export interface ClusteredAttentionDetails {
+  /** (B,H,L,E) in `layout` */
+  output: Float32Array;
+  /** (B,H,L): cluster of each query, −1 for padding */
+  labels: Int32Array;
+  /** (B,H,C): queries of each cluster */
+  counts: Int32Array;
+}
+
+/** What {@link improvedClusteredAttention} returns with `details: true`. */
+export interface ImprovedClusteredAttentionDetails extends ClusteredAttentionDetails {
+  /** (B,H,C,k): the keys of each cluster, best first; −1 where there are fewer */
+  indices: Int32Array;
+}
+
+const GROUPING_OPTIONS = [
+  'grouping',
+  'bits',
+  'iterations',
+  'hashBias',
+  'threshold',
+  'planes',
+] as const;
+
+const CLUSTERED_OPTIONS = [
+  ...ATTENTION_OPTIONS,
+  ...GROUPING_OPTIONS,
+  'clusters',
+  'seed',
+  'labels',
+] as const;
+
+/** The fields of a request that say how queries are grouped. */
+function readGrouping(call: Call, { batch, heads, queryLength, headDim }: AttentionInputs): object {
+  const seed = call.seed();
+  const ready = { bits: 1, iterations: 0, threshold: Threshold.normal, seed, planes: undefined };
+  if (call.has('labels')) {
+    const contradiction = GROUPING_OPTIONS.find((name) => call.has(name));
+    if (contradiction !== undefined) throw conflict(contradiction, 'labels');
+    const labels = call.integers('labels', { batch, heads, queryLength });
+    return { ...ready, grouping: Grouping.given, labels };
+  }
+  const { hamming, euclidean } = Grouping;
+  const grouping = call.choice('grouping', { hamming, euclidean }, hamming);
+  const iterations = call.iterations('iterations', grouping === euclidean ? 4 : 10);
+  const bits = call.integer('bits', 1, 64, 63);
+  const hashBias = call.flag('hashBias', true);
+  const threshold = call.choice('threshold', Threshold, Threshold.normal);
+  const given = call.optionalFloats('planes', { bits, 'headDim + 1': headDim + 1 });
+  if (grouping === euclidean) return { ...ready, grouping, iterations };
+  const planes = given ?? drawPlanes(bits, headDim, seed, hashBias);
+  return { grouping, bits, iterations, threshold, seed, planes };
+}
+
+/** `improved` adds the exact attention to the top keys of each cluster. */
+function prepare(call: Call, improved: boolean): Prepared {
+  const inputs = readAttentionInputs(call);
+  const { batch, heads, queryLength, keyLength } = inputs;
+  const clusters = call.count('clusters');
+  const topK = improved ? Math.min(call.integer('topK', 1, MAXIMUM_DIMENSION, 32), keyLength) : 0;
+  const grouping = readGrouping(call, inputs);
+  const details = call.flag('details', false);
+  const output = allocateOutput(call, inputs);
+  const request = [inputs, grouping, { clusters, topK, output }];
+  if (!details) return { request, result: () => call.deliver() };
+
+  const labels = allocate('Int32Array', 'labels', { batch, heads, queryLength });
+  const counts = allocate('Int32Array', 'counts', { batch, heads, clusters });
+  const indices = improved
+    ? allocate('Int32Array', 'indices', { batch, heads, clusters, topK })
+    : undefined;
+  return {
+    request: [...request, { resultLabels: labels, counts, resultIndices: indices }],
+    result: () => ({ output: call.deliver(), labels, counts, ...(improved && { indices }) }),
+  };
+}
+
+const clustered: Operation = {
+  name: 'clusteredAttention',
+  native: 'clustered',
+  options: CLUSTERED_OPTIONS,
+  shape: ATTENTION_SHAPE,
+  prepare: (call) => prepare(call, false),
+};
+
+const improvedClustered: Operation = {
+  name: 'improvedClusteredAttention',
+  native: 'clustered',
+  options: [...CLUSTERED_OPTIONS, 'topK'],
+  shape: ATTENTION_SHAPE,
+  prepare: (call) => prepare(call, true),
+};
+
+/**
+ * Clustered attention (Vyas, Katharopoulos, Fleuret, "Fast Transformers with Clustered Attention",
+ * NeurIPS 2020, section 3.2): queries are grouped, and each gets the attention of its cluster's
+ * mean, V^c = softmax(τ q̄ Kᵀ) V. Costs O(S·C·(D+E)) instead of O(L·S·(D+E)).
+ *
+ * @returns (B,H,L,E) in `layout`; with `details: true` also `labels` and `counts`.
+ * @throws ERR_INVALID_ARG_TYPE, ERR_OUT_OF_RANGE, ERR_SHAPE_MISMATCH for wrong options,
+ * ERR_NON_FINITE for a NaN or an infinity in a row that is read, ERR_OUT_OF_MEMORY,
+ * ERR_CUDA_UNAVAILABLE.
+ */
+export const clusteredAttention =
+  asynchronous<DetailedOperation<ClusteredAttentionOptions, ClusteredAttentionDetails>>(clustered);
+
+/** {@link clusteredAttention} on the calling thread, which it blocks; borrows the inputs. */
+export const clusteredAttentionSync =
+  synchronous<DetailedOperationSync<ClusteredAttentionOptions, ClusteredAttentionDetails>>(
+    clustered,
+  );
+
+/**
+ * Improved clustered attention (the same paper, section 3.3): clustered attention, but the top k
+ * keys of each cluster are attended to exactly by each of its queries, with the share of the
+ * attention that the cluster gives to them. Row by row never farther from exact attention than
+ * {@link clusteredAttention} (proposition 2); k ≥ S is exact attention.
+ *
+ * @returns (B,H,L,E) in `layout`; with `details: true` also `labels`, `counts` and `indices`.
+ * @throws as {@link clusteredAttention}
+ */
+export const improvedClusteredAttention =
+  asynchronous<
+    DetailedOperation<ImprovedClusteredAttentionOptions, ImprovedClusteredAttentionDetails>
+  >(improvedClustered);
+
+/** {@link improvedClusteredAttention} on the calling thread, which it blocks; borrows the inputs. */
+export const improvedClusteredAttentionSync =
+  synchronous<
+    DetailedOperationSync<ImprovedClusteredAttentionOptions, ImprovedClusteredAttentionDetails>
+  >(improvedClustered);

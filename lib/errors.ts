@@ -1,0 +1,190 @@
+/**
+ * Every error of the package is made here: its class, its stable `code`, and a message that names
+ * the argument, what was expected and what was received.
+ */
+import { kindOf, lengthOf } from './intrinsics';
+
+/** The `code` of every error that this package raises. */
+export type ErrorCode =
+  | 'ERR_INVALID_ARG_TYPE'
+  | 'ERR_OUT_OF_RANGE'
+  | 'ERR_SHAPE_MISMATCH'
+  | 'ERR_NON_FINITE'
+  | 'ERR_UNSUPPORTED'
+  | 'ERR_CUDA_UNAVAILABLE'
+  | 'ERR_OUT_OF_MEMORY'
+  | 'ERR_BINDING_LOAD';
+
+/** What an error of this package carries beside its message. */
+export interface ClusterAttentionError extends Error {
+  code: ErrorCode;
+  /** The option at fault. */
+  argument?: string;
+  /** Flat index of the first bad element of that option. */
+  index?: number;
+}
+
+type ErrorClass = new (message: string, options?: ErrorOptions) => Error;
+
+function make(
+  Class: ErrorClass,
+  code: ErrorCode,
+  message: string,
+  argument?: string,
+  index?: number,
+): ClusterAttentionError {
+  const error = new Class(message) as ClusterAttentionError;
+  error.code = code;
+  if (argument !== undefined) error.argument = argument;
+  if (index !== undefined) error.index = index;
+  return error;
+}
+
+/** A value as an error message shows it. Runs none of the value's own code. */
+export function describe(value: unknown): string {
+  switch (typeof value) {
+    case 'string':
+      return JSON.stringify(value.length > 40 ? `${value.slice(0, 40)}…` : value);
+    case 'number':
+      return Object.is(value, -0) ? '-0' : String(value);
+    case 'bigint':
+      return `${value}n`;
+    case 'function':
+      return 'a function';
+    case 'object':
+      return value === null ? 'null' : describeObject(value);
+    default:
+      return String(value);
+  }
+}
+
+function describeObject(value: object): string {
+  const kind = kindOf(value);
+  if (kind !== undefined) return `a ${kind} of ${lengthOf(value)} elements`;
+  try {
+    return Array.isArray(value) ? `an array of ${value.length} elements` : 'an object';
+  } catch {
+    return 'an object'; // a revoked Proxy
+  }
+}
+
+/** A value of the wrong kind. */
+export function invalidType(argument: string, expected: string, received: unknown): Error {
+  const message = `${argument} must be ${expected}, received ${describe(received)}`;
+  return make(TypeError, 'ERR_INVALID_ARG_TYPE', message, argument);
+}
+
+/** An option that does not exist; `nearest` is one that does. */
+export function unknownOption(argument: string, nearest: string): Error {
+  const message = `unknown option ${argument}: expected a known name, such as ${nearest}`;
+  return make(TypeError, 'ERR_INVALID_ARG_TYPE', message, argument);
+}
+
+/** Options that exclude each other. */
+export function conflict(argument: string, other: string): Error {
+  const message = `${argument} must be absent when ${other} is given, received both`;
+  return make(TypeError, 'ERR_INVALID_ARG_TYPE', message, argument);
+}
+
+/** A value of the right kind that is not allowed; `index` when it is an element of an array. */
+export function outOfRange(
+  argument: string,
+  expected: string,
+  received: unknown,
+  index?: number,
+): Error {
+  const place = index === undefined ? '' : ` at index ${index}`;
+  const message = `${argument} must be ${expected}, received ${describe(received)}${place}`;
+  return make(RangeError, 'ERR_OUT_OF_RANGE', message, argument, index);
+}
+
+/** An array whose length does not match the shape. */
+export function shapeMismatch(argument: string, expected: string, received: string): Error {
+  const message = `${argument} must be ${expected}, received ${received}`;
+  return make(RangeError, 'ERR_SHAPE_MISMATCH', message, argument);
+}
+
+/** A combination that the package does not offer. */
+export function unsupported(argument: string, message: string): Error {
+  return make(Error, 'ERR_UNSUPPORTED', message, argument);
+}
+
+export function cudaUnavailable(message: string): Error {
+  return make(Error, 'ERR_CUDA_UNAVAILABLE', message, 'device');
+}
+
+export function outOfMemory(what: string): Error {
+  return make(Error, 'ERR_OUT_OF_MEMORY', `out of memory for ${what}`);
+}
+
+export function bindingLoad(message: string, cause: unknown): Error {
+  const error = make(Error, 'ERR_BINDING_LOAD', message);
+  error.cause = cause;
+  return error;
+}
+
+/** Why a native call failed (native/core/status.h). */
+export interface Failure {
+  status:
+    | 'out_of_memory'
+    | 'cancelled'
+    | 'non_finite'
+    | 'overflow'
+    | 'out_of_range'
+    | 'duplicate'
+    | 'shape_mismatch'
+    | 'unsupported';
+  /** '' when no option is at fault. */
+  argument: string;
+  /** -1 when no element is at fault. */
+  index: number;
+}
+
+/** The error of a failed native call; `received` is the element of the request at fault. */
+export function errorOfFailure(failure: Failure, received: unknown): Error {
+  const argument = failure.argument || 'output';
+  const index = failure.index < 0 ? undefined : failure.index;
+  const place = index === undefined ? '' : `, received ${describe(received)} at index ${index}`;
+  switch (failure.status) {
+    case 'out_of_memory':
+      return outOfMemory('the workspace of the operation');
+    case 'cancelled':
+      return new Error('the operation was cancelled'); // the caller has the signal's reason
+    case 'non_finite':
+      return make(
+        RangeError,
+        'ERR_NON_FINITE',
+        `${argument} must be finite${place}`,
+        argument,
+        index,
+      );
+    case 'overflow':
+      return make(
+        RangeError,
+        'ERR_NON_FINITE',
+        `${argument} must stay in the range of float32, received finite inputs whose result does not`,
+        argument,
+        index,
+      );
+    case 'out_of_range':
+      return make(
+        RangeError,
+        'ERR_OUT_OF_RANGE',
+        `${argument} must lie inside the shape${place}`,
+        argument,
+        index,
+      );
+    case 'duplicate':
+      return make(
+        RangeError,
+        'ERR_OUT_OF_RANGE',
+        `${argument} must not list an entry twice${place}`,
+        argument,
+        index,
+      );
+    case 'shape_mismatch':
+      return make(RangeError, 'ERR_SHAPE_MISMATCH', `${argument} does not fit the shape`, argument);
+    case 'unsupported':
+      return unsupported(argument, `${argument} is not supported in this combination`);
+  }
+}

@@ -1,0 +1,84 @@
+import { allocate, CALL_OPTIONS, type Call } from './call';
+import { asynchronous, synchronous, type Operation, type Prepared } from './operation';
+import type { CallOptions } from './types';
+
+/** Options of {@link hammingKMeans}. */
+export interface HammingKMeansOptions extends CallOptions {
+  /** (batch,length) */
+  hashes: BigUint64Array;
+  shape: { batch: number; length: number };
+  /** C ≥ 1; clusters past the real length of a sequence stay empty. */
+  clusters: number;
+  /** How many bits of a hash are in use, 1 to 64. Default 64. */
+  bits?: number | undefined;
+  /** Most updates of the centroids. Default 10. */
+  iterations?: number | undefined;
+  /** Of the first centroids; a safe integer ≥ 0. Default 0. */
+  seed?: number | undefined;
+  /** (batch,C): first centroids. Default the hashes at C distinct random positions. */
+  initial?: BigUint64Array | undefined;
+  /** (batch): how many leading hashes are real. Default all. */
+  lengths?: Int32Array | undefined;
+}
+
+/** What {@link hammingKMeans} returns. */
+export interface HammingKMeansResult {
+  /** (batch,length): nearest centroid (tie: lowest), −1 for padding */
+  labels: Int32Array;
+  /** (batch,C) */
+  counts: Int32Array;
+  /** (batch,C): majority of the members, bit by bit */
+  centroids: BigUint64Array;
+  /** (batch): updates that were made */
+  iterations: Int32Array;
+}
+
+const operation: Operation = {
+  name: 'hammingKMeans',
+  native: 'hammingKMeans',
+  options: [
+    ...CALL_OPTIONS,
+    'hashes',
+    'shape',
+    'clusters',
+    'bits',
+    'iterations',
+    'seed',
+    'initial',
+    'lengths',
+  ],
+  shape: ['batch', 'length'],
+  prepare(call: Call): Prepared {
+    const batch = call.dimension('batch', 0);
+    const length = call.dimension('length', 0);
+    const clusters = call.count('clusters');
+    const bits = call.integer('bits', 1, 64, 64);
+    const maxIterations = call.iterations('iterations', 10);
+    const seed = call.seed();
+    const hashes = call.hashes('hashes', { batch, length });
+    const initial = call.optionalHashes('initial', { batch, clusters });
+    const lengths = call.lengths('lengths', { batch }, length);
+    const result: HammingKMeansResult = {
+      labels: allocate('Int32Array', 'labels', { batch, length }),
+      counts: allocate('Int32Array', 'counts', { batch, clusters }),
+      centroids: allocate('BigUint64Array', 'centroids', { batch, clusters }),
+      iterations: allocate('Int32Array', 'iterations', { batch }),
+    };
+    const sizes = { batch, length, clusters, bits, maxIterations, seed };
+    return { request: [sizes, { hashes, initial, lengths }, result], result: () => result };
+  },
+};
+
+/**
+ * K-means of hashes in Hamming space, batched (Vyas, Katharopoulos, Fleuret, 2020, section 3.2):
+ * assignment to the nearest centroid, centroids by bitwise majority.
+ *
+ * @throws ERR_INVALID_ARG_TYPE, ERR_OUT_OF_RANGE, ERR_SHAPE_MISMATCH for wrong options,
+ * ERR_OUT_OF_MEMORY.
+ */
+export const hammingKMeans =
+  asynchronous<(options: HammingKMeansOptions) => Promise<HammingKMeansResult>>(operation);
+
+/** {@link hammingKMeans} on the calling thread, which it blocks; borrows the inputs. */
+export const hammingKMeansSync =
+  synchronous<(options: HammingKMeansOptions) => HammingKMeansResult>(operation);

@@ -1,0 +1,54 @@
+/**
+ * Attention made cheap by clustering. Every operation comes as `name(options)`, which computes on
+ * a thread pool and returns a promise (inputs are copied at the call), and as `nameSync(options)`,
+ * which computes on the calling thread and borrows the inputs.
+ */
+export { attention, attentionSync } from './attention';
+export type { AttentionDetails, ExactAttentionOptions } from './attention';
+export {
+  clusteredAttention,
+  clusteredAttentionSync,
+  improvedClusteredAttention,
+  improvedClusteredAttentionSync,
+} from './clustered-attention';
+export type {
+  ClusteredAttentionDetails,
+  ClusteredAttentionOptions,
+  ImprovedClusteredAttentionDetails,
+  ImprovedClusteredAttentionOptions,
+} from './clustered-attention';
+export { centroidAttention, centroidAttentionSync } from './centroid-attention';
+export type { CentroidAttentionDetails, CentroidAttentionOptions } from './centroid-attention';
+export type { CentroidWeighting } from './centroid-weighting';
+export { castAttention, castAttentionSync } from './cast-attention';
+export type { CastAttentionDetails, CastAttentionOptions } from './cast-attention';
+export { centroidPool, centroidPoolSync } from './centroid-pool';
+export type { CentroidPoolDetails, CentroidPoolOptions } from './centroid-pool';
+export { centroidEncode, centroidEncodeSync } from './centroid-encode';
+export type { CentroidEncodeOptions } from './centroid-encode';
+export { hash, hashSync, lshPlanes, lshPlanesSync } from './hash';
+export type { HashOptions, LshPlanesOptions } from './hash';
+export { hammingKMeans, hammingKMeansSync } from './hamming-k-means';
+export type { HammingKMeansOptions, HammingKMeansResult } from './hamming-k-means';
+export { kMeans, kMeansSync } from './k-means';
+export type { KMeansOptions, KMeansResult } from './k-means';
+export { aggregate, aggregateSync, broadcast, broadcastSync } from './aggregate';
+export type { AggregateOptions, BroadcastOptions } from './aggregate';
+export { topK, topKSync } from './top-k';
+export type { TopKOptions, TopKResult } from './top-k';
+export { sparseDot, sparseDotSync, sparseWeightedSum, sparseWeightedSumSync } from './sparse';
+export type { SparseDotOptions, SparseOptions, SparseWeightedSumOptions } from './sparse';
+export { info } from './info';
+export type { Info } from './info';
+export { getNumThreads, setNumThreads } from './threads';
+export type { ClusterAttentionError, ErrorCode } from './errors';
+export type {
+  AttentionOptions,
+  AttentionShape,
+  CallOptions,
+  DetailedOperation,
+  DetailedOperationSync,
+  Device,
+  OutputOptions,
+  TensorLayout,
+} from './types';

@@ -1,0 +1,74 @@
+/**
+ * What typed arrays really are, whatever their owner has done to them: the getters of
+ * %TypedArray%.prototype look at internal slots, so subclasses, Proxies and own properties named
+ * `length` cannot mislead them. They are captured when the package is loaded, and so later changes
+ * to the prototypes do not matter either.
+ */
+import { types } from 'node:util';
+
+export type TypedArray = Float32Array | Float64Array | Int32Array | BigUint64Array;
+export type TypedArrayKind = 'Float32Array' | 'Float64Array' | 'Int32Array' | 'BigUint64Array';
+
+const prototype = Object.getPrototypeOf(Int8Array.prototype) as object;
+const { call } = Function.prototype;
+
+function getter<Result>(name: string | symbol): (array: unknown) => Result {
+  const { get } = Object.getOwnPropertyDescriptor(prototype, name)!;
+  return call.bind(get as never) as unknown as (array: unknown) => Result;
+}
+
+function method<Arguments extends unknown[]>(
+  name: string,
+): (array: TypedArray, ...values: Arguments) => void {
+  const { value } = Object.getOwnPropertyDescriptor(prototype, name)!;
+  return call.bind(value as never) as never;
+}
+
+/** 'Float32Array' and so on; undefined for everything that is not a typed array. */
+export const kindOf = getter<string | undefined>(Symbol.toStringTag);
+/** Number of elements; 0 when the memory is detached. */
+export const lengthOf = getter<number>('length');
+export const byteOffsetOf = getter<number>('byteOffset');
+export const byteLengthOf = getter<number>('byteLength');
+export const bufferOf = getter<ArrayBufferLike>('buffer');
+export const copyInto = method<[source: TypedArray]>('set');
+export const fill = method<[value: number]>('fill');
+
+const { isSharedArrayBuffer } = types;
+const constructors = { Float32Array, Float64Array, Int32Array, BigUint64Array };
+const BytesOf = Uint8Array;
+
+export function isShared(array: TypedArray): boolean {
+  return isSharedArrayBuffer(bufferOf(array));
+}
+
+/** True when the memory was transferred away. */
+export function isDetached(array: TypedArray): boolean {
+  if (lengthOf(array) !== 0) return false;
+  try {
+    // The one thing that a detached buffer refuses in every version of Node.
+    return new BytesOf(bufferOf(array)).length < 0;
+  } catch {
+    return true;
+  }
+}
+
+/** True when the two views have a byte in common. */
+export function overlap(a: TypedArray, b: TypedArray): boolean {
+  if (bufferOf(a) !== bufferOf(b)) return false;
+  const beginA = byteOffsetOf(a);
+  const beginB = byteOffsetOf(b);
+  return beginA < beginB + byteLengthOf(b) && beginB < beginA + byteLengthOf(a);
+}
+
+export interface TypedArrays {
+  Float32Array: Float32Array;
+  Float64Array: Float64Array;
+  Int32Array: Int32Array;
+  BigUint64Array: BigUint64Array;
+}
+
+/** A new array of zeros; a RangeError of the language when the memory cannot be had. */
+export function create<Kind extends TypedArrayKind>(kind: Kind, length: number): TypedArrays[Kind] {
+  return new constructors[kind](length) as TypedArrays[Kind];
+}

@@ -1,0 +1,114 @@
+/**
+ * Reads the options object of a call. Only own properties count, each is read exactly once, and
+ * all are read before anything else happens: a getter can still change an array, but only before
+ * the array is looked at.
+ */
+import { invalidType, outOfRange, unknownOption } from './errors';
+
+/** Own properties by name; no prototype, so that a name that is absent is undefined. */
+export type Values = Readonly<Record<string, unknown>>;
+
+/** Labels, indices and lengths are int32: no dimension that they count may be larger. */
+export const MAXIMUM_DIMENSION = 2 ** 31 - 1;
+
+const { create, getOwnPropertyNames, hasOwn } = Object;
+const { isSafeInteger, isFinite } = Number;
+
+/** Copies the own properties of `source`; a name outside `known` is an error. */
+export function readOwn(argument: string, source: unknown, known: readonly string[]): Values {
+  if (typeof source !== 'object' || source === null) {
+    throw invalidType(argument, 'an object', source);
+  }
+  const values = create(null) as Record<string, unknown>;
+  for (const name of getOwnPropertyNames(source)) {
+    if (!known.includes(name)) throw unknownName(argument, name, known);
+    values[name] = (source as Record<string, unknown>)[name];
+  }
+  return values;
+}
+
+function unknownName(argument: string, name: string, known: readonly string[]): Error {
+  const path = argument === 'options' ? name : `${argument}.${name}`;
+  return unknownOption(path, nearestName(name, known));
+}
+
+function nearestName(name: string, known: readonly string[]): string {
+  const lower = name.slice(0, 64).toLowerCase();
+  let nearest = '';
+  let best = Infinity;
+  for (const candidate of known) {
+    const distance = editDistance(lower, candidate.toLowerCase());
+    if (distance < best) {
+      best = distance;
+      nearest = candidate;
+    }
+  }
+  return nearest;
+}
+
+/** Levenshtein distance, one row at a time. */
+function editDistance(a: string, b: string): number {
+  let row = Array.from({ length: b.length + 1 }, (_, j) => j);
+  for (let i = 1; i <= a.length; ++i) {
+    const next = [i];
+    for (let j = 1; j <= b.length; ++j) {
+      const substitute = row[j - 1]! + (a[i - 1] === b[j - 1] ? 0 : 1);
+      next.push(Math.min(substitute, row[j]! + 1, next[j - 1]! + 1));
+    }
+    row = next;
+  }
+  return row[b.length]!;
+}
+
+/** null and undefined both mean that an option was not given. */
+export function isAbsent(value: unknown): value is null | undefined {
+  return value === undefined || value === null;
+}
+
+export function asInteger(
+  argument: string,
+  value: unknown,
+  minimum: number,
+  maximum: number,
+): number {
+  if (typeof value !== 'number') throw invalidType(argument, integerText(minimum, maximum), value);
+  if (!isSafeInteger(value) || value < minimum || value > maximum) {
+    throw outOfRange(argument, integerText(minimum, maximum), value);
+  }
+  return value + 0; // -0 becomes 0
+}
+
+function integerText(minimum: number, maximum: number): string {
+  return maximum === Number.MAX_SAFE_INTEGER
+    ? `a safe integer ≥ ${minimum}`
+    : `an integer from ${minimum} to ${maximum}`;
+}
+
+/** A number that is finite as a float32. */
+export function asReal(argument: string, value: unknown, minimum = -Infinity): number {
+  const expected = minimum === -Infinity ? 'a finite number' : `a finite number ≥ ${minimum}`;
+  if (typeof value !== 'number') throw invalidType(argument, expected, value);
+  if (!isFinite(Math.fround(value)) || value < minimum) {
+    throw outOfRange(argument, `${expected} in the range of float32`, value);
+  }
+  return value;
+}
+
+export function asFlag(argument: string, value: unknown): boolean {
+  if (typeof value !== 'boolean') throw invalidType(argument, 'a boolean', value);
+  return value;
+}
+
+/** The number that stands for the name `value`. */
+export function asChoice(
+  argument: string,
+  value: unknown,
+  choices: Readonly<Record<string, number>>,
+): number {
+  if (typeof value === 'string' && hasOwn(choices, value)) return choices[value]!;
+  const names = Object.keys(choices).map((name) => `'${name}'`);
+  const expected = names.length === 1 ? names[0]! : `one of ${names.join(', ')}`;
+  throw typeof value === 'string'
+    ? outOfRange(argument, expected, value)
+    : invalidType(argument, expected, value);
+}

@@ -1,0 +1,16 @@
+/** The `initial` option of the iterative operations: the name of a start, or the start itself. */
+import type { Axes, Call } from './call';
+import { kindOf } from './intrinsics';
+
+/** The fields `start` and `initial` of a request. */
+export function readStart(
+  call: Call,
+  starts: Readonly<Record<string, number>>,
+  fallback: number,
+  given: number,
+  axes: Axes,
+): { start: number; initial: Float32Array | undefined } {
+  const value = call.value('initial');
+  if (kindOf(value) !== undefined) return { start: given, initial: call.floats('initial', axes) };
+  return { start: call.choice('initial', starts, fallback), initial: undefined };
+}

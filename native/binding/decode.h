@@ -1,0 +1,43 @@
+#pragma once
+
+// Request -> problem, one function per operation. Field names are those of the public options;
+// sizes of `shape` stand beside them. Checks repeat what lib/ has checked (request.h says why).
+
+#include <cstdint>
+
+#include "native/binding/request.h"
+#include "native/core/context.h"
+#include "native/core/problem.h"
+#include "native/dispatch.h"
+
+namespace cluster_attention {
+namespace binding {
+
+/// lshPlanes: random planes for hash(); the one operation that is not a problem of its own below.
+struct LshPlanesProblem {
+  int64_t bits = 0;
+  int64_t dim = 0;
+  uint64_t seed = 0;
+  bool bias = true;
+  float* output = nullptr;  // (bits,dim+1)
+};
+Status run(const LshPlanesProblem& problem, const CallSettings& settings, Context& context);
+
+void decode(Request& request, AttentionProblem& problem);
+void decode(Request& request, ClusteredAttentionProblem& problem);
+void decode(Request& request, CentroidAttentionProblem& problem);
+void decode(Request& request, CastAttentionProblem& problem);
+void decode(Request& request, CentroidPoolProblem& problem);
+void decode(Request& request, CentroidEncodeProblem& problem);
+void decode(Request& request, LshPlanesProblem& problem);
+void decode(Request& request, HashProblem& problem);
+void decode(Request& request, HammingKMeansProblem& problem);
+void decode(Request& request, KMeansProblem& problem);
+void decode(Request& request, AggregateProblem& problem);
+void decode(Request& request, BroadcastProblem& problem);
+void decode(Request& request, TopKProblem& problem);
+void decode(Request& request, SparseDotProblem& problem);
+void decode(Request& request, SparseWeightedSumProblem& problem);
+
+}  // namespace binding
+}  // namespace cluster_attention

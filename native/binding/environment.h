@@ -1,0 +1,86 @@
+#pragma once
+
+// What one JavaScript environment (the main thread or a Worker) keeps: its calls in progress, and
+// the thread-safe function by which pool threads report back. There is no other state: nothing is
+// shared between environments but the thread pool.
+//
+// Life of a call: queued -> running -> finished -> settled on the JavaScript thread. When the
+// environment goes away (Worker.terminate(), process.exit()) its cleanup hook raises the abort flag
+// of every call, takes back those still queued, and waits for those running, because they read
+// memory that belongs to the environment.
+
+#include <node_api.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <mutex>
+
+#include "native/core/status.h"
+
+namespace cluster_attention {
+namespace binding {
+
+class Environment;
+
+/// One asynchronous call; AsyncCall<Problem> in operation.h adds the problem.
+class PendingCall {
+ public:
+  virtual ~PendingCall() = default;
+  /// Computes on a pool thread; touches no JavaScript.
+  virtual Status compute() = 0;
+
+ protected:
+  /// In memory of the request; null when the caller cannot abort.
+  volatile int32_t* abort_ = nullptr;
+
+ private:
+  friend class Environment;
+  enum class Phase { queued, running, abandoned };
+
+  std::atomic<Phase> phase_{Phase::queued};
+  Environment* environment_ = nullptr;
+  napi_ref request_ = nullptr;  // keeps the arrays alive
+  napi_deferred deferred_ = nullptr;
+  Status status_;
+  PendingCall* previous_ = nullptr;
+  PendingCall* next_ = nullptr;
+};
+
+class Environment {
+ public:
+  /// Makes the environment's instance when the addon is loaded into it; false with a pending
+  /// exception when that fails.
+  static bool attach(napi_env env);
+  static Environment* of(napi_env env);
+
+  /// Queues the call, which now belongs to the environment, and returns its promise; nullptr with
+  /// a pending exception when that fails.
+  napi_value start(PendingCall* call, napi_value request);
+
+  Environment(const Environment&) = delete;
+  Environment& operator=(const Environment&) = delete;
+
+ private:
+  explicit Environment(napi_env env) : env_(env) {}
+  ~Environment() = default;
+
+  static void run_on_pool(void* data);
+  static void settle_on_javascript_thread(napi_env env, napi_value, void* context, void* data);
+  static void clean_up(void* data);
+
+  void link(PendingCall* call);
+  void unlink(PendingCall* call);
+  void settle(PendingCall* call);
+
+  napi_env env_;
+  napi_threadsafe_function report_ = nullptr;
+  PendingCall* calls_ = nullptr;  // JavaScript thread only
+
+  std::mutex mutex_;
+  std::condition_variable all_finished_;
+  int64_t unfinished_ = 0;  // calls that a pool thread may still touch; guarded by mutex_
+};
+
+}  // namespace binding
+}  // namespace cluster_attention

@@ -1,0 +1,84 @@
+#include "native/binding/errors.h"
+
+#include <cstdio>
+
+namespace cluster_attention {
+namespace binding {
+namespace {
+
+const char* status_name(StatusCode code) {
+  switch (code) {
+    case StatusCode::ok:
+      return "ok";
+    case StatusCode::out_of_memory:
+      return "out_of_memory";
+    case StatusCode::cancelled:
+      return "cancelled";
+    case StatusCode::non_finite:
+      return "non_finite";
+    case StatusCode::overflow:
+      return "overflow";
+    case StatusCode::out_of_range:
+      return "out_of_range";
+    case StatusCode::duplicate:
+      return "duplicate";
+    case StatusCode::shape_mismatch:
+      return "shape_mismatch";
+    case StatusCode::unsupported:
+      return "unsupported";
+  }
+  return "unsupported";
+}
+
+bool set_number(napi_env env, napi_value object, const char* name, int64_t number) {
+  napi_value value = nullptr;
+  return napi_create_int64(env, number, &value) == napi_ok &&
+         napi_set_named_property(env, object, name, value) == napi_ok;
+}
+
+}  // namespace
+
+bool set_text(napi_env env, napi_value object, const char* name, const char* text) {
+  napi_value value = nullptr;
+  return napi_create_string_utf8(env, text, NAPI_AUTO_LENGTH, &value) == napi_ok &&
+         napi_set_named_property(env, object, name, value) == napi_ok;
+}
+
+napi_value make_outcome(napi_env env, const Status& status) {
+  napi_value outcome = nullptr;
+  if (status.ok()) {
+    if (napi_get_undefined(env, &outcome) == napi_ok) return outcome;
+  } else if (napi_create_object(env, &outcome) == napi_ok &&
+             set_text(env, outcome, "status", status_name(status.code)) &&
+             set_text(env, outcome, "argument", status.argument ? status.argument : "") &&
+             set_number(env, outcome, "index", status.index)) {
+    return outcome;
+  }
+  throw_napi_error(env);
+  return nullptr;
+}
+
+void throw_type_error(napi_env env, const char* argument, const char* expected) {
+  char message[192];
+  std::snprintf(message, sizeof message, "%s must be %s in the request", argument, expected);
+  napi_throw_type_error(env, "ERR_INVALID_ARG_TYPE", message);
+}
+
+void throw_range_error(napi_env env, const char* argument, const char* expected) {
+  char message[192];
+  std::snprintf(message, sizeof message, "%s must be %s in the request", argument, expected);
+  napi_throw_range_error(env, "ERR_OUT_OF_RANGE", message);
+}
+
+void throw_napi_error(napi_env env) {
+  // The message belongs to the call that failed last: fetch it before any other call.
+  const napi_extended_error_info* info = nullptr;
+  const bool known = napi_get_last_error_info(env, &info) == napi_ok && info->error_message;
+  const char* message = known ? info->error_message : "a Node-API call failed";
+  bool pending = false;
+  if (napi_is_exception_pending(env, &pending) == napi_ok && !pending)
+    napi_throw_error(env, "ERR_BINDING", message);
+}
+
+}  // namespace binding
+}  // namespace cluster_attention

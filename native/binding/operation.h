@@ -1,0 +1,85 @@
+#pragma once
+
+// Turns a problem type into its two JavaScript functions: `run_sync<Problem>` computes on the
+// calling thread, `run_async<Problem>` on the thread pool and returns a promise. Both decode the
+// same request and give the same outcome (errors.h).
+
+#include <node_api.h>
+
+#include <new>
+
+#include "native/binding/decode.h"
+#include "native/binding/environment.h"
+#include "native/binding/errors.h"
+#include "native/binding/request.h"
+#include "native/core/context.h"
+#include "native/core/thread_pool.h"
+#include "native/dispatch.h"
+
+namespace cluster_attention {
+namespace binding {
+
+/// What every request holds beside the problem.
+struct CallFrame {
+  CallSettings settings;
+  int32_t* abort = nullptr;  // (1), optional; JavaScript writes it, kernels poll it
+};
+
+template <typename Problem>
+bool decode_call(Request& request, Problem& problem, CallFrame& frame) {
+  frame.settings.non_finite = request.choice("nonFinite", NonFinite::propagate);
+  frame.settings.precision = request.choice("precision", Precision::bfloat16);
+  request.array("abort", frame.abort, 1, Presence::optional);
+  decode(request, problem);
+  return request.resolve();
+}
+
+template <typename Problem>
+Status compute(const Problem& problem, const CallFrame& frame) {
+  Context context(ThreadPool::instance().threads(), frame.abort);
+  return run(problem, frame.settings, context);
+}
+
+template <typename Problem>
+class AsyncCall final : public PendingCall {
+ public:
+  bool decode(Request& request) {
+    if (!decode_call(request, problem_, frame_)) return false;
+    abort_ = frame_.abort;
+    return true;
+  }
+  Status compute() override { return binding::compute(problem_, frame_); }
+
+ private:
+  Problem problem_;
+  CallFrame frame_;
+};
+
+template <typename Problem>
+napi_value run_sync(napi_env env, napi_callback_info info) {
+  Request request(env, info);
+  Problem problem;
+  CallFrame frame;
+  if (!decode_call(request, problem, frame)) return nullptr;
+  return make_outcome(env, compute(problem, frame));
+}
+
+template <typename Problem>
+napi_value run_async(napi_env env, napi_callback_info info) {
+  Environment* environment = Environment::of(env);
+  auto* call = new (std::nothrow) AsyncCall<Problem>();
+  if (environment == nullptr || call == nullptr) {
+    delete call;
+    napi_throw_error(env, "ERR_OUT_OF_MEMORY", "no memory for an asynchronous call");
+    return nullptr;
+  }
+  Request request(env, info);
+  if (!call->decode(request)) {
+    delete call;
+    return nullptr;
+  }
+  return environment->start(call, request.object());
+}
+
+}  // namespace binding
+}  // namespace cluster_attention

@@ -1,0 +1,17 @@
+#pragma once
+
+// Functions about the process rather than about a problem.
+
+#include <node_api.h>
+
+namespace cluster_attention {
+namespace binding {
+
+/// info() -> { version, found, used }: the addon's version and the instruction sets.
+napi_value info(napi_env env, napi_callback_info info);
+napi_value get_num_threads(napi_env env, napi_callback_info info);
+/// setNumThreads({ threads })
+napi_value set_num_threads(napi_env env, napi_callback_info info);
+
+}  // namespace binding
+}  // namespace cluster_attention
