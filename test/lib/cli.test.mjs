@@ -1,0 +1,39 @@
+import { spawnSync } from 'node:child_process';
+import path from 'node:path';
+import { expect, test } from 'vitest';
+import { required, root } from './support/package.mjs';
+
+function run(...parameters) {
+  const file = path.join(root, 'dist', 'cli.js');
+  const { status, stdout, stderr } = spawnSync(process.execPath, [file, ...parameters], {
+    encoding: 'utf8',
+  });
+  return { status, stdout, stderr };
+}
+
+test('info prints what info() knows', () => {
+  const { status, stdout, stderr } = run('info');
+  expect([status, stderr]).toEqual([0, '']);
+  const { version, instructionSets } = required.info();
+  expect(stdout).toContain(version);
+  expect(stdout).toContain(instructionSets.used);
+  expect(stdout).toMatch(/cuda/i);
+});
+
+test('--version and --help', () => {
+  expect(run('--version')).toEqual({
+    status: 0,
+    stdout: `${required.info().version}\n`,
+    stderr: '',
+  });
+  const { status, stdout } = run('--help');
+  expect(status).toBe(0);
+  expect(stdout).toContain('info');
+});
+
+test.each([[[]], [['nonsense']], [['__proto__']]])('%o is refused with a hint', (parameters) => {
+  const { status, stdout, stderr } = run(...parameters);
+  expect(status).not.toBe(0);
+  expect(stdout).toBe('');
+  expect(stderr).toContain('--help');
+});

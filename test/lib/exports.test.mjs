@@ -1,0 +1,54 @@
+import { execFileSync } from 'node:child_process';
+import { readFileSync } from 'node:fs';
+import path from 'node:path';
+import { expect, test } from 'vitest';
+import { names } from './support/operations.mjs';
+import { imported, required, root } from './support/package.mjs';
+
+const manifest = JSON.parse(readFileSync(path.join(root, 'package.json'), 'utf8'));
+const expected = [
+  ...names.flatMap((name) => [name, `${name}Sync`]),
+  'info',
+  'setNumThreads',
+  'getNumThreads',
+];
+
+test('require gives every function', () => {
+  for (const name of expected) expect(required[name], name).toBeTypeOf('function');
+});
+
+test('functions carry their own names', () => {
+  for (const name of expected) expect(required[name].name).toBe(name);
+});
+
+test('named imports give the same functions', () => {
+  for (const name of expected) expect(imported[name], name).toBe(required[name]);
+});
+
+test('the package imports itself by name, with exactly the names that require gives', () => {
+  const script = `
+    import { createRequire } from 'node:module';
+    import { ${expected.join(', ')} } from 'cluster-attention';
+    import * as all from 'cluster-attention';
+    const required = createRequire(import.meta.url)('cluster-attention');
+    const named = Object.keys(all).filter((name) => name !== 'default' && name !== 'module.exports');
+    console.log(JSON.stringify({ named: named.sort(), required: Object.keys(required).sort() }));
+  `;
+  const output = execFileSync(process.execPath, ['--input-type=module', '-e', script], {
+    cwd: root,
+  });
+  const { named, required: keys } = JSON.parse(output);
+  expect(named.filter((name) => name !== '__esModule')).toEqual(keys);
+});
+
+test('nothing but the documented names is exported', () => {
+  const extra = Object.keys(required).filter((name) => !expected.includes(name));
+  expect(extra.filter((name) => !/^(DeviceTensor|.*Vjp(Sync)?)$/.test(name))).toEqual([]);
+});
+
+test('info() says what runs here', () => {
+  const info = required.info();
+  expect(info.version).toBe(manifest.version);
+  expect(JSON.stringify(info)).toMatch(/cuda/i);
+  expect(Object.values(info)).toContain(required.getNumThreads());
+});

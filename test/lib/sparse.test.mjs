@@ -1,0 +1,69 @@
+import { describe, expect, test } from 'vitest';
+import * as oracle from './oracle/index.mjs';
+import { caseCall, cases } from './support/cases.mjs';
+import { expectAll, expectClose } from './support/compare.mjs';
+import { indices, normals, omit, swapAxes } from './support/data.mjs';
+import { forms } from './support/package.mjs';
+
+/** Both ways of listing keys: per query, and per cluster with labels. Without keys, k clamps to 0. */
+function lists({ batch, heads, queryLength, keyLength }, entry, seed) {
+  const width = Math.min(entry.topK, keyLength);
+  const list = (count) => indices(count * width, seed, -1, keyLength - 1);
+  const labels = indices(batch * heads * queryLength, seed + 1, -1, entry.clusters - 1);
+  const { topK: k, clusters } = entry;
+  return [
+    { width, listed: { indices: list(batch * heads * queryLength), k } },
+    { width, listed: { indices: list(batch * heads * clusters), k, labels, clusters } },
+  ];
+}
+
+describe.each(forms('sparseDot'))('sparseDot, %s', (_, sparseDot) => {
+  test.each(cases)('agrees with the oracle: $name', async (entry) => {
+    const { options, plain } = caseCall(entry, 900);
+    for (const { width, listed } of lists(plain.shape, entry, 901)) {
+      const call = omit({ ...options, ...listed }, 'value');
+      expectClose(await sparseDot(call), oracle.sparseDot({ ...plain, ...listed, k: width }));
+    }
+  });
+
+  test('index −1 gives −Infinity', async () => {
+    const shape = { batch: 1, heads: 1, queryLength: 2, keyLength: 3, headDim: 2 };
+    const listed = { indices: Int32Array.of(-1, 2, 0, -1), k: 2 };
+    const options = { query: normals(4, 910), key: normals(6, 911), shape, ...listed };
+    const output = await sparseDot(options);
+    expect([output[0], output[3]]).toEqual([-Infinity, -Infinity]);
+    expectClose(output, oracle.sparseDot(options));
+  });
+});
+
+describe.each(forms('sparseWeightedSum'))('sparseWeightedSum, %s', (_, sparseWeightedSum) => {
+  test.each(cases)('agrees with the oracle: $name', async (entry) => {
+    const { options, plain, toPlain } = caseCall(entry, 920);
+    const { batch, heads, queryLength } = plain.shape;
+    for (const { width, listed } of lists(plain.shape, entry, 921)) {
+      const weights = normals(batch * heads * queryLength * width, 922);
+      const call = omit({ ...options, ...listed, weights }, 'query', 'key');
+      const expected = oracle.sparseWeightedSum({ ...plain, weights, ...listed, k: width });
+      expectClose(toPlain(await sparseWeightedSum(call)), expected);
+    }
+  });
+
+  test('a query whose list is empty gets a row of zeros', async () => {
+    const shape = { batch: 1, heads: 2, queryLength: 3, keyLength: 4, headDim: 2 };
+    const listed = { indices: new Int32Array(12).fill(-1), k: 2 };
+    const options = { weights: normals(12, 930), value: normals(16, 931), shape, ...listed };
+    expectAll(await sparseWeightedSum(options), 0);
+  });
+
+  test('reads values in both layouts alike', async () => {
+    const shape = { batch: 2, heads: 3, queryLength: 5, keyLength: 7, headDim: 4 };
+    const value = normals(2 * 3 * 7 * 4, 940);
+    const call = { weights: normals(90, 941), indices: indices(90, 942, -1, 6), k: 3, shape };
+    const swapped = await sparseWeightedSum({
+      ...call,
+      value: swapAxes(value, 2, 3, 7, 4),
+      layout: 'BLHD',
+    });
+    expectClose(swapAxes(swapped, 2, 5, 3, 4), await sparseWeightedSum({ ...call, value }), 0);
+  });
+});
