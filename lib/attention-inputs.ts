@@ -1,6 +1,7 @@
 /** What every attention kind reads: query, key, value, their sizes, lengths and scale. */
 import { Layout } from './binding';
 import { CALL_OPTIONS, type Axes, type Call } from './call';
+import { unsupported } from './errors';
 
 export const ATTENTION_SHAPE = [
   'batch',
@@ -21,6 +22,7 @@ export const ATTENTION_OPTIONS = [
   'scale',
   'queryLengths',
   'keyLengths',
+  'causal',
   'details',
   'out',
 ] as const;
@@ -65,6 +67,12 @@ export function readAttentionInputs(call: Call): AttentionInputs {
     key: call.floats('key', inLayout(layout, { batch, heads, keyLength, headDim })),
     value: call.floats('value', inLayout(layout, { batch, heads, keyLength, valueDim })),
   };
+}
+
+/** For the kinds that cannot hide the future from a query; `why` completes the message. */
+export function refuseCausal(call: Call, why: string): void {
+  if (!call.flag('causal', false)) return;
+  throw unsupported('causal', `causal must be false or absent, received true: ${why}`);
 }
 
 /** The output of every attention kind, (B,H,L,E) in the layout of the inputs. */

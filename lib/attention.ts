@@ -1,5 +1,9 @@
-import { allocateOutput, ATTENTION_OPTIONS, ATTENTION_SHAPE } from './attention-inputs';
-import { readAttentionInputs } from './attention-inputs';
+import {
+  allocateOutput,
+  ATTENTION_OPTIONS,
+  ATTENTION_SHAPE,
+  readAttentionInputs,
+} from './attention-inputs';
 import { allocate, type Call } from './call';
 import { asynchronous, synchronous, type Operation, type Prepared } from './operation';
 import type { AttentionOptions, DetailedOperation, DetailedOperationSync } from './types';
@@ -24,7 +28,7 @@ export interface AttentionDetails {
 const operation: Operation = {
   name: 'attention',
   native: 'attention',
-  options: [...ATTENTION_OPTIONS, 'causal'],
+  options: ATTENTION_OPTIONS,
   shape: ATTENTION_SHAPE,
   prepare(call: Call): Prepared {
     const inputs = readAttentionInputs(call);

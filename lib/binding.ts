@@ -63,17 +63,19 @@ const root = join(__dirname, '..');
 /** Finds build/Release or the prebuilt file that fits this platform. Comes without types. */
 const nodeGypBuild = require('node-gyp-build') as { resolve(root: string): string };
 
+const BUILD_IT =
+  `Build it on this machine with: node "${join(root, 'scripts', 'build.cjs')}" ` +
+  '(needs CMake 3.20 or newer and a C++17 compiler)';
+
 /** The file of the addon that would be loaded; throws when there is none. */
 function resolve(): string {
   try {
     return nodeGypBuild.resolve(root);
   } catch (cause) {
+    const platform = `${process.platform}-${process.arch}`;
     throw bindingLoad(
-      `no native addon for ${process.platform}-${process.arch} (Node ${process.versions.node}): ` +
-        `looked in ${join(root, 'build', 'Release')} and in ` +
-        `${join(root, 'prebuilds', `${process.platform}-${process.arch}`)}. ` +
-        `Build it with "node ${join(root, 'scripts', 'install.cjs')}" ` +
-        '(needs CMake 3.20 or newer and a C++17 compiler)',
+      `no native addon for ${platform} (Node ${process.versions.node}): looked in ` +
+        `${join(root, 'build', 'Release')} and in ${join(root, 'prebuilds', platform)}. ${BUILD_IT}`,
       cause,
     );
   }
@@ -84,12 +86,7 @@ function load(file: string): Binding {
     return require(file) as Binding;
   } catch (cause) {
     const reason = cause instanceof Error ? cause.message : String(cause);
-    throw bindingLoad(
-      `the native addon ${file} does not load: ${reason}. Build it for this machine with ` +
-        `"npm_config_build_from_source=true node ${join(root, 'scripts', 'install.cjs')}" ` +
-        '(needs CMake 3.20 or newer and a C++17 compiler)',
-      cause,
-    );
+    throw bindingLoad(`the native addon ${file} does not load: ${reason}. ${BUILD_IT}`, cause);
   }
 }
 

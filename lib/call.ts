@@ -204,7 +204,7 @@ export class Call {
     this.#inputs.push(array);
     if (this.#form === 'sync' && !intrinsics.isShared(array)) return array;
     const copy = allocate(kind, `a copy of ${name}`, axes);
-    intrinsics.copyInto(copy, array);
+    intrinsics.copyInto(copy, intrinsics.fixedView(array, kind, intrinsics.lengthOf(copy)));
     return copy;
   }
 

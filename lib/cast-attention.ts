@@ -1,8 +1,13 @@
-import { allocateOutput, ATTENTION_OPTIONS, ATTENTION_SHAPE } from './attention-inputs';
-import { readAttentionInputs } from './attention-inputs';
+import {
+  allocateOutput,
+  ATTENTION_OPTIONS,
+  ATTENTION_SHAPE,
+  readAttentionInputs,
+  refuseCausal,
+} from './attention-inputs';
 import { Activation, Selection } from './binding';
 import { allocate, type Call } from './call';
-import { conflict, outOfRange, shapeMismatch, unsupported } from './errors';
+import { outOfRange, shapeMismatch, unsupported } from './errors';
 import { asynchronous, synchronous, type Operation, type Prepared } from './operation';
 import { MAXIMUM_DIMENSION } from './options';
 import type { AttentionOptions, DetailedOperation, DetailedOperationSync } from './types';
@@ -27,7 +32,7 @@ export interface CastAttentionOptions extends Omit<AttentionOptions, 'queryLengt
    * a `scale`, 'laplace' divides each product by the number of its keys.
    */
   activation?: 'softmax' | 'laplace' | undefined;
-  /** (B,C,κ): ready tokens of each cluster, −1 for an empty slot; instead of `selection`. */
+  /** (B,C,κ): ready tokens of each cluster, −1 for an empty slot; `selection` then says nothing. */
   indices?: Int32Array | undefined;
 }
 
@@ -43,12 +48,7 @@ export interface CastAttentionDetails {
 
 /** What the operation cannot do, said in words rather than as an unknown option. */
 function refuse(call: Call): void {
-  if (call.flag('causal', false)) {
-    throw unsupported(
-      'causal',
-      'causal must be false for CAST, received true: cluster selection and summaries read the future',
-    );
-  }
+  refuseCausal(call, 'the cluster selection and the summaries of CAST read the future');
   if (call.has('queryLengths')) {
     throw unsupported(
       'queryLengths',
@@ -62,8 +62,14 @@ function readSelection(call: Call, batch: number, clusters: number, clusterSize:
   if (!call.has('indices')) {
     return { selection: call.choice('selection', { topK, singleAssignment }, topK) };
   }
-  if (call.has('selection')) throw conflict('selection', 'indices');
   return { selection: given, indices: call.integers('indices', { batch, clusters, clusterSize }) };
+}
+
+function longestSequence(lengths: Int32Array | undefined, batch: number, full: number): number {
+  if (lengths === undefined) return full;
+  let longest = 0;
+  for (let b = 0; b < batch; ++b) longest = Math.max(longest, lengths[b]!);
+  return longest;
 }
 
 /** Every real token must find a slot. */
@@ -87,7 +93,6 @@ const operation: Operation = {
   native: 'castAttention',
   options: [
     ...ATTENTION_OPTIONS,
-    'causal',
     'clusters',
     'clusterSize',
     'surrogates',
@@ -106,13 +111,15 @@ const operation: Operation = {
     }
     const hasScale = call.has('scale');
     const clusters = call.count('clusters');
-    const clusterSize = Math.min(call.integer('clusterSize', 1, MAXIMUM_DIMENSION), keyLength);
+    const asked = call.integer('clusterSize', 1, MAXIMUM_DIMENSION);
+    // Given lists are as wide as they are, a selection finds no more than N tokens.
+    const clusterSize = call.has('indices') ? asked : Math.min(asked, keyLength);
     const surrogates = call.floats('surrogates', { heads, clusters, headDim });
     const gate = call.floats('gate', { batch, keyLength });
     const activation = call.choice('activation', Activation, Activation.softmax);
     const selection = readSelection(call, batch, clusters, clusterSize);
     if (selection.selection === Selection.singleAssignment) {
-      const longest = keyLengths ? keyLengths.reduce((a, b) => Math.max(a, b), 0) : keyLength;
+      const longest = longestSequence(keyLengths, batch, keyLength);
       checkRoom(clusters, clusterSize, longest, call.value('clusterSize'));
     }
     const details = call.flag('details', false);

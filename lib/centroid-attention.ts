@@ -1,5 +1,10 @@
-import { allocateOutput, ATTENTION_OPTIONS, ATTENTION_SHAPE } from './attention-inputs';
-import { readAttentionInputs } from './attention-inputs';
+import {
+  allocateOutput,
+  ATTENTION_OPTIONS,
+  ATTENTION_SHAPE,
+  readAttentionInputs,
+  refuseCausal,
+} from './attention-inputs';
 import { allocate, type Call } from './call';
 import { readCentroidWeighting, type CentroidWeighting } from './centroid-weighting';
 import { asynchronous, synchronous, type Operation, type Prepared } from './operation';
@@ -33,6 +38,7 @@ const operation: Operation = {
   ],
   shape: ATTENTION_SHAPE,
   prepare(call: Call): Prepared {
+    refuseCausal(call, 'centroids have no position in the sequence');
     const inputs = readAttentionInputs(call);
     const { batch, heads, queryLength, keyLength, keyLengths } = inputs;
     const weighting = readCentroidWeighting(call, batch, queryLength, keyLength, keyLengths);

@@ -1,8 +1,13 @@
-import { allocateOutput, ATTENTION_OPTIONS, ATTENTION_SHAPE } from './attention-inputs';
-import { readAttentionInputs, type AttentionInputs } from './attention-inputs';
+import {
+  allocateOutput,
+  ATTENTION_OPTIONS,
+  ATTENTION_SHAPE,
+  type AttentionInputs,
+  readAttentionInputs,
+  refuseCausal,
+} from './attention-inputs';
 import { Grouping, Threshold } from './binding';
 import { allocate, type Call } from './call';
-import { conflict } from './errors';
 import { drawPlanes } from './hash';
 import { asynchronous, synchronous, type Operation, type Prepared } from './operation';
 import { MAXIMUM_DIMENSION } from './options';
@@ -33,7 +38,10 @@ export interface ClusteredAttentionOptions extends AttentionOptions {
   seed?: number | undefined;
   /** (bits, D+1): planes to hash with, the threshold last. Default drawn from N(0,1) by `seed`. */
   planes?: Float32Array | undefined;
-  /** (B,H,L): ready groups in 0…C−1, −1 for none; instead of the grouping options. */
+  /**
+   * (B,H,L): ready groups in 0…C−1, −1 for none. They take the place of the grouping: `grouping`,
+   * `bits`, `iterations`, `hashBias`, `threshold`, `seed` and `planes` then say nothing.
+   */
   labels?: Int32Array | undefined;
 }
 
@@ -41,6 +49,12 @@ export interface ClusteredAttentionOptions extends AttentionOptions {
 export interface ImprovedClusteredAttentionOptions extends ClusteredAttentionOptions {
   /** k ≥ 1: keys per cluster that are attended to exactly; clamped to S. Default 32. */
   topK?: number | undefined;
+  /**
+   * Says how a gradient treats the share m̂ of the attention that a cluster gives to its top keys:
+   * as a constant (true, as the authors' code does) or exactly (false, the default). The forward
+   * result does not depend on it.
+   */
+  detachMass?: boolean | undefined;
 }
 
 /** What {@link clusteredAttention} returns with `details: true`. */
@@ -59,20 +73,16 @@ export interface ImprovedClusteredAttentionDetails extends ClusteredAttentionDet
   indices: Int32Array;
 }
 
-const GROUPING_OPTIONS = [
+const CLUSTERED_OPTIONS = [
+  ...ATTENTION_OPTIONS,
+  'clusters',
   'grouping',
   'bits',
   'iterations',
   'hashBias',
   'threshold',
-  'planes',
-] as const;
-
-const CLUSTERED_OPTIONS = [
-  ...ATTENTION_OPTIONS,
-  ...GROUPING_OPTIONS,
-  'clusters',
   'seed',
+  'planes',
   'labels',
 ] as const;
 
@@ -81,8 +91,6 @@ function readGrouping(call: Call, { batch, heads, queryLength, headDim }: Attent
   const seed = call.seed();
   const ready = { bits: 1, iterations: 0, threshold: Threshold.normal, seed, planes: undefined };
   if (call.has('labels')) {
-    const contradiction = GROUPING_OPTIONS.find((name) => call.has(name));
-    if (contradiction !== undefined) throw conflict(contradiction, 'labels');
     const labels = call.integers('labels', { batch, heads, queryLength });
     return { ...ready, grouping: Grouping.given, labels };
   }
@@ -100,6 +108,8 @@ function readGrouping(call: Call, { batch, heads, queryLength, headDim }: Attent
 
 /** `improved` adds the exact attention to the top keys of each cluster. */
 function prepare(call: Call, improved: boolean): Prepared {
+  refuseCausal(call, 'the mean query of a cluster stands for queries at many positions');
+  call.flag('detachMass', false); // checked here, used by gradients alone
   const inputs = readAttentionInputs(call);
   const { batch, heads, queryLength, keyLength } = inputs;
   const clusters = call.count('clusters');
@@ -132,7 +142,7 @@ const clustered: Operation = {
 const improvedClustered: Operation = {
   name: 'improvedClusteredAttention',
   native: 'clustered',
-  options: [...CLUSTERED_OPTIONS, 'topK'],
+  options: [...CLUSTERED_OPTIONS, 'topK', 'detachMass'],
   shape: ATTENTION_SHAPE,
   prepare: (call) => prepare(call, true),
 };

@@ -80,12 +80,6 @@ export function unknownOption(argument: string, nearest: string): Error {
   return make(TypeError, 'ERR_INVALID_ARG_TYPE', message, argument);
 }
 
-/** Options that exclude each other. */
-export function conflict(argument: string, other: string): Error {
-  const message = `${argument} must be absent when ${other} is given, received both`;
-  return make(TypeError, 'ERR_INVALID_ARG_TYPE', message, argument);
-}
-
 /** A value of the right kind that is not allowed; `index` when it is an element of an array. */
 export function outOfRange(
   argument: string,

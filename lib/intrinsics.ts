@@ -61,6 +61,11 @@ export function overlap(a: TypedArray, b: TypedArray): boolean {
   return beginA < beginB + byteLengthOf(b) && beginB < beginA + byteLengthOf(a);
 }
 
+/** The first elements of an array, as many even if another thread lets the memory grow. */
+export function fixedView(array: TypedArray, kind: TypedArrayKind, length: number): TypedArray {
+  return new constructors[kind](bufferOf(array) as ArrayBuffer, byteOffsetOf(array), length);
+}
+
 export interface TypedArrays {
   Float32Array: Float32Array;
   Float64Array: Float64Array;

@@ -6,6 +6,7 @@ import { abortable } from './abort';
 import { binding, type NativeOperation, type Request } from './binding';
 import { Call, type KnownNames } from './call';
 import { errorOfFailure, type Failure } from './errors';
+import { declareNames } from './options';
 
 /** A call that is ready to run. */
 export interface Prepared {
@@ -22,7 +23,8 @@ export interface Operation extends KnownNames {
 }
 
 /** The form that computes on the calling thread. */
-export function synchronous<Function>(operation: Operation): Function {
+export function synchronous<Callable>(operation: Operation): Callable {
+  declareNames([...operation.options, ...(operation.shape ?? [])]);
   const name = `${operation.name}Sync`;
   const compute = binding[operation.native];
   return named(name, (options: unknown): unknown => {
@@ -39,7 +41,7 @@ export function synchronous<Function>(operation: Operation): Function {
 }
 
 /** The form that computes on the thread pool. It never throws: bad arguments reject the promise. */
-export function asynchronous<Function>(operation: Operation): Function {
+export function asynchronous<Callable>(operation: Operation): Callable {
   const { name } = operation;
   const compute = binding[`${operation.native}Async`];
   return named(name, async (options: unknown): Promise<unknown> => {
@@ -55,9 +57,9 @@ export function asynchronous<Function>(operation: Operation): Function {
   });
 }
 
-function named<Function>(name: string, implementation: (options: unknown) => unknown): Function {
+function named<Callable>(name: string, implementation: (options: unknown) => unknown): Callable {
   Object.defineProperty(implementation, 'name', { value: name });
-  return implementation as Function;
+  return implementation as Callable;
 }
 
 /**

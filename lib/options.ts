@@ -14,14 +14,29 @@ export const MAXIMUM_DIMENSION = 2 ** 31 - 1;
 const { create, getOwnPropertyNames, hasOwn } = Object;
 const { isSafeInteger, isFinite } = Number;
 
-/** Copies the own properties of `source`; a name outside `known` is an error. */
+/** The names that any operation knows. */
+const everyName = new Set<string>();
+
+/** Says that `names` are options (or dimensions of `shape`) of some operation. */
+export function declareNames(names: readonly string[]): void {
+  for (const name of names) everyName.add(name);
+}
+
+/**
+ * Copies the own properties of `source` whose names are `known`. Names that only other operations
+ * know are passed over, so that one options object can serve several; any other name is an error,
+ * most likely a misspelling.
+ */
 export function readOwn(argument: string, source: unknown, known: readonly string[]): Values {
   if (typeof source !== 'object' || source === null) {
     throw invalidType(argument, 'an object', source);
   }
   const values = create(null) as Record<string, unknown>;
   for (const name of getOwnPropertyNames(source)) {
-    if (!known.includes(name)) throw unknownName(argument, name, known);
+    if (!known.includes(name)) {
+      if (everyName.has(name)) continue;
+      throw unknownName(argument, name, known);
+    }
     values[name] = (source as Record<string, unknown>)[name];
   }
   return values;

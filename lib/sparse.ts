@@ -1,17 +1,15 @@
-import { ATTENTION_SHAPE } from './attention-inputs';
-import { inLayout } from './attention-inputs';
+import { ATTENTION_SHAPE, inLayout } from './attention-inputs';
 import { Layout } from './binding';
 import { CALL_OPTIONS, type Call } from './call';
 import { invalidType } from './errors';
 import { asynchronous, synchronous, type Operation, type Prepared } from './operation';
-import { MAXIMUM_DIMENSION } from './options';
 import type { OutputOptions, TensorLayout } from './types';
 
 /** Options of both sparse products. */
 export interface SparseOptions extends OutputOptions {
   /** (B,H,L,k): keys of each query, or with `labels` (B,H,C,k): of each cluster; −1 is none. */
   indices: Int32Array;
-  /** k ≥ 1; clamped to the key length. */
+  /** k ≥ 1: width of the lists; may exceed the key length. */
   k: number;
   /** (B,H,L): cluster of each query, −1 for none; needs `clusters`. */
   labels?: Int32Array | undefined;
@@ -78,7 +76,7 @@ function readSizes(call: Call) {
   const queryLength = call.dimension('queryLength', 0);
   const keyLength = call.dimension('keyLength', 0, queryLength);
   const layout = call.choice('layout', Layout, Layout.BHLD);
-  const k = Math.min(call.integer('k', 1, MAXIMUM_DIMENSION), keyLength);
+  const k = call.count('k');
   return { batch, heads, queryLength, keyLength, layout, k };
 }
 

@@ -14,7 +14,7 @@
 // one, so the noise in |p_i − p_j|² is that of one pixel: h is `strength` times the noise.
 
 /** Width of the Gaussian window as a share of the patch; tuned for PSNR, as CHROMA_WEIGHT. */
-const WINDOW = 0.17;
+const WINDOW = 0.125;
 const CHROMA_WEIGHT = 1.5;
 
 /** Rows of orthonormal colour axes: luminance, red against blue, green against both. */

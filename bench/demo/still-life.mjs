@@ -10,6 +10,6 @@ const SIZE = 512;
 
 /** @returns {Promise<{ data: Buffer, width: number, height: number }>} RGB bytes */
 export async function drawStillLife() {
-  const data = render(await renderTextures(), SIZE);
+  const data = await render(await renderTextures(), SIZE);
   return { data, width: SIZE, height: SIZE };
 }

@@ -91,7 +91,7 @@ void decode(Request& request, CastAttentionProblem& problem) {
   const AttentionShape& shape = problem.inputs.shape;
   problem.has_scale = request.flag("hasScale");
   problem.clusters = request.size("clusters", 1);
-  problem.cluster_size = request.integer("clusterSize", 0, shape.key_length);
+  problem.cluster_size = request.size("clusterSize");  // given lists may be wider than N
   problem.selection = request.choice("selection", Selection::given);
   problem.activation = request.choice("activation", Activation::laplace);
   const int64_t slots = element_count(shape.batch, problem.clusters, problem.cluster_size);

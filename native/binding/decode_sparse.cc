@@ -20,9 +20,9 @@ AttentionShape decode_shape(Request& request, Inner inner) {
   return shape;
 }
 
-SparseIndices decode_sizes(Request& request, const AttentionShape& shape) {
+SparseIndices decode_sizes(Request& request) {
   SparseIndices sparse;
-  sparse.k = request.integer("k", 0, shape.key_length);
+  sparse.k = request.size("k", 1);
   sparse.clusters = request.size("clusters");
   return sparse;
 }
@@ -55,7 +55,7 @@ void decode(Request& request, SparseDotProblem& problem) {
   const AttentionShape shape = decode_shape(request, Inner::head_dim);
   const Layout layout = request.choice("layout", Layout::blhd);
   problem.shape = shape;
-  problem.sparse = decode_sizes(request, shape);
+  problem.sparse = decode_sizes(request);
   request.rows("query", problem.query, layout, shape.batch, shape.heads, shape.query_length,
                shape.head_dim);
   request.rows("key", problem.key, layout, shape.batch, shape.heads, shape.key_length,
@@ -71,7 +71,7 @@ void decode(Request& request, SparseWeightedSumProblem& problem) {
   const AttentionShape shape = decode_shape(request, Inner::value_dim);
   const Layout layout = request.choice("layout", Layout::blhd);
   problem.shape = shape;
-  problem.sparse = decode_sizes(request, shape);
+  problem.sparse = decode_sizes(request);
   request.array("weights", problem.weights,
                 element_count(shape.batch, shape.heads, shape.query_length, problem.sparse.k));
   request.rows("value", problem.value, layout, shape.batch, shape.heads, shape.key_length,

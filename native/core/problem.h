@@ -255,7 +255,7 @@ struct CastAttentionProblem {
   /// of its keys; `has_scale` says that inputs.scale was chosen by the caller.
   bool has_scale = true;
   int64_t clusters = 0;      // C
-  int64_t cluster_size = 0;  // kappa, <= N
+  int64_t cluster_size = 0;  // kappa; <= N unless Selection::given
   Selection selection = Selection::top_k;
   Activation activation = Activation::softmax;
   const float* surrogates = nullptr;       // (H,C,D)

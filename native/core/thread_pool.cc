@@ -150,10 +150,15 @@ bool ThreadPool::State::start_thread() {
   return true;
 }
 
-ThreadPool::ThreadPool() : state_(new State) { set_threads(default_thread_count()); }
+ThreadPool::ThreadPool() {
+  alignas(State) static char memory[sizeof(State)];
+  state_ = new (memory) State;
+  set_threads(default_thread_count());
+}
 
 ThreadPool& ThreadPool::instance() {
-  static ThreadPool* pool = new ThreadPool;
+  alignas(ThreadPool) static char memory[sizeof(ThreadPool)];
+  static ThreadPool* pool = new (memory) ThreadPool;
   return *pool;
 }
 

@@ -43,7 +43,7 @@ class ThreadPool {
   State* state_;
 };
 
-/// min(hardware threads, CLUSTER_ATTENTION_NUM_THREADS if that is set to a positive number).
+/// CLUSTER_ATTENTION_NUM_THREADS if that is set to a positive number, else the hardware threads.
 int default_thread_count();
 
 }  // namespace cluster_attention

@@ -3,13 +3,24 @@
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
+#include <mutex>
 #include <new>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 namespace cluster_attention {
 
 namespace {
 
 constexpr size_t kAlignment = 64;
+/// Blocks at least this long are kept for the next call: fresh pages cost more than many a kernel.
+constexpr size_t kKeptBlock = size_t{1} << 18;
+/// What the process keeps at most while no call needs it.
+constexpr size_t kKeptBytes = size_t{128} << 20;
+/// Blocks at least this long are aligned to huge pages and ask for them.
+constexpr size_t kHugePage = size_t{1} << 21;
 
 std::atomic<int64_t> allocations_until_failure{0};
 std::atomic<int64_t> bytes_in_use{0};
@@ -19,20 +30,76 @@ bool must_fail() {
   return allocations_until_failure.fetch_sub(1, std::memory_order_relaxed) == 1;
 }
 
+std::align_val_t alignment_of(size_t bytes) {
+  return std::align_val_t{bytes >= kHugePage ? kHugePage : kAlignment};
+}
+
 }  // namespace
 
 /// Header in front of each block, as long as the alignment.
 struct Workspace::Block {
   Block* next;
   size_t bytes;
+
+  static Block* create(size_t bytes) {
+    void* memory = ::operator new(bytes, alignment_of(bytes), std::nothrow);
+    if (memory == nullptr) return nullptr;
+#if defined(__linux__)
+    if (bytes >= kHugePage) madvise(memory, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
+#endif
+    return new (memory) Block{nullptr, bytes};
+  }
+
+  static void destroy(Block* block) {
+    ::operator delete(block, alignment_of(block->bytes), std::nothrow);
+  }
+};
+
+/// Long blocks between two calls, shared by all threads.
+class Workspace::Shelf {
+ public:
+  static Shelf& instance() {
+    // Never destroyed: pool threads may outlive main().
+    alignas(Shelf) static char memory[sizeof(Shelf)];
+    static Shelf* shelf = new (memory) Shelf;
+    return *shelf;
+  }
+
+  /// A kept block of at least `bytes`, but not twice as many; nullptr when there is none.
+  Block* take(size_t bytes) {
+    const std::lock_guard<std::mutex> guard(lock_);
+    for (Block** link = &blocks_; *link != nullptr; link = &(*link)->next) {
+      Block* block = *link;
+      if (block->bytes < bytes || block->bytes / 2 > bytes) continue;
+      *link = block->next;
+      bytes_ -= block->bytes;
+      return block;
+    }
+    return nullptr;
+  }
+
+  /// Keeps the block if there is room; otherwise the caller destroys it.
+  bool keep(Block* block) {
+    const std::lock_guard<std::mutex> guard(lock_);
+    if (bytes_ + block->bytes > kKeptBytes) return false;
+    block->next = blocks_;
+    blocks_ = block;
+    bytes_ += block->bytes;
+    return true;
+  }
+
+ private:
+  std::mutex lock_;
+  Block* blocks_ = nullptr;  // the one used last in front: its pages are warm
+  size_t bytes_ = 0;
 };
 
 Workspace::~Workspace() {
   while (blocks_ != nullptr) {
-    Block* next = blocks_->next;
-    bytes_in_use.fetch_sub(static_cast<int64_t>(blocks_->bytes), std::memory_order_relaxed);
-    ::operator delete (blocks_, std::align_val_t{kAlignment}, std::nothrow);
-    blocks_ = next;
+    Block* block = blocks_;
+    blocks_ = block->next;
+    bytes_in_use.fetch_sub(static_cast<int64_t>(block->bytes), std::memory_order_relaxed);
+    if (block->bytes < kKeptBlock || !Shelf::instance().keep(block)) Block::destroy(block);
   }
 }
 
@@ -40,11 +107,13 @@ void* Workspace::allocate_bytes(size_t bytes) {
   static_assert(sizeof(Block) <= kAlignment, "the header must fit in front of the block");
   if (must_fail()) return nullptr;
   const size_t total = kAlignment + (bytes + kAlignment - 1) / kAlignment * kAlignment;
-  void* memory = ::operator new (total, std::align_val_t{kAlignment}, std::nothrow);
-  if (memory == nullptr) return nullptr;
-  blocks_ = new (memory) Block{blocks_, total};
-  bytes_in_use.fetch_add(static_cast<int64_t>(total), std::memory_order_relaxed);
-  return static_cast<char*>(memory) + kAlignment;
+  Block* block = total >= kKeptBlock ? Shelf::instance().take(total) : nullptr;
+  if (block == nullptr) block = Block::create(total);
+  if (block == nullptr) return nullptr;
+  block->next = blocks_;
+  blocks_ = block;
+  bytes_in_use.fetch_add(static_cast<int64_t>(block->bytes), std::memory_order_relaxed);
+  return reinterpret_cast<char*>(block) + kAlignment;
 }
 
 void Workspace::zero(void* memory, size_t bytes) { std::memset(memory, 0, bytes); }

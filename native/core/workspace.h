@@ -33,6 +33,7 @@ class Workspace {
 
  private:
   struct Block;
+  class Shelf;
   static constexpr size_t kMaximumBytes = std::numeric_limits<size_t>::max() / 4;
   void* allocate_bytes(size_t bytes);
   static void zero(void* memory, size_t bytes);

@@ -31,15 +31,15 @@ void sum_members(const float* rows, int64_t row_stride, const int32_t* members, 
   int64_t i = 0;
   if (scales == nullptr) {
     for (; i + 4 <= count; i += 4) {
-      const int64_t ahead = std::min(i + 4 + kPrefetchRows, count);
-      for (int64_t j = i + kPrefetchRows; j < ahead; ++j) {
-        prefetch_row(rows + members[j] * row_stride, dim);
+      for (int64_t j = i; j < i + 4; ++j) {
+        prefetch_listed(rows, row_stride, dim, members, count, j);
       }
       add_rows(rows + members[i] * row_stride, rows + members[i + 1] * row_stride,
                rows + members[i + 2] * row_stride, rows + members[i + 3] * row_stride, dim, sums);
     }
   }
   for (; i < count; ++i) {
+    prefetch_listed(rows, row_stride, dim, members, count, i);
     const float* row = rows + members[i] * row_stride;
     if (scales == nullptr) {
       for (int64_t d = 0; d < dim; ++d) sums[d] += row[d];

@@ -8,21 +8,19 @@
 
 namespace cluster_attention::kernels {
 
-int64_t AttendScratch::size(const Simd& simd, int64_t head_dim, int64_t value_dim) {
-  return simd.lanes * (head_dim + value_dim + kKeyBlock + 3);
+int64_t AttendScratch::scratch_size(const Simd& simd, int64_t head_dim) {
+  return (head_dim + kKeyBlock) * simd.lanes;
 }
 
-AttendScratch AttendScratch::carve(float* memory, const Simd& simd, int64_t head_dim,
-                                   int64_t value_dim) {
+int64_t AttendScratch::state_size(const Simd& simd, int64_t value_dim) {
+  return (value_dim + 3) * simd.lanes;
+}
+
+AttendScratch AttendScratch::carve(float* scratch, float* state, const Simd& simd,
+                                   int64_t head_dim) {
   const int64_t lanes = simd.lanes;
-  AttendScratch scratch;
-  scratch.packed_query = memory;
-  scratch.output = scratch.packed_query + head_dim * lanes;
-  scratch.scores = scratch.output + value_dim * lanes;
-  scratch.maximum = scratch.scores + kKeyBlock * lanes;
-  scratch.sum = scratch.maximum + lanes;
-  scratch.minimum = scratch.sum + lanes;
-  return scratch;
+  return {scratch,       scratch + head_dim * lanes, state,
+          state + lanes, state + 2 * lanes,          state + 3 * lanes};
 }
 
 void AttendScratch::reset(const Simd& simd, int64_t value_dim) const {
@@ -50,8 +48,10 @@ void AttendScratch::pack_queries(const Simd& simd, const float* rows, int64_t ro
                                  const int32_t* index, int64_t columns, int64_t dim,
                                  float scale) const {
   simd.pack(rows, row_stride, index, columns, dim, packed_query);
-  if (scale < 0.0f) {
-    for (int64_t i = 0; i < dim * simd.lanes; ++i) packed_query[i] = -packed_query[i];
+  if (scale >= 0.0f) return;
+  for (int64_t d = 0; d < dim; ++d) {
+    float* lanes = packed_query + d * simd.lanes;
+    for (int64_t i = 0; i < columns; ++i) lanes[i] = -lanes[i];
   }
 }
 
@@ -74,7 +74,8 @@ class AttentionKernel {
     const AttentionShape& shape = problem_.inputs.shape;
     const int64_t tiles = divide_up(shape.query_length, simd_.lanes);
     const int64_t tasks = shape.batch * shape.heads * tiles;
-    scratch_size_ = AttendScratch::size(simd_, shape.head_dim, shape.value_dim);
+    scratch_size_ = AttendScratch::scratch_size(simd_, shape.head_dim) +
+                    AttendScratch::state_size(simd_, shape.value_dim);
     scratch_ = context_.workspace().allocate<float>(scratch_size_ * context_.workers());
     if (scratch_ == nullptr) return Status::out_of_memory();
     const double operations = 2.0 * shape.batch * shape.heads * shape.query_length *
@@ -101,8 +102,9 @@ class AttentionKernel {
     clear_padding(tile, real);
     if (real == 0) return;
 
-    const AttendScratch scratch = AttendScratch::carve(scratch_ + worker * scratch_size_, simd_,
-                                                       shape.head_dim, shape.value_dim);
+    float* memory = scratch_ + worker * scratch_size_;
+    const AttendScratch scratch = AttendScratch::carve(
+        memory, memory + AttendScratch::scratch_size(simd_, shape.head_dim), simd_, shape.head_dim);
     scratch.reset(simd_, shape.value_dim);
     scratch.pack_queries(simd_, inputs.query.row(tile.batch, tile.head, tile.first),
                          inputs.query.row_stride, nullptr, real, shape.head_dim, inputs.scale);

@@ -10,18 +10,20 @@ namespace cluster_attention::kernels {
 /// fp32 accumulation; sums over keys are two-level (blocks of kKeyBlock). Any D, E, L, S.
 Status attention(const AttentionProblem& problem, Context& context);
 
-/// Scratch and state of one tile of queries, for every kernel that calls simd().attend(). Carved
-/// out of one block of memory per worker.
+/// One tile of queries, for every kernel that calls simd().attend(): its state, which lives until
+/// the last key has been seen, and the scratch of a call, which a worker may use for many tiles.
 struct AttendScratch {
-  float* packed_query;  // (D, lanes)
-  float* maximum;       // (lanes)
-  float* sum;           // (lanes)
-  float* minimum;       // (lanes)
-  float* output;        // (E, lanes)
-  float* scores;        // (kKeyBlock, lanes)
+  float* packed_query;  // scratch (D, lanes)
+  float* scores;        // scratch (kKeyBlock, lanes)
+  float* maximum;       // state (lanes)
+  float* sum;           // state (lanes)
+  float* minimum;       // state (lanes)
+  float* output;        // state (E, lanes)
 
-  static int64_t size(const Simd& simd, int64_t head_dim, int64_t value_dim);
-  static AttendScratch carve(float* memory, const Simd& simd, int64_t head_dim, int64_t value_dim);
+  static int64_t scratch_size(const Simd& simd, int64_t head_dim);
+  static int64_t state_size(const Simd& simd, int64_t value_dim);
+  /// Lays both out in memory of the caller's.
+  static AttendScratch carve(float* scratch, float* state, const Simd& simd, int64_t head_dim);
 
   /// Starts the state of all lanes: no key seen.
   void reset(const Simd& simd, int64_t value_dim) const;

@@ -7,6 +7,7 @@
 #include "native/core/softmax_state.h"
 #include "native/kernels/attention.h"
 #include "native/kernels/cast_activation.h"
+#include "native/kernels/prefetch.h"
 
 namespace cluster_attention::kernels {
 
@@ -67,6 +68,7 @@ class ClusterChunk {
       gather(first);
       for (int64_t t = 0; t < tile_count_; ++t) {
         if (first == 0) start_tile(t);
+        prefetch(first, t);
         advance(tiles_[t]);
       }
     }
@@ -109,7 +111,7 @@ class ClusterChunk {
 
   /// While tile t meets the block of members at `first`: asks for the queries of the next tile if
   /// it has yet to be packed, and for this tile's share of the next block of keys and values.
-  void prefetch(int64_t first, int64_t t) const {
+  [[gnu::always_inline]] void prefetch(int64_t first, int64_t t) const {
     const int64_t lanes = state_.simd.lanes;
     if (first == 0) {
       const int64_t end = std::min(begin_ + (t + 2) * lanes, end_);

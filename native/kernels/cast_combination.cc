@@ -6,6 +6,7 @@
 
 #include "native/core/shape.h"
 #include "native/kernels/cast_activation.h"
+#include "native/kernels/prefetch.h"
 
 namespace cluster_attention::kernels {
 
@@ -37,10 +38,7 @@ class TokenBlock {
     // query: (columns, D), surrogates: (C, D), inter: (C, E) -> output: (columns, E)
     const int64_t value_dim = shape_.value_dim;
     const int64_t lanes = state_.simd.lanes;
-    for (const CastSlot* place = begin_slots(first_); place != end_slots(first_ + columns_ - 1);
-         ++place)
-      prefetch_row(intra_ + (place->cluster * problem_.cluster_size + place->slot) * value_dim,
-                   value_dim);
+    prefetch_intra();
     bool finite = weigh_clusters();
     for (int64_t i = 0; i < columns_; ++i) move_own_clusters(i);
     state_.simd.multiply(inter_, 1, value_dim, value_dim, problem_.clusters, weights_, lanes,
@@ -83,16 +81,28 @@ class TokenBlock {
   }
   const CastSlot* end_slots(int64_t token) const { return begin_slots(token + 1); }
 
+  const float* intra_row(const CastSlot& place) const {
+    return intra_ + (place.cluster * problem_.cluster_size + place.slot) * shape_.value_dim;
+  }
+
+  /// The rows of R_intra lie scattered: they are asked for before the weights are computed.
+  [[gnu::always_inline]] void prefetch_intra() const {
+    const CastSlot* end = end_slots(first_ + columns_ - 1);
+    for (const CastSlot* place = begin_slots(first_); place != end; ++place) {
+      prefetch_row(intra_row(*place), shape_.value_dim);
+    }
+  }
+
   /// Spends the weights of token i on its own clusters: afterwards they are 0.
   void move_own_clusters(int64_t i) {
     float* row = intra_rows_ + i * shape_.value_dim;
     std::fill_n(row, shape_.value_dim, 0.0f);
     for (const CastSlot* place = begin_slots(first_ + i); place != end_slots(first_ + i); ++place) {
-      float& weight = weights_[place->cluster * state_.simd.lanes + i];
-      const float* intra =
-          intra_ + (place->cluster * problem_.cluster_size + place->slot) * shape_.value_dim;
+      float& slot_weight = weights_[place->cluster * state_.simd.lanes + i];
+      const float weight = slot_weight;
+      slot_weight = 0.0f;
+      const float* intra = intra_row(*place);
       for (int64_t e = 0; e < shape_.value_dim; ++e) row[e] += weight * intra[e];
-      weight = 0.0f;
     }
   }
 

@@ -6,6 +6,7 @@
 
 #include "native/core/shape.h"
 #include "native/kernels/cast_activation.h"
+#include "native/kernels/prefetch.h"
 
 namespace cluster_attention::kernels {
 
@@ -41,6 +42,11 @@ int64_t surrogate_tiles(const CastState& state) {
   return divide_up(state.problem.clusters, state.simd.lanes);
 }
 
+/// Length of the rows of summed affinities.
+int64_t sums_stride(const CastState& state) {
+  return round_up(state.problem.clusters, state.simd.width);
+}
+
 void pack_surrogates(const CastState& state, int64_t head, int64_t tile) {
   // surrogates: (H,C,D) -> packed_surrogates: (H, tiles, D, lanes)
   const int64_t lanes = state.simd.lanes;
@@ -61,7 +67,7 @@ bool score_rows(const CastState& state, const InputRows& rows, const CastSequenc
   const int64_t heads = problem.inputs.shape.heads;
   const int64_t head_dim = problem.inputs.shape.head_dim;
   const int64_t lanes = state.simd.lanes;
-  const int64_t stride = round_up(problem.clusters, state.simd.width);
+  const int64_t stride = sums_stride(state);
   const int64_t tiles = surrogate_tiles(state);
   for (int64_t h = 0; h < heads && !state.context.cancelled(); ++h) {
     for (int64_t i = 0; h + 1 < heads && i < columns; ++i) {
@@ -89,7 +95,7 @@ void fill_affinity(const CastState& state, const CastSequence& sequence, int64_t
   const int64_t clusters = problem.clusters;
   const int64_t lanes = state.simd.lanes;
   float* sums = state.scratch(worker);
-  float* score = sums + round_up(clusters, state.simd.width) * lanes;
+  float* score = sums + sums_stride(state) * lanes;
   float* key_score = score + clusters * lanes;
   const bool query_finite =
       score_rows(state, problem.inputs.query, sequence, first, columns, sums, score);
@@ -220,39 +226,39 @@ void index_tokens(const CastState& state, const CastSequence& sequence) {
       [&](int32_t token, CastSlot place) { sequence.slots[offsets[token + 1]++] = place; });
 }
 
-/// The results that come from the members alone.
-void report_members(const CastState& state, const CastSequence& sequence) {
+void report_indices(const CastState& state, const CastSequence& sequence) {
   const CastAttentionProblem& problem = state.problem;
-  const int64_t slots = problem.clusters * problem.cluster_size;
-  if (problem.indices != nullptr) {
-    int32_t* indices = problem.indices + sequence.batch * slots;
-    for (int64_t i = 0; i < slots; ++i) {
-      const int64_t cluster = i / problem.cluster_size;
-      const int64_t slot = i % problem.cluster_size;
-      if (state.selects()) {
-        indices[i] = slot < sequence.counts[cluster] ? sequence.members[i] : -1;
-      } else {
-        const int32_t token = problem.given_indices[sequence.batch * slots + i];
-        indices[i] = token < sequence.tokens ? token : -1;
+  const int64_t cluster_size = problem.cluster_size;
+  for (int64_t c = 0; c < problem.clusters; ++c) {
+    const int64_t row = (sequence.batch * problem.clusters + c) * cluster_size;
+    int32_t* indices = problem.indices + row;
+    if (state.selects()) {
+      int32_t* end = std::copy_n(sequence.members + c * cluster_size, sequence.counts[c], indices);
+      std::fill(end, indices + cluster_size, -1);
+    } else {
+      for (int64_t slot = 0; slot < cluster_size; ++slot) {
+        const int32_t token = problem.given_indices[row + slot];
+        indices[slot] = token < sequence.tokens ? token : -1;
       }
     }
   }
-  if (problem.coverage != nullptr) {
-    int64_t covered = 0;
-    for (int64_t n = 0; n < sequence.tokens; ++n) {
-      covered += sequence.offsets[n + 1] > sequence.offsets[n] ? 1 : 0;
-    }
-    problem.coverage[sequence.batch] =
-        sequence.tokens == 0 ? 1.0
-                             : static_cast<double>(covered) / static_cast<double>(sequence.tokens);
+}
+
+/// Share of the real tokens that are in some cluster.
+double coverage(const CastSequence& sequence) {
+  if (sequence.tokens == 0) return 1.0;
+  int64_t covered = 0;
+  for (int64_t n = 0; n < sequence.tokens; ++n) {
+    covered += sequence.offsets[n + 1] > sequence.offsets[n] ? 1 : 0;
   }
+  return static_cast<double>(covered) / static_cast<double>(sequence.tokens);
 }
 
 }  // namespace
 
 int64_t affinity_scratch(const CastState& state) {
   const int64_t clusters = state.problem.clusters;
-  return state.simd.lanes * (round_up(clusters, state.simd.width) + 2 * clusters);
+  return state.simd.lanes * (sums_stride(state) + 2 * clusters);
 }
 
 Status check_cast_indices(const CastAttentionProblem& problem, Context& context) {
@@ -325,7 +331,8 @@ Status select_members(const CastState& state, int64_t count) {
         if (problem.selection == Selection::single_assignment) assign_to_single(state, sequence);
         if (problem.selection == Selection::given) take_given(state, sequence);
         index_tokens(state, sequence);
-        report_members(state, sequence);
+        if (problem.indices != nullptr) report_indices(state, sequence);
+        if (problem.coverage != nullptr) problem.coverage[sequence.batch] = coverage(sequence);
       },
       4.0 * affinities);
 }

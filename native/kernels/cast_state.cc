@@ -54,8 +54,9 @@ Status CastState::allocate() {
       std::max({affinity_scratch(*this), cluster_scratch(*this), combination_scratch(*this)});
   scratch_size_ = round_up(scratch_size_, 16);
   scratch_ = context.workspace().allocate<float>(checked_size(scratch_size_, context.workers()));
-  if (intra == nullptr || inter == nullptr || packed_surrogates == nullptr || scratch_ == nullptr)
+  if (intra == nullptr || inter == nullptr || packed_surrogates == nullptr || scratch_ == nullptr) {
     return Status::out_of_memory();
+  }
   return allocate_sequences();
 }
 

@@ -12,15 +12,6 @@
 
 namespace cluster_attention::kernels {
 
-/// Asks for a row that is needed soon.
-inline void prefetch_row(const float* row, int64_t size) {
-#if defined(__GNUC__)
-  for (int64_t i = 0; i < size; i += 16) __builtin_prefetch(row + i);
-#else
-  static_cast<void>(row), static_cast<void>(size);
-#endif
-}
-
 /// Where a token sits: place `slot` among the members of a cluster.
 struct CastSlot {
   int32_t cluster;

@@ -1,6 +1,8 @@
 #include "native/kernels/centroid_pass.h"
 
 #include <algorithm>
+#include <atomic>
+#include <cmath>
 #include <functional>
 #include <limits>
 
@@ -39,10 +41,11 @@ class CentroidPassKernel {
     const double operations = 2.0 * sequences * problem_.clusters * shape_.key_length *
                               (shape_.head_dim + shape_.value_dim);
     CA_RETURN_IF_ERROR(context_.parallel(
-        sequences * tiles_ * parts_, [&](int64_t task, int) { attend(task); }, operations));
+        sequences * tiles_ * parts_, [&](int64_t task, int worker) { attend(task, worker); },
+        operations));
     return context_.parallel(
         sequences * tiles_, [&](int64_t task, int worker) { merge(task, worker); },
-        static_cast<double>(sequences * tiles_ * parts_ * partial_size_));
+        static_cast<double>(sequences * tiles_ * parts_ * state_size_));
   }
 
  private:
@@ -75,31 +78,36 @@ class CentroidPassKernel {
     Workspace& workspace = context_.workspace();
     const int64_t clusters = shape_.batch * shape_.heads * problem_.clusters;
     const int64_t partials = shape_.batch * shape_.heads * tiles_ * parts_;
-    partial_size_ = AttendScratch::size(simd_, shape_.head_dim, shape_.value_dim);
+    scratch_size_ = AttendScratch::scratch_size(simd_, shape_.head_dim);
+    state_size_ = AttendScratch::state_size(simd_, shape_.value_dim);
     pass_.values = workspace.allocate<float>(clusters * shape_.value_dim);
     pass_.maximum = workspace.allocate<float>(clusters);
     pass_.sum = workspace.allocate<float>(clusters);
     pass_.top_scores = workspace.allocate<float>(clusters * problem_.top_k);
     pass_.top_keys = workspace.allocate<int32_t>(clusters * problem_.top_k);
-    partials_ = workspace.allocate<float>(partials * partial_size_);
+    scratch_ = workspace.allocate<float>(context_.workers() * scratch_size_);
+    states_ = workspace.allocate<float>(partials * state_size_);
     thresholds_ = workspace.allocate<float>(partials * simd_.lanes);
     counts_ = workspace.allocate<int32_t>(partials * simd_.lanes);
     candidates_ = workspace.allocate<Candidate>(partials * simd_.lanes * capacity_);
+    shared_thresholds_ = workspace.allocate_zeroed<std::atomic<uint32_t>>(
+        problem_.top_k > 0 ? partials / parts_ * simd_.lanes : 0);
     joint_candidates_ = workspace.allocate<Candidate>(context_.workers() * joint_capacity_);
     const bool complete = pass_.values != nullptr && pass_.maximum != nullptr &&
                           pass_.sum != nullptr && pass_.top_scores != nullptr &&
-                          pass_.top_keys != nullptr && partials_ != nullptr &&
+                          pass_.top_keys != nullptr && scratch_ != nullptr && states_ != nullptr &&
                           thresholds_ != nullptr && counts_ != nullptr && candidates_ != nullptr &&
-                          joint_candidates_ != nullptr;
+                          joint_candidates_ != nullptr && shared_thresholds_ != nullptr;
     return complete ? Status::success() : Status::out_of_memory();
   }
 
-  AttendScratch partial(int64_t index) const {
-    return AttendScratch::carve(partials_ + index * partial_size_, simd_, shape_.head_dim,
-                                shape_.value_dim);
+  /// State of one part of one tile, with the scratch of a worker.
+  AttendScratch partial(int64_t index, int worker) const {
+    return AttendScratch::carve(scratch_ + worker * scratch_size_, states_ + index * state_size_,
+                                simd_, shape_.head_dim);
   }
 
-  void attend(int64_t task) {
+  void attend(int64_t task, int worker) {
     // mean queries: (range.size(), D) in lanes; key part: (keys, D); value part: (keys, E)
     const Tile tile = tile_of(task / parts_);
     const int64_t first = task % parts_ * kKeysPerPart;
@@ -109,7 +117,7 @@ class CentroidPassKernel {
     const AttentionInputs& inputs = problem_.inputs;
     const int64_t batch = tile.sequence / shape_.heads;
     const int64_t head = tile.sequence % shape_.heads;
-    const AttendScratch scratch = partial(task);
+    const AttendScratch scratch = partial(task, worker);
     scratch.reset(simd_, shape_.value_dim);
     scratch.pack_queries(simd_, groups_.means + tile.sequence * problem_.clusters * shape_.head_dim,
                          shape_.head_dim, tile.clusters, tile.range.size(), shape_.head_dim,
@@ -128,6 +136,7 @@ class CentroidPassKernel {
       block.selector = &selector;
     }
     simd_.attend(block);
+    if (problem_.top_k > 0) share_thresholds(task, tile.range.size(), selector);
   }
 
   TileSelector start_selection(int64_t task, int64_t columns, int64_t first_key) const {
@@ -139,11 +148,40 @@ class CentroidPassKernel {
     selector.threshold = thresholds_ + task * simd_.lanes;
     selector.counts = counts_ + task * simd_.lanes;
     selector.candidates = candidates_ + task * simd_.lanes * capacity_;
-    std::fill_n(selector.threshold, columns, std::numeric_limits<float>::quiet_NaN());
+    for (int64_t lane = 0; lane < columns; ++lane) {
+      const uint32_t key =
+          shared_thresholds_[task / parts_ * simd_.lanes + lane].load(std::memory_order_relaxed);
+      selector.threshold[lane] = threshold_below(key);
+    }
     std::fill_n(selector.threshold + columns, simd_.lanes - columns,
                 std::numeric_limits<float>::infinity());
     std::fill_n(selector.counts, simd_.lanes, 0);
     return selector;
+  }
+
+  /// The threshold that another part's k-th best score (an ordered_key, 0 for none) sets: a score
+  /// equal to it must still pass, since its index may be the lower one.
+  static float threshold_below(uint32_t key) {
+    constexpr float kInfinity = std::numeric_limits<float>::infinity();
+    const float kth = value_of_key(key);
+    if (key == 0 || kth == -kInfinity) return std::numeric_limits<float>::quiet_NaN();
+    return std::nextafter(kth, -kInfinity);
+  }
+
+  /// Prunes a part's candidates and tells the parts to come what their k-th best must beat. Which
+  /// parts hear of it varies from run to run, but only candidates that cannot be among the k best
+  /// of all parts are dropped: the selection stays the same.
+  void share_thresholds(int64_t task, int64_t columns, const TileSelector& selector) const {
+    for (int64_t lane = 0; lane < columns; ++lane) {
+      if (selector.counts[lane] < selector.k) continue;
+      const float kth = prune_candidates(selector.candidates + lane * selector.capacity,
+                                         &selector.counts[lane], selector.k);
+      std::atomic<uint32_t>& shared = shared_thresholds_[task / parts_ * simd_.lanes + lane];
+      const uint32_t key = ordered_key(kth);
+      uint32_t known = shared.load(std::memory_order_relaxed);
+      while (known < key && !shared.compare_exchange_weak(known, key, std::memory_order_relaxed)) {
+      }
+    }
   }
 
   /// Joins the parts of one tile, in order, and writes the rows of its clusters.
@@ -153,13 +191,13 @@ class CentroidPassKernel {
     if (columns == 0) return;
     const int64_t keys = real_keys(tile.sequence);
     const int64_t parts = std::max<int64_t>(1, divide_up(keys, kKeysPerPart));
-    const AttendScratch joint = partial(task * parts_);
+    const AttendScratch joint = partial(task * parts_, worker);
     float normalizer[kMaximumLanes];
     bool finite = true;
     for (int64_t lane = 0; lane < columns; ++lane) {
       SoftmaxState state{joint.maximum[lane], joint.sum[lane]};
       for (int64_t part = 1; part < parts; ++part) {
-        const AttendScratch other = partial(task * parts_ + part);
+        const AttendScratch other = partial(task * parts_ + part, worker);
         const SoftmaxState::Factors factors = state.merge({other.maximum[lane], other.sum[lane]});
         for (int64_t e = 0; e < shape_.value_dim; ++e) {
           float& output = joint.output[e * simd_.lanes + lane];
@@ -212,12 +250,15 @@ class CentroidPassKernel {
   const int64_t parts_;           // of keys, per sequence
   const int64_t joint_capacity_;  // of a cluster's candidates while parts are merged
   const int64_t capacity_;        // of a lane's candidates in one part
-  int64_t partial_size_ = 0;
-  float* partials_ = nullptr;              // (B,H,tiles,parts, partial_size)
-  float* thresholds_ = nullptr;            // (B,H,tiles,parts, lanes)
-  int32_t* counts_ = nullptr;              // (B,H,tiles,parts, lanes)
-  Candidate* candidates_ = nullptr;        // (B,H,tiles,parts, lanes, capacity)
-  Candidate* joint_candidates_ = nullptr;  // (workers, joint_capacity)
+  int64_t scratch_size_ = 0;
+  int64_t state_size_ = 0;
+  float* scratch_ = nullptr;                            // (workers, scratch_size)
+  float* states_ = nullptr;                             // (B,H,tiles,parts, state_size)
+  float* thresholds_ = nullptr;                         // (B,H,tiles,parts, lanes)
+  int32_t* counts_ = nullptr;                           // (B,H,tiles,parts, lanes)
+  Candidate* candidates_ = nullptr;                     // (B,H,tiles,parts, lanes, capacity)
+  Candidate* joint_candidates_ = nullptr;               // (workers, joint_capacity)
+  std::atomic<uint32_t>* shared_thresholds_ = nullptr;  // (B,H,tiles, lanes): ordered_key, 0: none
 };
 
 }  // namespace

@@ -150,9 +150,13 @@ class ClusteredAttentionKernel {
     float sum[kMaximumLanes];
     float minimum[kMaximumLanes];
     simd_.softmax_rows(scratch.weights, keys, tile.columns, scale_log2, maximum, sum, minimum);
-    for (int64_t i = 0; i < keys * simd_.lanes; ++i) scratch.weights[i] *= mass;
+    const int64_t used = round_up(tile.columns, simd_.width);
+    for (int64_t t = 0; t < keys; ++t) {
+      float* weights = scratch.weights + t * simd_.lanes;
+      for (int64_t i = 0; i < used; ++i) weights[i] *= mass;
+    }
     for (int64_t e = 0; e < shape_.value_dim; ++e) {
-      std::fill_n(scratch.output + e * simd_.lanes, simd_.lanes, scratch.base[e]);
+      std::fill_n(scratch.output + e * simd_.lanes, used, scratch.base[e]);
     }
     simd_.multiply(scratch.value, 1, padded_value_dim_, shape_.value_dim, keys, scratch.weights,
                    simd_.lanes, tile.columns, scratch.output, simd_.lanes, true);

@@ -171,6 +171,7 @@ void Lloyd::pack(Range tiles) {
   for (int64_t tile = tiles.begin; tile < tiles.end; ++tile) {
     const int64_t first = tile * lanes;
     const int64_t columns = std::min(lanes, length_ - first);
+    const int64_t used = round_up(columns, simd().width);
     float* packed = scratch_.packed + first * dim_;
     simd().pack(row(first), row_stride_, nullptr, columns, dim_, packed);
     double scales[kMaximumLanes] = {};
@@ -182,11 +183,11 @@ void Lloyd::pack(Range tiles) {
       float* element = packed + d * lanes;
       const float origin = scratch_.origin[d];
       if (cosine()) {
-        for (int64_t i = 0; i < lanes; ++i) {
+        for (int64_t i = 0; i < used; ++i) {
           element[i] = static_cast<float>(element[i] * scales[i] - origin);
         }
       } else {
-        for (int64_t i = 0; i < lanes; ++i) element[i] -= origin;
+        for (int64_t i = 0; i < used; ++i) element[i] -= origin;
       }
     }
   }

@@ -6,6 +6,7 @@
 
 #include "native/core/shape.h"
 #include "native/kernels/finite.h"
+#include "native/kernels/prefetch.h"
 #include "native/kernels/sparse_lists.h"
 #include "native/simd/simd.h"
 
@@ -66,6 +67,7 @@ int64_t gather(const float* rows, int64_t row_stride, int64_t dim, const int32_t
                int64_t keys, const Scratch& scratch) {
   int64_t empty = 0;
   for (int64_t t = 0; t < k; ++t) {
+    prefetch_listed(rows, row_stride, dim, list, k, t);
     float* target = scratch.gathered + t * scratch.stride;
     if (list[t] >= 0 && list[t] < keys) {
       const float* row = rows + list[t] * row_stride;
@@ -86,12 +88,14 @@ bool dot_query(const SparseDotProblem& problem, const ListedSequence& sequence, 
   const int64_t k = problem.sparse.k;
   const float* query = problem.query.row(sequence.batch, sequence.head, l);
   float* output = problem.output + (sequence.index * problem.shape.query_length + l) * k;
+  const float* keys = problem.key.sequence(sequence.batch, sequence.head);
+  const int64_t dim = problem.shape.head_dim;
   bool finite = true;
   for (int64_t t = 0; t < k; ++t) {
+    prefetch_listed(keys, problem.key.row_stride, dim, list, k, t);
     output[t] = kNone;
     if (list[t] < 0 || list[t] >= sequence.keys) continue;
-    const float* key = problem.key.row(sequence.batch, sequence.head, list[t]);
-    output[t] = simd().dot(query, key, problem.shape.head_dim);
+    output[t] = simd().dot(query, keys + list[t] * problem.key.row_stride, dim);
     finite = finite && std::isfinite(output[t]);
   }
   return finite;
@@ -134,10 +138,12 @@ bool sum_query(const SparseWeightedSumProblem& problem, const ListedSequence& se
   const int64_t k = problem.sparse.k;
   const int64_t dim = problem.shape.value_dim;
   const float* weights = problem.weights + (sequence.index * problem.shape.query_length + l) * k;
+  const float* values = problem.value.sequence(sequence.batch, sequence.head);
   int64_t filled = 0;
   for (int64_t t = 0; t < k; ++t) {
+    prefetch_listed(values, problem.value.row_stride, dim, list, k, t);
     if (list[t] < 0 || list[t] >= sequence.keys) continue;
-    const float* value = problem.value.row(sequence.batch, sequence.head, list[t]);
+    const float* value = values + list[t] * problem.value.row_stride;
     std::copy(value, value + dim, scratch.gathered + filled * scratch.stride);
     scratch.packed[filled++] = weights[t];
   }

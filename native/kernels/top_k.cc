@@ -6,6 +6,7 @@
 
 #include "native/core/order.h"
 #include "native/core/shape.h"
+#include "native/kernels/finite.h"
 #include "native/simd/simd.h"
 
 namespace cluster_attention::kernels {
@@ -28,27 +29,16 @@ class RowSelector {
   RowSelector(Candidate* candidates, int64_t k, int64_t capacity)
       : candidates_(candidates), k_(k), capacity_(capacity) {}
 
-  /// Offers `count` <= kBlock scores, the first of which has index `first`. Returns 0, or NaN if
-  /// one of them is not finite.
-  float offer(const float* scores, int64_t count, int64_t first) {
-    if (count < kBlock) return offer_each(scores, count, first);
-    constexpr int64_t kWidth = 16;
-    float poison[kWidth] = {};
-    int32_t better[kWidth] = {};
-    for (int64_t i = 0; i < kBlock; i += kWidth) {
-      for (int64_t j = 0; j < kWidth; ++j) {
-        poison[j] += scores[i + j] - scores[i + j];
-        better[j] |= !(scores[i + j] <= threshold_);
-      }
-    }
-    float poisoned = 0.0f;
+  /// Offers `count` <= kBlock scores, the first of which has index `first`.
+  void offer(const float* scores, int64_t count, int64_t first) {
     int32_t any_better = 0;
-    for (int64_t j = 0; j < kWidth; ++j) {
-      poisoned += poison[j];
-      any_better |= better[j];
+    for (int64_t i = 0; i < count; ++i) any_better |= !(scores[i] <= threshold_);
+    if (any_better == 0) return;
+    for (int64_t i = 0; i < count; ++i) {
+      if (scores[i] <= threshold_) continue;
+      candidates_[count_++] = make_candidate(scores[i], static_cast<int32_t>(first + i));
+      if (count_ == capacity_) threshold_ = prune_candidates(candidates_, &count_, k_);
     }
-    if (any_better != 0) offer_each(scores, count, first);
-    return poisoned;
   }
 
   /// The candidates left, best first; returns how many (at most k).
@@ -59,17 +49,6 @@ class RowSelector {
   }
 
  private:
-  float offer_each(const float* scores, int64_t count, int64_t first) {
-    float poison = 0.0f;
-    for (int64_t i = 0; i < count; ++i) {
-      poison += scores[i] - scores[i];
-      if (scores[i] <= threshold_) continue;
-      candidates_[count_++] = make_candidate(scores[i], static_cast<int32_t>(first + i));
-      if (count_ == capacity_) threshold_ = prune_candidates(candidates_, &count_, k_);
-    }
-    return poison;
-  }
-
   Candidate* candidates_;
   int64_t k_;
   int64_t capacity_;
@@ -92,14 +71,16 @@ Status top_k(const TopKProblem& problem, Context& context) {
   if (candidates == nullptr) return Status::out_of_memory();
 
   const auto select_rows = [&](int64_t task, int worker) {
-    float poison = 0.0f;
+    bool finite = true;
     const int64_t begin = task * rows_per_task;
     for (int64_t row = begin; row < std::min(begin + rows_per_task, problem.rows); ++row) {
       const float* scores = problem.scores + row * problem.columns;
       const int64_t columns = real_length(problem.lengths, row, problem.columns);
       RowSelector selector(candidates + worker * capacity, k, capacity);
       for (int64_t first = 0; first < columns; first += kBlock) {
-        poison += selector.offer(scores + first, std::min(kBlock, columns - first), first);
+        const int64_t block = std::min(kBlock, columns - first);
+        finite = all_finite(scores + first, block) && finite;  // a -Inf shows in no result
+        selector.offer(scores + first, block, first);
       }
       const int64_t count = selector.finish();
       float* values = problem.values + row * k;
@@ -111,7 +92,7 @@ Status top_k(const TopKProblem& problem, Context& context) {
       std::fill(values + count, values + k, -std::numeric_limits<float>::infinity());
       std::fill(indices + count, indices + k, -1);
     }
-    if (poison != 0.0f) context.mark_non_finite();
+    if (!finite) context.mark_non_finite();
   };
   return context.parallel(tasks, select_rows,
                           3.0 * static_cast<double>(problem.rows * problem.columns));

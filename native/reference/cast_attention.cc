@@ -4,7 +4,7 @@
 #include <cmath>
 
 #include "native/reference/attention.h"
-#include "native/reference/kmeans.h"
+#include "native/reference/starting_rows.h"
 
 namespace cluster_attention::reference {
 

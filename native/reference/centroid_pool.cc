@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "native/reference/kmeans.h"
+#include "native/reference/starting_rows.h"
 
 namespace cluster_attention::reference {
 

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "native/reference/aggregate.h"
+#include "native/reference/starting_rows.h"
 
 namespace cluster_attention::reference {
 

@@ -1,8 +1,9 @@
+#include "native/reference/starting_rows.h"
+
 #include <algorithm>
 #include <numeric>
 
 #include "native/core/random.h"
-#include "native/reference/kmeans.h"
 
 namespace cluster_attention::reference {
 

@@ -53,7 +53,7 @@ struct AttendTile {
   const float* key_weight = nullptr;  // (keys), optional: multiplies exp(logit) of each key, > 0
   TileSelector* selector = nullptr;   // optional: sees the dot products, before the scale
 
-  float* maximum = nullptr;  // (lanes), in and out; reset_attend() starts it
+  float* maximum = nullptr;  // (lanes), in and out; -Inf before the first key
   float* sum = nullptr;      // (lanes), in and out
   float* minimum = nullptr;  // (lanes), in and out: smallest dot product seen, -Inf tells of an Inf
   float* output = nullptr;   // (value_dim, lanes), in and out: sum of weights times values
@@ -65,7 +65,8 @@ struct Simd {
   int64_t lanes;     // columns of a tile
   int64_t width;     // columns are computed in multiples of this
 
-  /// packed[d * lanes + i] = rows[index ? index[i] : i][d] for i < columns, 0 for the other lanes.
+  /// packed[d * lanes + i] = rows[index ? index[i] : i][d] for i < columns, 0 for the other lanes
+  /// of the last vector in use.
   void (*pack)(const float* rows, int64_t row_stride, const int32_t* index, int64_t columns,
                int64_t dim, float* packed);
 

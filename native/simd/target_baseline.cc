@@ -8,9 +8,15 @@
 #include "native/simd/simd.h"
 #include "native/simd/targets.h"
 
+// What every processor of the architecture has: SSE2, NEON, or whatever the compiler makes of it.
+#if defined(__ARM_NEON)
+#define CA_SIMD_NAME "neon"
+#define CA_TILE_ROWS 8  // 32 registers
+#else
 #define CA_SIMD_NAME "baseline"
+#define CA_TILE_ROWS 4  // 16 registers
+#endif
 #define CA_WIDTH 4
-#define CA_TILE_ROWS 4
 #define CA_TILE_VECTORS 2
 
 namespace cluster_attention {

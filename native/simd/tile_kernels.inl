@@ -16,7 +16,7 @@ inline int64_t vectors_of(int64_t columns) { return (columns + kWidth - 1) / kWi
 void pack(const float* rows, int64_t row_stride, const int32_t* index, int64_t columns, int64_t dim,
           float* packed) {
   // rows: (columns, dim) -> packed: (dim, kLanes)
-  for (int64_t first = 0; first < kLanes; first += kWidth) {
+  for (int64_t first = 0; first < columns; first += kWidth) {
     for (int64_t d = 0; d < dim; d += kWidth) {
       const int64_t depth = dim - d < kWidth ? dim - d : kWidth;
       Vec block[kWidth];

@@ -1,63 +1,85 @@
 // The asynchronous form: off the main thread, on the bytes of the call, and abortable.
 
+import { readFile } from 'node:fs/promises';
 import { describe, expect, test } from 'vitest';
-import { expectSameBits, expectSameResult } from './support/compare.mjs';
-import { attentionInputs, normals } from './support/data.mjs';
+import { expectAll, expectSameBits, expectSameResult } from './support/compare.mjs';
+import { normals } from './support/data.mjs';
 import { inputArrays, names, operations } from './support/operations.mjs';
 import { imported, required } from './support/package.mjs';
 
 const { attention, attentionSync } = imported;
-const LONG = { batch: 1, heads: 4, queryLength: 3000, headDim: 64 };
-/** A call of some tenths of a second. */
-const longCall = () => ({ ...attentionInputs(LONG, 1600), shape: LONG });
 const nextTick = () => new Promise((resolve) => setImmediate(resolve));
 
-/** How often the event loop turned while the promise was pending. */
-async function turnsDuring(promise) {
-  let turns = 0;
-  let pending = true;
-  const done = promise.finally(() => {
-    pending = false;
-  });
-  while (pending) {
-    await nextTick();
-    turns += 1;
-  }
-  await done;
-  return turns;
+const ENDLESS = { batch: 1, heads: 1, queryLength: 300_000, headDim: 8 };
+const endlessInputs = normals(ENDLESS.queryLength * ENDLESS.headDim, 1600);
+
+/** A call with far more work than this suite has time for: it can only end by its signal. */
+function endlessCall(options) {
+  const inputs = { query: endlessInputs, key: endlessInputs, value: endlessInputs };
+  const call = { settled: false };
+  call.promise = attention({ ...inputs, shape: ENDLESS, ...options });
+  call.promise.catch(() => {}).finally(() => (call.settled = true));
+  return call;
 }
 
-describe('the event loop stays free', () => {
-  test('it turns many times while a long call runs', async () => {
-    expect(await turnsDuring(attention(longCall()))).toBeGreaterThan(20);
+/** Runs a body beside an endless call, which is still at work when the body is done. */
+async function besideEndlessCalls(count, body) {
+  const controller = new AbortController();
+  const { signal } = controller;
+  const calls = Array.from({ length: count }, () => endlessCall({ signal }));
+  await body();
+  expect(calls.some(({ settled }) => settled)).toBe(false);
+  controller.abort('enough');
+  for (const { promise } of calls) await expect(promise).rejects.toBe('enough');
+}
+
+describe('while long calls run', () => {
+  const turnHundredTimes = async () => {
+    for (let turn = 0; turn < 100; ++turn) await nextTick();
+  };
+  const fireTenTimes = () =>
+    new Promise((resolve) => {
+      let fired = 0;
+      const timer = setInterval(() => {
+        fired += 1;
+        if (fired < 10) return;
+        clearInterval(timer);
+        resolve();
+      }, 1);
+    });
+
+  test.each([
+    ['the event loop turns', turnHundredTimes],
+    ['timers fire', fireTenTimes],
+    ['files are read', () => readFile(new URL(import.meta.url))],
+  ])('%s', async (_what, body) => {
+    await besideEndlessCalls(1, body);
+    await besideEndlessCalls(5, body);
   });
 
-  test('also when one thread computes, and while several calls wait', async () => {
+  test('also with one thread', async () => {
     const before = required.getNumThreads();
     required.setNumThreads(1);
     try {
-      const calls = [attention(longCall()), attention(longCall()), attention(longCall())];
-      expect(await turnsDuring(Promise.all(calls))).toBeGreaterThan(20);
+      await besideEndlessCalls(2, turnHundredTimes);
     } finally {
       required.setNumThreads(before);
     }
   });
 
-  test('timers fire between a call and its result', async () => {
-    let fired = 0;
-    const timer = setInterval(() => (fired += 1), 1);
-    await attention(longCall());
-    clearInterval(timer);
-    expect(fired).toBeGreaterThan(3);
-  });
-
-  test('a short call overtakes a long one', async () => {
-    const order = [];
-    const { minimal } = operations.topK;
-    const long = attention(longCall()).then(() => order.push('long'));
-    await imported.topK(minimal()).then(() => order.push('short'));
-    await long;
-    expect(order).toEqual(['short', 'long']);
+  test('a short call overtakes a long one, a synchronous call too', async () => {
+    const before = required.getNumThreads();
+    required.setNumThreads(2);
+    const { typical } = operations.attention;
+    const expected = attentionSync(typical());
+    try {
+      await besideEndlessCalls(1, async () => {
+        expectSameResult(await attention(typical()), expected);
+        expectSameResult(attentionSync(typical()), expected);
+      });
+    } finally {
+      required.setNumThreads(before);
+    }
   });
 });
 
@@ -134,8 +156,6 @@ describe('many calls at once', () => {
 });
 
 describe('AbortSignal', () => {
-  const longOut = () => new Float32Array(4 * 3000 * 64).fill(3);
-
   test('aborted before the call: its reason, and nothing is computed', async () => {
     const reason = { custom: 'reason' };
     for (const name of names) {
@@ -150,30 +170,19 @@ describe('AbortSignal', () => {
     await expect(attention(options)).rejects.toMatchObject({ name: 'AbortError' });
   });
 
-  test.each([0, 1, 2, 5])('aborted %d turns into a long call', async (turns) => {
+  test.each([0, 1, 2, 50])('aborted %d turns into the call', async (turns) => {
     const controller = new AbortController();
+    const { signal } = controller;
     const reason = new Error('enough');
-    const out = longOut();
-    const pending = attention({ ...longCall(), signal: controller.signal, out });
-    const settled = pending.then(
-      () => 'fulfilled',
-      (error) => error,
-    );
+    const out = new Float32Array(endlessInputs.length).fill(3);
+    const { promise } = endlessCall({ signal, out });
     for (let turn = 0; turn < turns; ++turn) await nextTick();
     controller.abort(reason);
-    expect(await settled).toBe(reason);
-    expect(out.every((value) => value === 3)).toBe(true);
-  });
-
-  test('out stays untouched also after the work behind it has ended', async () => {
-    const controller = new AbortController();
-    const out = longOut();
-    const pending = attention({ ...longCall(), signal: controller.signal, out });
-    controller.abort();
-    await expect(pending).rejects.toMatchObject({ name: 'AbortError' });
-    // A later call of the same kind waits for whatever still runs.
+    await expect(promise).rejects.toBe(reason);
+    expectAll(out, 3);
+    // Also when the work behind it has had time to notice.
     await attention(operations.attention.typical());
-    expect(out.every((value) => value === 3)).toBe(true);
+    expectAll(out, 3);
   });
 
   test('calls after an abort, and beside it, are right', async () => {
@@ -181,11 +190,11 @@ describe('AbortSignal', () => {
     const expected = attentionSync(typical());
     for (let i = 0; i < 8; ++i) {
       const controller = new AbortController();
-      const aborted = attention({ ...longCall(), signal: controller.signal });
+      const { promise } = endlessCall({ signal: controller.signal });
       const beside = attention(typical());
       await nextTick();
       controller.abort(i);
-      await expect(aborted).rejects.toBe(i);
+      await expect(promise).rejects.toBe(i);
       expectSameResult(await beside, expected);
       expectSameResult(await attention(typical()), expected);
     }
@@ -217,21 +226,5 @@ describe('AbortSignal', () => {
     const { minimal } = operations.attention;
     await Promise.all(Array.from({ length: 20 }, () => attention({ ...minimal(), signal })));
     expect(new Set(removed)).toEqual(new Set(added));
-  });
-
-  test('an aborted call on a huge input stops computing', async () => {
-    // Far more work than this suite has time for: only a call that really stops lets it go on.
-    const huge = { batch: 1, heads: 1, queryLength: 400_000, headDim: 8 };
-    const controller = new AbortController();
-    const inputs = normals(huge.queryLength * 8, 1610);
-    const options = { query: inputs, key: inputs, value: inputs, shape: huge };
-    const pending = attention({ ...options, signal: controller.signal });
-    await nextTick();
-    controller.abort('stop');
-    await expect(pending).rejects.toBe('stop');
-    const before = required.getNumThreads();
-    required.setNumThreads(1);
-    await attention(operations.attention.typical());
-    required.setNumThreads(before);
   });
 });

@@ -8,7 +8,7 @@ import {
   expectSameChoices,
 } from './support/compare.mjs';
 import { attentionInputs, normals, permutation, roundToBfloat16 } from './support/data.mjs';
-import { forms, required } from './support/package.mjs';
+import { bothForms, required } from './support/package.mjs';
 
 const activations = ['softmax', 'laplace'];
 
@@ -32,8 +32,8 @@ function expectGreedy(indices, scores, clusters, clusterSize) {
       const first = (b * clusters + c) * clusterSize;
       return Array.from(indices.subarray(first, first + clusterSize)).filter((n) => n >= 0);
     });
-    const placed = members.flat().sort((x, y) => x - y);
-    expect(placed).toEqual(tokens.map((_, n) => n));
+    const placed = members.flat().toSorted((x, y) => x - y);
+    expect(placed).toEqual(tokens.map((_token, n) => n));
     const earlier = (token, other) => best[token] >= best[other] - room;
     members.forEach((slots, c) => {
       slots.forEach((token, slot) => {
@@ -49,7 +49,9 @@ function expectGreedy(indices, scores, clusters, clusterSize) {
   });
 }
 
-describe.each(forms('castAttention'))('castAttention, %s', (_, castAttention) => {
+describe('castAttention', () => {
+  const castAttention = bothForms('castAttention');
+
   async function expectAgreement({ options, plain, toPlain }) {
     const result = await castAttention({ ...options, details: true });
     const scores = oracle.affinity(plain);
@@ -126,7 +128,9 @@ describe.each(forms('castAttention'))('castAttention, %s', (_, castAttention) =>
       for (const [b, tokens] of [36, 21].entries()) {
         const half = indices.subarray((b * indices.length) / 2, ((b + 1) * indices.length) / 2);
         const filled = Array.from(half).filter((token) => token >= 0);
-        expect(filled.sort((x, y) => x - y)).toEqual(Array.from({ length: tokens }, (_, n) => n));
+        expect(filled.toSorted((x, y) => x - y)).toEqual(
+          Array.from({ length: tokens }, (_token, n) => n),
+        );
       }
       expectSameBits(coverage, Float64Array.of(1, 1));
     }
@@ -178,7 +182,7 @@ describe.each(forms('castAttention'))('castAttention, %s', (_, castAttention) =>
       ['key', 8],
     ]) {
       const row = options[name].slice(0, columns);
-      options[name] = options[name].map((_, i) => row[i % columns]);
+      options[name] = options[name].map((_query, i) => row[i % columns]);
     }
     options.gate.fill(0.3);
     const { indices } = await castAttention({ ...options, details: true });
@@ -189,7 +193,7 @@ describe.each(forms('castAttention'))('castAttention, %s', (_, castAttention) =>
       const clusters = [0, 1, 2, 3].map((c) => Array.from(half.subarray(c * 9, (c + 1) * 9)));
       // The best cluster takes the first nine tokens, the next best the next nine, and so on.
       clusters.sort((x, y) => x[0] - y[0]);
-      expect(clusters.flat()).toEqual(Array.from({ length: 36 }, (_, n) => n));
+      expect(clusters.flat()).toEqual(Array.from({ length: 36 }, (_token, n) => n));
     }
   });
 
@@ -201,13 +205,20 @@ describe.each(forms('castAttention'))('castAttention, %s', (_, castAttention) =>
       [7, -1, 8, 0],
       [30, 31, 19, 33],
     ];
-    const indices = Int32Array.from([...lists, ...lists].flat());
-    for (const activation of activations) {
-      const options = inputs({ indices, clusterSize: 4, keyLengths, activation });
-      const { output, coverage } = await castAttention({ ...options, details: true });
-      const expected = oracle.castAttention(options);
-      expectClose(output, expected.output);
-      expectClose(coverage, expected.coverage, 1e-12);
+    // Slots as many as listed, and far more than there are tokens.
+    for (const clusterSize of [4, 40]) {
+      const empty = Array.from({ length: clusterSize - 4 }, () => -1);
+      const row = lists.flatMap((list) => list.concat(empty));
+      const indices = Int32Array.from([...row, ...row]);
+      for (const activation of activations) {
+        const options = inputs({ indices, clusterSize, keyLengths, activation });
+        const result = await castAttention({ ...options, details: true });
+        const expected = oracle.castAttention(options);
+        expectClose(result.output, expected.output);
+        expectClose(result.coverage, expected.coverage, 1e-12);
+        const padded = row.map((token) => (token < 20 ? token : -1));
+        expectSameBits(result.indices, Int32Array.from([...row, ...padded]));
+      }
     }
   });
 

@@ -9,7 +9,7 @@ import {
   FLOAT32_BOUND,
 } from './support/compare.mjs';
 import { attentionInputs, indices, integers, normals, roundToBfloat16 } from './support/data.mjs';
-import { forms, required } from './support/package.mjs';
+import { bothForms, required } from './support/package.mjs';
 
 const modes = ['centroids', 'inputs'].flatMap((normalize) =>
   ['sum', 'mean'].map((aggregate) => ({ normalize, aggregate })),
@@ -32,7 +32,9 @@ function expectAgreement(result, expected, toPlain) {
   expectBestLabels(result.labels, expected.labels);
 }
 
-describe.each(forms('centroidAttention'))('centroidAttention, %s', (_, centroidAttention) => {
+describe('centroidAttention', () => {
+  const centroidAttention = bothForms('centroidAttention');
+
   test.each(cases)('agrees with the oracle in every mode: $name', async (entry) => {
     const { options, plain, toPlain } = caseCall(entry, 1000);
     for (const mode of modes) {
@@ -131,6 +133,17 @@ describe.each(forms('centroidAttention'))('centroidAttention, %s', (_, centroidA
     const tied = { ...attentionInputs(shape, 1030, (n, seed) => integers(n, seed, -1, 1)), shape };
     const result = await centroidAttention({ ...tied, scale: 1, details: true });
     expectSameBits(result.labels, oracle.centroidAttention({ ...tied, scale: 1 }).labels);
+  });
+
+  test('the mean divides by the mass and 1e-6', async () => {
+    // One input of weight 1 and one centroid: the mass is 1, and float32 tells 1e-6 from nothing.
+    const single = { batch: 1, heads: 1, queryLength: 1, keyLength: 1, headDim: 2, valueDim: 1 };
+    const one = Float32Array.of(1);
+    const call = { query: normals(2, 1040), key: normals(2, 1041), value: one, shape: single };
+    for (const normalize of ['centroids', 'inputs']) {
+      const [mean] = await centroidAttention({ ...call, normalize, aggregate: 'mean' });
+      expect(Math.abs(mean - 1 / (1 + 1e-6))).toBeLessThan(1e-7);
+    }
   });
 
   test.each([0, -0.5, 2])('takes scale %d', async (scale) => {

@@ -1,9 +1,9 @@
 import { describe, expect, test } from 'vitest';
 import * as oracle from './oracle/index.mjs';
 import { cases } from './support/cases.mjs';
-import { BFLOAT16_BOUND, expectClose, expectSameBits } from './support/compare.mjs';
+import { BFLOAT16_BOUND, expectAll, expectClose, expectSameBits } from './support/compare.mjs';
 import { indices, normals, roundToBfloat16 } from './support/data.mjs';
-import { forms } from './support/package.mjs';
+import { bothForms } from './support/package.mjs';
 
 const weightNames = ['queryWeight', 'keyWeight', 'valueWeight', 'outputWeight'];
 
@@ -18,7 +18,7 @@ function layer(dim, width, seed) {
   );
 }
 
-function call(entry, seed) {
+function caseOptions(entry, seed) {
   const { batch, heads, keyLength: length, headDim } = entry;
   const dim = entry.valueDim;
   const centroids = Math.max(1, Math.min(entry.clusters, length));
@@ -33,14 +33,16 @@ function call(entry, seed) {
 const rowsOf = ({ inputs, shape }, b) =>
   oracle.rowsAt(inputs, b * shape.length, shape.length, shape.dim);
 const eachStart = (options, start) =>
-  Array.from({ length: options.shape.batch }, (_, b) => start(rowsOf(options, b), b));
+  Array.from({ length: options.shape.batch }, (_rows, b) => start(rowsOf(options, b), b));
 
-describe.each(forms('centroidEncode'))('centroidEncode, %s', (_, centroidEncode) => {
+describe('centroidEncode', () => {
+  const centroidEncode = bothForms('centroidEncode');
+
   // An empty sequence has nothing to start from.
   const filled = cases.filter(({ keyLength }) => keyLength > 0);
 
   test.each(filled)('agrees with the oracle: $name', async (entry) => {
-    const options = call(entry, 1200);
+    const options = caseOptions(entry, 1200);
     const { centroids } = options;
     const stride = eachStart(options, (rows) => oracle.strideStart(rows, centroids));
     expectClose(await centroidEncode(options), oracle.centroidEncode(options, stride));
@@ -54,7 +56,7 @@ describe.each(forms('centroidEncode'))('centroidEncode, %s', (_, centroidEncode)
   });
 
   test.each(filled)('with weights and neighbors: $name', async (entry) => {
-    const options = { ...call(entry, 1210), aggregate: 'mean', steps: 2 };
+    const options = { ...caseOptions(entry, 1210), aggregate: 'mean', steps: 2 };
     const { batch, length } = options.shape;
     const weights = normals(batch * length, 1211).map((x) => (x < -0.4 ? 0 : Math.abs(x)));
     for (let b = 0; b < batch; ++b) weights[b * length] = 0.5;
@@ -89,7 +91,7 @@ describe.each(forms('centroidEncode'))('centroidEncode, %s', (_, centroidEncode)
     expectClose(await centroidEncode(call), oracle.centroidEncode(call, farthest));
 
     const initial = normals(2 * 4 * 12, 1230);
-    const given = eachStart(options(), (_, b) => oracle.rowsAt(initial, b * 4, 4, 12));
+    const given = eachStart(options(), (_rows, b) => oracle.rowsAt(initial, b * 4, 4, 12));
     expectClose(
       await centroidEncode({ ...options(), initial }),
       oracle.centroidEncode(options(), given),
@@ -103,7 +105,7 @@ describe.each(forms('centroidEncode'))('centroidEncode, %s', (_, centroidEncode)
     expect(places[0].every((place) => place >= 0)).toBe(true);
     expect(new Set(places[0]).size).toBe(4);
     expect(places[1]).toEqual(places[0]);
-    const sampled = eachStart(options(), (_, b) => oracle.rowsAt(sample, b * 4, 4, 12));
+    const sampled = eachStart(options(), (_rows, b) => oracle.rowsAt(sample, b * 4, 4, 12));
     expectClose(
       await centroidEncode({ ...options(), initial: 'sample', seed: 6 }),
       oracle.centroidEncode(options(), sampled),
@@ -156,7 +158,7 @@ describe.each(forms('centroidEncode'))('centroidEncode, %s', (_, centroidEncode)
 
   test('more centroids than inputs need a given start', async () => {
     const initial = normals(2 * 50 * 12, 1250);
-    const given = eachStart(options(), (_, b) => oracle.rowsAt(initial, b * 50, 50, 12));
+    const given = eachStart(options(), (_rows, b) => oracle.rowsAt(initial, b * 50, 50, 12));
     const many = { ...options(), centroids: 50 };
     await expect(centroidEncode(many)).rejects.toMatchObject({ code: 'ERR_OUT_OF_RANGE' });
     expectClose(await centroidEncode({ ...many, initial }), oracle.centroidEncode(many, given));
@@ -168,6 +170,23 @@ describe.each(forms('centroidEncode'))('centroidEncode, %s', (_, centroidEncode)
     for (const normalize of ['centroids', 'inputs']) {
       const call = { ...options(), ...empty, initial, normalize, aggregate: 'mean', steps: 2 };
       expectSameBits(await centroidEncode(call), initial);
+    }
+  });
+
+  test('centroids past the number of inputs that are left are zeros and take part in nothing', async () => {
+    const weights = new Float32Array(2 * 40);
+    for (const i of [0, 7, 31, 40 + 5, 40 + 6, 40 + 39]) weights[i] = 1 + i / 80;
+    const isActive = (b) => (_row, i) => weights[b * 40 + i] > 0;
+    const few = { ...options(), centroids: 3, weights, aggregate: 'mean', steps: 2 };
+    const start = eachStart(few, (rows, b) => oracle.strideStart(rows.filter(isActive(b)), 3));
+    for (const normalize of ['centroids', 'inputs']) {
+      const output = await centroidEncode({ ...few, normalize, centroids: 5 });
+      const expected = oracle.centroidEncode({ ...few, normalize }, start);
+      for (const b of [0, 1]) {
+        const rows = output.subarray(b * 5 * 12, (b + 1) * 5 * 12);
+        expectClose(rows.subarray(0, 3 * 12), expected.subarray(b * 3 * 12, (b + 1) * 3 * 12));
+        expectAll(rows.subarray(3 * 12), 0);
+      }
     }
   });
 

@@ -3,7 +3,7 @@ import * as oracle from './oracle/index.mjs';
 import { caseCall, cases } from './support/cases.mjs';
 import { BFLOAT16_BOUND, expectAll, expectClose, expectSameBits } from './support/compare.mjs';
 import { attentionInputs, indices, normals, roundToBfloat16 } from './support/data.mjs';
-import { forms, required } from './support/package.mjs';
+import { bothForms, required } from './support/package.mjs';
 import { plantedQueries, samePartition } from './support/planted.mjs';
 
 const groupings = [
@@ -27,7 +27,9 @@ function expectValidLabels({ labels, counts }, { shape, queryLengths }, clusters
   expectSameBits(counts, oracle.countLabels(labels, batch * heads, clusters));
 }
 
-describe.each(forms('clusteredAttention'))('clusteredAttention, %s', (_, clusteredAttention) => {
+describe('clusteredAttention', () => {
+  const clusteredAttention = bothForms('clusteredAttention');
+
   test.each(cases)('agrees with the oracle for its own labels: $name', async (entry) => {
     const { options, plain, toPlain } = caseCall(entry, 200);
     const { clusters, bits } = entry;
@@ -172,7 +174,12 @@ describe.each(forms('clusteredAttention'))('clusteredAttention, %s', (_, cluster
   test.each([{ grouping: 'euclidean' }, { grouping: 'hamming', threshold: 'data' }])(
     'recovers planted clusters: %o',
     async (choice) => {
-      const { query, planted } = plantedQueries({ clusters: 3, perCluster: 30, dim: 16, mean: 5 });
+      const { query, planted } = plantedQueries({
+        clusters: 3,
+        perCluster: 30,
+        dim: 16,
+        mean: 5,
+      });
       const length = planted.length;
       const call = {
         query,
@@ -192,6 +199,21 @@ describe.each(forms('clusteredAttention'))('clusteredAttention, %s', (_, cluster
       expect(recovered).toBeGreaterThan(0);
     },
   );
+
+  test.each([
+    ['hamming', 10],
+    ['euclidean', 4],
+  ])('%s grouping runs %d iterations by default', async (grouping, iterations) => {
+    const large = { batch: 1, heads: 1, queryLength: 3000, keyLength: 1, headDim: 6 };
+    const call = { ...attentionInputs(large, 250), shape: large, clusters: 20, details: true };
+    const labelsOf = async (more) =>
+      (await clusteredAttention({ ...call, grouping, ...more })).labels;
+    const labels = await labelsOf({});
+    expectSameBits(await labelsOf({ iterations }), labels);
+    for (const other of [iterations - 1, iterations + 1]) {
+      expect(await labelsOf({ iterations: other })).not.toEqual(labels);
+    }
+  });
 
   test('seed 0 is the default, another seed groups differently', async () => {
     const labelsOf = async (more) =>

@@ -32,7 +32,7 @@ test('the package imports itself by name, with exactly the names that require gi
     import * as all from 'cluster-attention';
     const required = createRequire(import.meta.url)('cluster-attention');
     const named = Object.keys(all).filter((name) => name !== 'default' && name !== 'module.exports');
-    console.log(JSON.stringify({ named: named.sort(), required: Object.keys(required).sort() }));
+    console.log(JSON.stringify({ named: named.toSorted(), required: Object.keys(required).toSorted() }));
   `;
   const output = execFileSync(process.execPath, ['--input-type=module', '-e', script], {
     cwd: root,

@@ -96,7 +96,7 @@ TEST("aggregate: labels outside their range are named") {
 }
 
 TEST("aggregate: threads, batches, faults, cancellation") {
-  for (const char* name : {"ragged", "ragged-transposed", "usual"}) {
+  for (const char* name : {"ragged", "ragged-transposed", "usual", "long-queries"}) {
     const Scope scope(name);
     Fixture fixture(find_case(name));
     check_promises(fixture.problem, fixture.arrays, fixture.sequences(), one_sequence);

@@ -35,6 +35,10 @@ Case AttentionArrays::self_attention(Case which) {
   return which;
 }
 
+void fill_column(float* data, int64_t rows, int64_t columns, int64_t column, float value) {
+  for (int64_t row = 0; row < rows; ++row) data[row * columns + column] = value;
+}
+
 void poison_padding(float* data, const Case& which, const std::vector<int32_t>& lengths,
                     int64_t rows, int64_t columns) {
   if (lengths.empty()) return;

@@ -27,6 +27,9 @@ class AttentionArrays {
   static Case self_attention(Case which);
 };
 
+/// Sets column `column` of every row of one tensor.
+void fill_column(float* data, int64_t rows, int64_t columns, int64_t column, float value);
+
 /// Sets the rows from lengths[b] on of every sequence to NaN.
 void poison_padding(float* data, const Case& which, const std::vector<int32_t>& lengths,
                     int64_t rows, int64_t columns);

@@ -57,7 +57,7 @@ TEST("broadcast: labels outside their range are named") {
 }
 
 TEST("broadcast: threads, batches, faults, cancellation") {
-  for (const char* name : {"prime", "usual"}) {
+  for (const char* name : {"prime", "usual", "long-queries"}) {
     Fixture fixture(find_case(name));
     check_promises(fixture.problem, fixture.arrays, fixture.problem.batch, one_sequence);
   }

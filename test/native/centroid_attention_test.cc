@@ -228,7 +228,7 @@ TEST("centroid attention: optional outputs do not change the others") {
 }
 
 TEST("centroid attention: threads, batches, faults, cancellation") {
-  for (const char* name : {"ragged", "ragged-transposed", "usual"}) {
+  for (const char* name : {"ragged", "ragged-transposed", "usual", "long-queries", "long-keys"}) {
     for (const Options& options : all_options()) {
       if (options.aggregate == Collect::mean) continue;
       const Scope scope(name + options.name());
@@ -248,6 +248,17 @@ TEST("centroid attention: a long sequence gives the same bits for every number o
     Fixture fixture(which, {normalize, Collect::sum, true});
     check_threads(fixture.problem, fixture.arrays);
     check_reference(fixture);
+  }
+}
+
+TEST("centroid attention: infinities that only lower the logits are found") {
+  for (const Options& options : all_options()) {
+    if (options.weights || options.neighbors) continue;
+    for (const char* name : {"one-query", "tile-25", "tile-129"}) {
+      const Scope scope(name + options.name());
+      Fixture fixture(find_case(name), options);
+      check_silent_infinity(fixture);
+    }
   }
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "test/native/attention_arrays.h"
 #include "test/native/cases.h"
@@ -98,14 +99,17 @@ TEST("centroid encode: matches the reference from every start") {
 }
 
 TEST("centroid encode: matches the reference under all options") {
-  for (const char* name : {"prime", "width-1", "tile-48", "usual", "more-clusters-than-queries"}) {
+  for (const auto& [name, start] :
+       {std::pair("prime", PoolStart::given), std::pair("width-1", PoolStart::stride),
+        std::pair("tile-48", PoolStart::farthest), std::pair("usual", PoolStart::sample),
+        std::pair("more-clusters-than-queries", PoolStart::given)}) {
     for (Normalize normalize : {Normalize::centroids, Normalize::inputs}) {
       for (Collect aggregate : {Collect::sum, Collect::mean}) {
         for (int bits = 0; bits < 4; ++bits) {
           const Scope scope(std::string(name) + (normalize == Normalize::inputs ? " inputs" : "") +
                             (aggregate == Collect::mean ? " mean" : "") +
                             (bits & 1 ? " weights" : "") + (bits & 2 ? " neighbors" : ""));
-          Fixture fixture(find_case(name), PoolStart::given);
+          Fixture fixture(find_case(name), start);
           fixture.problem.normalize = normalize;
           fixture.problem.aggregate = aggregate;
           if (bits & 1) fixture.add_weights();
@@ -139,13 +143,29 @@ TEST("centroid encode: few centroids of wide inputs, many of narrow ones") {
 }
 
 TEST("centroid encode: an input of weight 0 is never read") {
-  Fixture fixture(find_case("prime"), PoolStart::given);
-  fixture.add_weights();
-  CHECK_RUNS(fixture.problem, fixture.arrays);
-  const std::vector<float> expected = fixture.result();
-  fixture.inputs[2 * fixture.problem.dim + 1] = std::numeric_limits<float>::quiet_NaN();
-  CHECK_RUNS(fixture.problem, fixture.arrays);
-  CHECK_SAME(fixture.result(), expected);
+  for (PoolStart start :
+       {PoolStart::stride, PoolStart::sample, PoolStart::farthest, PoolStart::given}) {
+    Fixture fixture(find_case("prime"), start);
+    fixture.add_weights();
+    CHECK_RUNS(fixture.problem, fixture.arrays);
+    const std::vector<float> expected = fixture.result();
+    fixture.inputs[2 * fixture.problem.dim + 1] = std::numeric_limits<float>::quiet_NaN();
+    CHECK_RUNS(fixture.problem, fixture.arrays);
+    CHECK_SAME(fixture.result(), expected);
+  }
+}
+
+TEST("centroid encode: a start has no more centroids than inputs with weight") {
+  for (PoolStart start : {PoolStart::stride, PoolStart::sample, PoolStart::farthest}) {
+    Fixture fixture(find_case("prime"), start);
+    fixture.add_weights();
+    std::fill_n(fixture.weights, 50, 0.0f);  // 3 of 53 inputs are left for 7 centroids
+    std::fill_n(fixture.weights + 50, 3, 1.5f);
+    check_reference(fixture, 1e-5);
+    for (int64_t i = 3 * fixture.problem.dim; i < 7 * fixture.problem.dim; ++i) {
+      CHECK_EQUAL(fixture.problem.output[i], 0.0f);
+    }
+  }
 }
 
 TEST("centroid encode: no steps, or a step size of 0, return the start") {
@@ -162,7 +182,7 @@ TEST("centroid encode: no steps, or a step size of 0, return the start") {
 }
 
 TEST("centroid encode: threads, batches, faults, cancellation") {
-  for (const char* name : {"ragged", "usual"}) {
+  for (const char* name : {"ragged", "usual", "long-keys"}) {
     for (PoolStart start : {PoolStart::stride, PoolStart::farthest, PoolStart::given}) {
       const Scope scope(name);
       Fixture fixture(find_case(name), start);

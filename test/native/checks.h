@@ -7,7 +7,7 @@
 #include <string>
 
 #include "native/dispatch.h"
-#include "test/native/arrays.h"
+#include "test/native/attention_arrays.h"
 
 namespace cluster_attention::test {
 
@@ -119,6 +119,30 @@ void check_non_finite(const Problem& problem, Arrays& arrays, float* data, const
     CHECK_EQUAL(describe(run_fresh(problem, arrays, 2, {NonFinite::propagate, {}})), "ok");
     data[index] = saved;
     if (later >= 0) data[later] = saved_later;
+  }
+}
+
+/// -Inf in a query or key that only lowers logits leaves every weight finite: it must be found all
+/// the same. The fixture's queries and keys are made to have 1 in the column of the fault.
+template <typename Fixture>
+void check_silent_infinity(Fixture& fixture) {
+  const AttentionShape& shape = fixture.inputs.shape;
+  const int64_t sequences = shape.batch * shape.heads;
+  const int64_t column = shape.head_dim - 1;
+  fill_column(fixture.query, sequences * shape.query_length, shape.head_dim, column, 1.0f);
+  fill_column(fixture.key, sequences * shape.key_length, shape.head_dim, column, 1.0f);
+  const struct {
+    const char* argument;
+    float* data;
+    int64_t row;
+  } faults[] = {{"key", fixture.key, shape.key_length / 2},
+                {"query", fixture.query, shape.query_length / 2}};
+  for (const auto& fault : faults) {
+    const int64_t index = fault.row * shape.head_dim + column;
+    fault.data[index] = -std::numeric_limits<float>::infinity();
+    CHECK_EQUAL(describe(run_fresh(fixture.problem, fixture.arrays)),
+                std::string("non_finite ") + fault.argument + "[" + std::to_string(index) + "]");
+    fault.data[index] = 1.0f;
   }
 }
 

@@ -289,6 +289,18 @@ TEST("clustered attention: given labels outside their range are named, padded on
   }
 }
 
+TEST("clustered attention: a query that is given no cluster is never read") {
+  for (int64_t top_k : {0, 5}) {
+    Fixture fixture(find_case("prime"), Grouping::given, top_k);
+    CHECK_EQUAL(fixture.given_labels[7], -1);
+    fixture.query[7 * 17] = std::numeric_limits<float>::quiet_NaN();
+    CHECK_RUNS(fixture.problem, fixture.arrays);
+    // ... nor named when another row holds the fault.
+    fixture.given_labels[8] = 0;
+    check_non_finite(fixture.problem, fixture.arrays, fixture.query, "query", 8 * 17 + 2);
+  }
+}
+
 TEST("clustered attention: optional outputs do not change the others") {
   Fixture fixture(find_case("ragged"), Grouping::hamming);
   CHECK_RUNS(fixture.problem, fixture.arrays);
@@ -301,7 +313,7 @@ TEST("clustered attention: optional outputs do not change the others") {
 }
 
 TEST("clustered attention: threads, batches, faults, cancellation") {
-  for (const char* name : {"ragged", "ragged-transposed", "usual"}) {
+  for (const char* name : {"ragged", "ragged-transposed", "usual", "long-queries", "long-keys"}) {
     for (Grouping grouping : kGroupings) {
       for (int64_t top_k : {0, 5}) {
         const Scope scope(std::string(name) + " k " + std::to_string(top_k));
@@ -330,13 +342,32 @@ TEST("clustered attention: NaN and Inf are named") {
   }
 }
 
-TEST("clustered attention: bfloat16 rounds the inputs") {
-  Fixture fixture(find_case("prime"), Grouping::euclidean);
-  const AttentionShape& s = fixture.inputs.shape;
-  check_bfloat16(fixture.problem, fixture.arrays,
-                 {{fixture.query, fixture.sequences() * s.query_length * s.head_dim},
-                  {fixture.key, fixture.sequences() * s.key_length * s.head_dim},
-                  {fixture.value, fixture.sequences() * s.key_length * s.value_dim}});
+TEST("clustered attention: infinities that only lower the logits are found") {
+  for (Grouping grouping : kGroupings) {
+    for (int64_t top_k : {0, 5}) {
+      for (const char* name : {"one-query", "tile-25", "tile-129"}) {
+        const Scope scope(std::string(name) + " grouping " +
+                          std::to_string(static_cast<int>(grouping)) + " k " +
+                          std::to_string(top_k));
+        Fixture fixture(find_case(name), grouping, top_k);
+        std::fill_n(fixture.given_labels, fixture.sequences() * fixture.inputs.shape.query_length,
+                    0);
+        check_silent_infinity(fixture);
+      }
+    }
+  }
+}
+
+TEST("clustered attention: bfloat16 rounds the inputs, planes among them") {
+  for (Grouping grouping : kGroupings) {
+    Fixture fixture(find_case("prime"), grouping);
+    const AttentionShape& s = fixture.inputs.shape;
+    check_bfloat16(fixture.problem, fixture.arrays,
+                   {{fixture.query, fixture.sequences() * s.query_length * s.head_dim},
+                    {fixture.key, fixture.sequences() * s.key_length * s.head_dim},
+                    {fixture.value, fixture.sequences() * s.key_length * s.value_dim},
+                    {fixture.planes, fixture.problem.bits * (s.head_dim + 1)}});
+  }
 }
 
 }  // namespace

@@ -120,7 +120,7 @@ TEST("hamming k-means: every label is nearest to the centroids returned") {
 }
 
 TEST("hamming k-means: threads, batches, faults, cancellation") {
-  for (const char* name : {"ragged", "usual"}) {
+  for (const char* name : {"ragged", "usual", "long-queries"}) {
     const Scope scope(name);
     Fixture fixture(find_case(name), false);
     check_promises(fixture.problem, fixture.arrays, fixture.problem.batch, one_sequence);

@@ -72,7 +72,7 @@ TEST("hash: equals the reference wherever a projection is clear of its threshold
 }
 
 TEST("hash: threads, batches, faults, cancellation") {
-  for (const char* name : {"prime", "usual"}) {
+  for (const char* name : {"prime", "usual", "long-queries"}) {
     Fixture fixture(find_case(name), Fill::gaussian);
     check_promises(fixture.problem, fixture.arrays, fixture.problem.rows, one_row);
   }
@@ -84,6 +84,14 @@ TEST("hash: NaN and Inf are named") {
                    17 * 41);
   check_non_finite(fixture.problem, fixture.arrays, fixture.planes, "planes", 18 * 3 + 2);
   check_non_finite(fixture.problem, fixture.arrays, fixture.planes, "planes", 18 * 3 + 17);
+}
+
+TEST("hash: bfloat16 rounds rows and planes") {
+  Fixture fixture(find_case("prime"), Fill::gaussian);
+  const HashProblem& problem = fixture.problem;
+  check_bfloat16(problem, fixture.arrays,
+                 {{fixture.inputs, problem.rows * problem.dim},
+                  {fixture.planes, problem.bits * (problem.dim + 1)}});
 }
 
 TEST_ONCE("hash: planes are the documented draws, thresholds 0 without bias") {

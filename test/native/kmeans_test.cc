@@ -253,7 +253,7 @@ TEST("k-means: rows and centroids of zeros under the cosine") {
 }
 
 TEST("k-means: threads, batches, faults, cancellation") {
-  for (const char* name : {"ragged", "ragged-transposed", "usual"}) {
+  for (const char* name : {"ragged", "ragged-transposed", "usual", "long-queries"}) {
     for (Metric metric : {Metric::euclidean, Metric::cosine}) {
       for (KMeansStart start : {KMeansStart::plus_plus, KMeansStart::sample}) {
         const Scope scope(name);
@@ -265,6 +265,14 @@ TEST("k-means: threads, batches, faults, cancellation") {
       }
     }
   }
+}
+
+TEST("k-means: starting centroids past the clamp are never read") {
+  Fixture fixture(find_case("more-clusters-than-queries"));
+  fixture.problem.start = KMeansStart::given;
+  fixture.initial[5 * 8 + 2] = std::numeric_limits<float>::quiet_NaN();  // five points: five rows
+  CHECK_RUNS(fixture.problem, fixture.arrays);
+  check_non_finite(fixture.problem, fixture.arrays, fixture.initial, "initial", 10 * 8);
 }
 
 TEST("k-means: NaN and Inf are named") {

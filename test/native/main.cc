@@ -92,6 +92,11 @@ int run_tests(int filter_count, const char* const* filters) {
 
 }  // namespace cluster_attention::test
 
+#if defined(__SANITIZE_ADDRESS__)
+// Allocations of absurd sizes fail as they do without the sanitizer, instead of ending the run.
+extern "C" const char* __asan_default_options() { return "allocator_may_return_null=1"; }
+#endif
+
 int main(int argc, char** argv) {
   std::setvbuf(stdout, nullptr, _IOLBF, 1 << 12);  // a crash must not swallow what failed before
   // More threads than most machines that run this have cores: orders of execution vary more.

@@ -22,7 +22,7 @@ struct Fixture : AttentionArrays {
     const AttentionShape& shape = inputs.shape;
     const int64_t sequences = shape.batch * shape.heads;
     SparseIndices sparse;
-    sparse.k = which.clamped_top_k();
+    sparse.k = which.top_k;  // the width of the lists, whatever the number of keys
     int64_t lists = sequences * shape.query_length;
     if (per_cluster) {
       sparse.clusters = which.clusters;
@@ -32,8 +32,9 @@ struct Fixture : AttentionArrays {
       sparse.labels = labels;
     }
     std::vector<int32_t> listed =
-        random_indices(lists * sparse.k, 0, static_cast<int32_t>(shape.key_length), 6);
-    for (size_t i = 0; i < listed.size(); i += 9) listed[i] = -1;
+        random_indices(lists * sparse.k, 0, std::max(static_cast<int32_t>(shape.key_length), 1), 6);
+    const size_t step = shape.key_length > 0 ? 9 : 1;
+    for (size_t i = 0; i < listed.size(); i += step) listed[i] = -1;
     indices = arrays.input(listed);
     sparse.indices = indices;
     weights = arrays.floats(sequences * shape.query_length * sparse.k, 7, fill);
@@ -142,7 +143,7 @@ TEST("sparse: labels of padded queries are ignored") {
 }
 
 TEST("sparse: threads, batches, faults, cancellation") {
-  for (const char* name : {"ragged", "ragged-transposed", "usual"}) {
+  for (const char* name : {"ragged", "ragged-transposed", "usual", "long-queries", "long-keys"}) {
     for (bool per_cluster : {false, true}) {
       const Scope scope(name);
       Fixture fixture(find_case(name), per_cluster);

@@ -92,7 +92,7 @@ TEST("top-k: sorted rows, either way") {
 }
 
 TEST("top-k: threads, batches, faults, cancellation") {
-  for (const char* name : {"prime", "prime-long"}) {
+  for (const char* name : {"prime", "prime-long", "long-keys"}) {
     Fixture fixture(find_case(name), Fill::gaussian, true);
     check_promises(fixture.problem, fixture.arrays, fixture.problem.rows, one_row);
   }

@@ -32,6 +32,20 @@ TEST_ONCE("workspace: what cannot be had is nullptr") {
   CHECK(workspace.allocate<char>(1) != nullptr);
 }
 
+TEST_ONCE(
+    "workspace: a long block serves the next workspace, a much shorter one does not take it") {
+  constexpr int64_t kLong = int64_t{3} << 20;
+  const char* first = nullptr;
+  {
+    Workspace workspace;
+    first = workspace.allocate<char>(kLong);
+  }
+  Workspace workspace;
+  CHECK(workspace.allocate<char>(kLong / 3) != first);
+  CHECK(workspace.allocate<char>(kLong - 100) == first);
+  CHECK(workspace.allocate<char>(kLong) != first);
+}
+
 TEST_ONCE("workspace: the n-th allocation fails, once") {
   Workspace workspace;
   fail_workspace_allocation(2);

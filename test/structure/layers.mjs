@@ -24,7 +24,7 @@ const NODE_HEADER = /^(napi|node_api|js_native_api|node|v8|uv)(\b|[-_.])/;
 
 /** The layer that a root-relative path belongs to; undefined outside of all. */
 export function layerOf(file) {
-  const layers = [...Object.keys(BELOW), ...ANYTHING].sort((a, b) => b.length - a.length);
+  const layers = [...Object.keys(BELOW), ...ANYTHING].toSorted((a, b) => b.length - a.length);
   return layers.find(
     (layer) =>
       file.startsWith(`${layer}/`) ||

@@ -20,7 +20,7 @@ export function filesUnder(folder, extensions) {
     .map((entry) => path.relative(root, path.join(entry.parentPath, entry.name)))
     .map((file) => file.replaceAll('\\', '/'))
     .filter((file) => !file.includes('node_modules/'))
-    .sort();
+    .toSorted();
 }
 
 export const read = (file) => readFileSync(path.join(root, file), 'utf8');

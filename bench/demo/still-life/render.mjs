@@ -1,6 +1,8 @@
 // A small ray marcher: one ray per sample, sunlight through a window with soft shadows, skylight
 // with ambient occlusion, a gloss term, and a film-like tone curve.
 
+import { setImmediate } from 'node:timers/promises';
+
 import { buildShapes, paintTable, paintWall, WALL } from './scene.mjs';
 import { cross, unit } from './vector.mjs';
 
@@ -188,8 +190,8 @@ function windowLight(x, y, z) {
   return 0.06 + 0.94 * pane(across, 1.55, 1.6) * pane(up - 0.55, 1.35, 1.75);
 }
 
-/** Renders `size` × `size` samples; returns RGB bytes. */
-export function render(textures, size) {
+/** Renders `size` × `size` samples; resolves to RGB bytes. Timers run in between. */
+export async function render(textures, size) {
   const renderer = new Renderer(textures);
   const forward = unit(CAMERA.towards.map((value, axis) => value - CAMERA.at[axis]));
   const right = unit(cross(forward, [0, 1, 0]));
@@ -197,6 +199,8 @@ export function render(textures, size) {
   const light = new Float64Array(3);
   const bytes = Buffer.alloc(size * size * 3);
   for (let row = 0; row < size; row++) {
+    // oxlint-disable-next-line no-await-in-loop -- the rows share one thread anyway
+    if (row % 16 === 0) await setImmediate();
     const v = (1 - (2 * (row + 0.5)) / size) * CAMERA.tanHalfAngle;
     for (let column = 0; column < size; column++) {
       const u = ((2 * (column + 0.5)) / size - 1) * CAMERA.tanHalfAngle;

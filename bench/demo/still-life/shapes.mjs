@@ -49,7 +49,13 @@ function radiusTable(profile) {
   const height = profile.at(-1)[0];
   return Float64Array.from({ length: samples + 1 }, (_, index) => {
     const y = (index / samples) * height;
-    const next = min(max(profile.findIndex(([at]) => at >= y), 1), profile.length - 1);
+    const next = min(
+      max(
+        profile.findIndex(([at]) => at >= y),
+        1,
+      ),
+      profile.length - 1,
+    );
     const point = (i) => profile[min(max(i, 0), profile.length - 1)];
     const [[, a], [y0, b], [y1, c], [, d]] = [-2, -1, 0, 1].map((step) => point(next + step));
     const t = (y - y0) / (y1 - y0);

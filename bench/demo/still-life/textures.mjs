@@ -25,10 +25,7 @@ function tile() {
     `<circle cx="0" cy="0" r="38" fill="#d9a441"/><circle cx="0" cy="0" r="19" fill="${blue}"/>`;
   const petal = path('M128 112C96 84 100 54 128 34C156 54 160 84 128 112Z', `fill="${blue}"`);
   const bud = path('M128 0L146 16L128 32L110 16Z', 'fill="#5f8fd0"');
-  const diagonal = path(
-    'M141 115C150 92 168 78 184 72C178 88 164 106 141 115Z',
-    'fill="#5f8fd0"',
-  );
+  const diagonal = path('M141 115C150 92 168 78 184 72C178 88 164 106 141 115Z', 'fill="#5f8fd0"');
   return svg(
     256,
     256,
@@ -72,16 +69,20 @@ function wood() {
   return svg(512, 512, rect(0, 0, 512, 512, '#7a4c2a') + grain.join('') + joints.join(''));
 }
 
+/** A zigzag around the jug: 16 teeth, pointing up from y by `rise`. */
+function zigzag(y, rise, color, width) {
+  const teeth = Array.from({ length: 18 }, (_, index) => `l32 ${index % 2 ? rise : -rise}`);
+  return path(
+    `M-32 ${y}${teeth.join('')}`,
+    `fill="none" stroke="${color}" stroke-width="${width}"`,
+  );
+}
+
 /** The painted bands of the jug: around (x) and from foot to lip (y, the lip first). */
 function jug() {
   const clay = '#b5643a';
   const cream = '#f0e2c4';
   const dark = '#3d2a2a';
-  const zigzag = (y, rise, color, width) =>
-    path(
-      `M-32 ${y}${Array.from({ length: 18 }, (_, i) => `l32 ${i % 2 ? rise : -rise}`).join('')}`,
-      `fill="none" stroke="${color}" stroke-width="${width}"`,
-    );
   const dots = Array.from(
     { length: 16 },
     (_, i) => `<circle cx="${i * 32 + 16}" cy="330" r="9" fill="${cream}"/>`,
@@ -108,7 +109,14 @@ function jug() {
 /** A book spine: bands at the ends, a title between. */
 function spine(title, ground, ink) {
   const band = (x) => rect(x, 0, 9, 128, ink) + rect(x + 18, 0, 9, 128, ink);
-  const text = textSvg(title, { x: 384, y: 42, height: 46, color: ink, weight: 0.2, anchor: 'middle' });
+  const text = textSvg(title, {
+    x: 384,
+    y: 42,
+    height: 46,
+    color: ink,
+    weight: 0.2,
+    anchor: 'middle',
+  });
   return svg(768, 128, rect(0, 0, 768, 128, ground) + band(40) + band(701) + text);
 }
 

@@ -2,7 +2,7 @@
 
 import {
   addScaled,
-  bestFirst,
+  bestOf,
   dot,
   eachSequence,
   fullShape,
@@ -92,11 +92,11 @@ export function centroidAttention(options) {
     step.output.forEach((row, j) => output.set(row, (firstQuery + j) * valueDim));
     masses.set(step.masses, firstQuery);
     objective[b] += step.objective;
-    key.forEach((_, i) => {
-      const allowed = query.some((_, j) => step.logits[j][i] !== -Infinity);
+    key.forEach((_row, i) => {
+      const allowed = query.some((_centroid, j) => step.logits[j][i] !== -Infinity);
       if (!allowed) return;
       const shares = step.a.map((row, j) => (step.logits[j][i] === -Infinity ? -1 : row[i]));
-      labels[number * keyLength + i] = bestFirst(shares, 1)[0];
+      labels[number * keyLength + i] = bestOf(shares);
     });
   });
   return { output, labels, masses, objective };
@@ -123,10 +123,14 @@ export function farthestStart(rows, centroids, metric = 'euclidean') {
   };
   const points = metric === 'cosine' ? rows.map(unit) : rows;
   const chosen = [0];
+  const gaps = points.map(() => Infinity);
   while (chosen.length < centroids) {
-    const gaps = points.map((p) => Math.min(...chosen.map((c) => squaredDistance(points[c], p))));
-    chosen.forEach((c) => (gaps[c] = -1));
-    chosen.push(bestFirst(gaps, 1)[0]);
+    const last = chosen.at(-1);
+    points.forEach((point, i) => {
+      gaps[i] = Math.min(gaps[i], squaredDistance(points[last], point));
+    });
+    gaps[last] = -1;
+    chosen.push(bestOf(gaps));
   }
   return chosen.map((index) => rows[index]);
 }
@@ -146,13 +150,7 @@ export function centroidPool(rows, start, options) {
   const temperature = options.temperature ?? (similarity === 'cosine' ? 0.1 : 1);
   const shares = (centroids) => {
     const scores = centroids.map((u) => rows.map((x) => similarities[similarity](u, x)));
-    const best = rows.map(
-      (_, i) =>
-        bestFirst(
-          scores.map((row) => row[i]),
-          1,
-        )[0],
-    );
+    const best = rows.map((_, i) => bestOf(scores.map((row) => row[i])));
     const hard = scores.map((row, j) => row.map((_, i) => (best[i] === j ? 1 : 0)));
     const logits = () => scores.map((row) => row.map((score) => score / temperature));
     const a =

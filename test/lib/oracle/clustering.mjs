@@ -1,6 +1,6 @@
 // Hashing, k-means in Hamming and Euclidean space, aggregate and broadcast.
 
-import { addScaled, bestFirst, dot, rowsAt, squaredDistance, weightedSum } from './rows.mjs';
+import { addScaled, bestOf, dot, rowsAt, squaredDistance, weightedSum } from './rows.mjs';
 
 /** x·plane_b − threshold_b for every row and bit, (rows,bits); bit b is set where it is > 0. */
 export function hashMargins(inputs, planes, { rows, dim, bits }) {
@@ -40,7 +40,9 @@ function lloyd(points, start, iterations, { nearest, update, moved = () => Infin
   let updates = 0;
   let settled = points.length === 0;
   while (updates < iterations && !settled) {
-    const members = centroids.map((_, cluster) => points.filter((_, i) => labels[i] === cluster));
+    const members = centroids.map((_centroid, cluster) =>
+      points.filter((_point, i) => labels[i] === cluster),
+    );
     const next = centroids.map((centroid, cluster) =>
       members[cluster].length === 0 ? centroid : update(members[cluster], centroid),
     );
@@ -56,11 +58,7 @@ function lloyd(points, start, iterations, { nearest, update, moved = () => Infin
 
 /** K-means in Hamming space over one sequence of hashes, from given centroids. */
 export function hammingKMeans(hashes, initial, iterations, bits = 64) {
-  const nearest = (word, centroids) =>
-    bestFirst(
-      centroids.map((c) => -popcount(c ^ word)),
-      1,
-    )[0];
+  const nearest = (word, centroids) => bestOf(centroids.map((c) => -popcount(c ^ word)));
   const update = (members) => {
     let centroid = 0n;
     for (let bit = 0n; bit < BigInt(bits); ++bit) {
@@ -99,11 +97,7 @@ export function kMeans(rows, initial, { iterations = 300, tolerance = 0, metric 
   const start = cosine ? initial.map(normalised) : initial;
   const closeness = cosine ? dot : (a, b) => -squaredDistance(a, b);
   const result = lloyd(points, start, iterations, {
-    nearest: (point, centroids) =>
-      bestFirst(
-        centroids.map((c) => closeness(c, point)),
-        1,
-      )[0],
+    nearest: (point, centroids) => bestOf(centroids.map((c) => closeness(c, point))),
     update: (members, old) => {
       const mean = weightedSum(
         members.map(() => 1 / members.length),

@@ -52,6 +52,15 @@ export function softmax(logits) {
   return logits.map((logit) => (logit === -Infinity ? 0 : Math.exp(logit - total)));
 }
 
+/** Index of the largest score; of equal ones the lowest. */
+export function bestOf(scores) {
+  let best = 0;
+  for (let i = 1; i < scores.length; ++i) {
+    if (scores[i] > scores[best]) best = i;
+  }
+  return best;
+}
+
 /** Indices of the k best scores: the larger first, equal ones by index; NaN above everything. */
 export function bestFirst(scores, k = scores.length) {
   const above = (a, b) => {
@@ -59,7 +68,7 @@ export function bestFirst(scores, k = scores.length) {
     return b - a || 0;
   };
   return Array.from(scores, (score, index) => ({ score, index }))
-    .sort((a, b) => (a.score === b.score ? 0 : above(a.score, b.score)) || a.index - b.index)
+    .toSorted((a, b) => (a.score === b.score ? 0 : above(a.score, b.score)) || a.index - b.index)
     .slice(0, k)
     .map(({ index }) => index);
 }

@@ -16,7 +16,8 @@ export function caseShape(entry, { self = false } = {}) {
 
 /** Fills the rows past each sequence's length with NaN, which no operation may read. */
 function poison(array, lengths, { batch, heads, rows, columns }) {
-  for (let b = 0; lengths && b < batch; ++b) {
+  if (!lengths) return array;
+  for (let b = 0; b < batch; ++b) {
     for (let h = 0; h < heads; ++h) {
       const end = (b * heads + h + 1) * rows * columns;
       array.fill(NaN, end - (rows - lengths[b]) * columns, end);

@@ -51,7 +51,7 @@ export function expectSameBits(actual, expected) {
 /** Arrays and objects of arrays, bit for bit. */
 export function expectSameResult(actual, expected) {
   if (ArrayBuffer.isView(expected)) return expectSameBits(actual, expected);
-  expect(Object.keys(actual).sort()).toEqual(Object.keys(expected).sort());
+  expect(Object.keys(actual).toSorted()).toEqual(Object.keys(expected).toSorted());
   for (const name of Object.keys(expected)) expectSameBits(actual[name], expected[name]);
 }
 

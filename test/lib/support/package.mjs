@@ -3,6 +3,7 @@
 import { createRequire } from 'node:module';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { expectSameResult } from './compare.mjs';
 
 export const root = fileURLToPath(new URL('../../..', import.meta.url)).replace(/[\\/]$/, '');
 export const required = createRequire(import.meta.url)('../../..');
@@ -12,14 +13,15 @@ export const imported = await import('../../../dist/index.js');
 export const entry = path.join(root, 'dist', 'index.js');
 
 /**
- * Both forms of an operation as async functions: the synchronous one through `require`, the
- * asynchronous one through `import`.
+ * An operation in both forms: the synchronous one through `require`, the asynchronous one through
+ * `import`. They must give the same bits, which are the result.
  */
-export function forms(name) {
-  return [
-    ['sync', async (options) => required[`${name}Sync`](options)],
-    ['async', (options) => imported[name](options)],
-  ];
+export function bothForms(name) {
+  return async (options) => {
+    const result = await imported[name](options);
+    expectSameResult(required[`${name}Sync`](options), result);
+    return result;
+  };
 }
 
 /** The synchronous form, for tests that are about numbers only. */
