@@ -1,0 +1,133 @@
+// Softmax and argmax down the lanes, codes, and plain vectors. Part of tile_kernels.inl.
+
+void softmax_rows(float* score, int64_t rows, int64_t columns, float scale_log2, float* maximum,
+                  float* sum, float* minimum) {
+  const Vec scale = broadcast(scale_log2);
+  for (int64_t v = 0; v < vectors_of(columns); ++v) {
+    float* lane = score + v * kWidth;
+    Vec highest = broadcast(-kInfinity);
+    Vec lowest = broadcast(kInfinity);
+    for (int64_t r = 0; r < rows; ++r) {
+      const Vec x = load(lane + r * kLanes);
+      const Vec scaled = x * scale;
+      highest = max(scaled, highest);
+      lowest = min(x, lowest);
+    }
+    Vec total = {};
+    for (int64_t r = 0; r < rows; ++r) {
+      const Vec p = exp2(fma(load(lane + r * kLanes), scale, -highest));
+      total = total + p;
+      store(lane + r * kLanes, p);
+    }
+    const Vec inverse = broadcast(1.0f) / total;
+    for (int64_t r = 0; r < rows; ++r) store(lane + r * kLanes, load(lane + r * kLanes) * inverse);
+    store(maximum + v * kWidth, highest);
+    store(sum + v * kWidth, total);
+    store(minimum + v * kWidth, lowest);
+  }
+}
+
+void argmax_rows(const float* score, int64_t rows, int64_t columns, float scale, const float* bias,
+                 int64_t first_row, float* best, int32_t* best_row) {
+  const Vec factor = broadcast(scale);
+  for (int64_t v = 0; v < vectors_of(columns); ++v) {
+    Vec value = load(best + v * kWidth);
+    IntVec row = load(best_row + v * kWidth);
+    for (int64_t r = 0; r < rows; ++r) {
+      const Vec offset = broadcast(bias != nullptr ? bias[r] : 0.0f);
+      const Vec x = fma(load(score + r * kLanes + v * kWidth), factor, offset);
+      const IntVec better = x > value;
+      value = select(better, x, value);
+      row = select(better, broadcast(static_cast<int32_t>(first_row + r)), row);
+    }
+    store(best + v * kWidth, value);
+    store(best_row + v * kWidth, row);
+  }
+}
+
+// ---- codes --------------------------------------------------------------------------------------
+
+void sign_bits(const float* product, int64_t rows, const float* threshold, int64_t bits,
+               uint64_t* hashes) {
+  float padded[64];
+  for (int64_t b = 0; b < 64; ++b) padded[b] = b < bits ? threshold[b] : kInfinity;
+  const int64_t used = vectors_of(bits) * kWidth;
+  for (int64_t r = 0; r < rows; ++r) {
+    uint64_t hash = 0;
+    for (int64_t b = 0; b < used; b += kWidth) {
+      hash |= static_cast<uint64_t>(greater(load(product + r * 64 + b), load(padded + b))) << b;
+    }
+    hashes[r] = hash;
+  }
+}
+
+#if defined(__AVX512VPOPCNTDQ__)
+typedef uint64_t Codes __attribute__((vector_size(64)));
+typedef uint64_t UnalignedCodes __attribute__((vector_size(64), aligned(8), may_alias));
+
+void assign_hamming(const uint64_t* hashes, int64_t count, const uint64_t* centroids,
+                    int64_t clusters, int32_t* labels) {
+  // (distance << 32 | cluster): the minimum is the nearest, ties at the lowest index.
+  for (int64_t first = 0; first < count; first += 32) {
+    const int64_t codes = count - first < 32 ? count - first : 32;
+    uint64_t padded[32] = {};
+    for (int64_t i = 0; i < codes; ++i) padded[i] = hashes[first + i];
+    Codes code[4], nearest[4];
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      code[j] = *reinterpret_cast<const UnalignedCodes*>(padded + 8 * j);
+      nearest[j] = ~Codes{};
+    }
+    for (int64_t c = 0; c < clusters; ++c) {
+      const Codes centroid = Codes{} + centroids[c];
+      const Codes index = Codes{} + static_cast<uint64_t>(c);
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) {
+        const Codes distance = reinterpret_cast<Codes>(
+            _mm512_popcnt_epi64(reinterpret_cast<__m512i>(code[j] ^ centroid)));
+        const Codes key = (distance << 32) | index;
+        nearest[j] = key < nearest[j] ? key : nearest[j];
+      }
+    }
+    for (int64_t i = 0; i < codes; ++i) {
+      labels[first + i] = static_cast<int32_t>(nearest[i / 8][i % 8]);
+    }
+  }
+}
+#else
+void assign_hamming(const uint64_t* hashes, int64_t count, const uint64_t* centroids,
+                    int64_t clusters, int32_t* labels) {
+  for (int64_t i = 0; i < count; ++i) {
+    int nearest = 65;
+    int32_t label = 0;
+    for (int64_t c = 0; c < clusters; ++c) {
+      const int distance = __builtin_popcountll(hashes[i] ^ centroids[c]);
+      label = distance < nearest ? static_cast<int32_t>(c) : label;
+      nearest = distance < nearest ? distance : nearest;
+    }
+    labels[i] = label;
+  }
+}
+#endif
+
+// ---- plain vectors ------------------------------------------------------------------------------
+
+void exp2_array(float* values, int64_t count) {
+  int64_t i = 0;
+  for (; i + kWidth <= count; i += kWidth) store(values + i, exp2(load(values + i)));
+  if (i == count) return;
+  const Vec last = exp2(load_partial(values + i, count - i));
+  for (int64_t j = 0; i + j < count; ++j) values[i + j] = last[j];
+}
+
+float dot(const float* a, const float* b, int64_t count) {
+  Vec sum = {};
+  int64_t i = 0;
+  for (; i + kWidth <= count; i += kWidth) sum = fma(load(a + i), load(b + i), sum);
+  if (i < count) {
+    sum = fma(load_partial(a + i, count - i), load_partial(b + i, count - i), sum);
+  }
+  float total = 0.0f;
+  for (int lane = 0; lane < kWidth; ++lane) total += sum[lane];
+  return total;
+}
