@@ -46,6 +46,7 @@ std::string difference(const std::vector<T>& actual, const std::vector<double>& 
     }
   }
   const double error = std::sqrt(squared_error);
+  if (squared_norm > 0.0) record_error(error / std::sqrt(squared_norm), bound);
   // Where everything expected is 0, only 0 is right.
   if (error <= bound * std::sqrt(squared_norm)) return "";
   message << "relative L2 error " << error / std::sqrt(squared_norm) << " > " << bound

@@ -17,6 +17,9 @@ struct Registrar {
 /// Records a failure of the running test.
 void fail(const char* file, int line, const std::string& message);
 
+/// Notes the relative error of a comparison and its bound, for the table of `--errors`.
+void record_error(double error, double bound);
+
 /// Names what the checks inside its lifetime are about, for the failure message.
 class Scope {
  public:
@@ -25,6 +28,9 @@ class Scope {
   Scope(const Scope&) = delete;
   Scope& operator=(const Scope&) = delete;
 };
+
+/// Prints the largest error of every operation, over all tests and instruction sets so far.
+void print_errors();
 
 /// Runs every test whose name contains one of the filters (all without filters) and prints what
 /// failed; the number of failed tests.

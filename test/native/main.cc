@@ -1,8 +1,12 @@
-// native_tests [substring ...]: runs the tests whose names contain one of the substrings.
+// native_tests [--errors] [substring ...]: runs the tests whose names contain one of the
+// substrings;
+// --errors also prints the largest relative error of every operation, by the bound it was held to.
 
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
-#include <set>
+#include <map>
+#include <utility>
 #include <vector>
 
 #include "native/core/thread_pool.h"
@@ -30,6 +34,9 @@ std::vector<Test>& registry() {
 const char* running = nullptr;
 int failures = 0;
 std::vector<std::string> scopes;
+
+/// Largest error by operation (the name of a test up to its colon) and bound.
+std::map<std::pair<std::string, double>, double> largest_errors;
 
 std::vector<std::string> instruction_sets() {
   std::istringstream list(available_instruction_sets());
@@ -63,6 +70,18 @@ void fail(const char* file, int line, const std::string& message) {
   std::printf("%s\n", message.c_str());
 }
 
+void record_error(double error, double bound) {
+  const std::string operation = std::string(running).substr(0, std::strcspn(running, ":"));
+  double& largest = largest_errors[{operation, bound}];
+  largest = std::max(largest, error);
+}
+
+void print_errors() {
+  for (const auto& [key, error] : largest_errors) {
+    std::printf("%-28s bound %.0e  largest %.1e\n", key.first.c_str(), key.second, error);
+  }
+}
+
 int run_tests(int filter_count, const char* const* filters) {
   int passed = 0;
   int failed = 0;
@@ -86,8 +105,9 @@ int run_tests(int filter_count, const char* const* filters) {
     }
     first = false;
   }
+  if (passed + failed == 0) std::printf("no test has such a name\n");
   std::printf("%d passed, %d failed\n", passed, failed);
-  return failed;
+  return passed == 0 ? 1 : failed;
 }
 
 }  // namespace cluster_attention::test
@@ -101,5 +121,9 @@ int main(int argc, char** argv) {
   std::setvbuf(stdout, nullptr, _IOLBF, 1 << 12);  // a crash must not swallow what failed before
   // More threads than most machines that run this have cores: orders of execution vary more.
   cluster_attention::ThreadPool::instance().set_threads(8);
-  return cluster_attention::test::run_tests(argc - 1, argv + 1) == 0 ? 0 : 1;
+  const bool errors = argc > 1 && std::strcmp(argv[1], "--errors") == 0;
+  const int first = errors ? 2 : 1;
+  const int failed = cluster_attention::test::run_tests(argc - first, argv + first);
+  if (errors) cluster_attention::test::print_errors();
+  return failed == 0 ? 0 : 1;
 }
