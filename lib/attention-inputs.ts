@@ -23,7 +23,6 @@ export const ATTENTION_OPTIONS = [
   'queryLengths',
   'keyLengths',
   'causal',
-  'details',
   'out',
 ] as const;
 

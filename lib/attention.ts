@@ -34,7 +34,7 @@ const operation: Operation = {
     const inputs = readAttentionInputs(call);
     const { batch, heads, queryLength } = inputs;
     const causal = call.flag('causal', false);
-    const details = call.flag('details', false);
+    const { details } = call;
     const output = allocateOutput(call, inputs);
     const logsumexp = details
       ? allocate('Float32Array', 'logsumexp', { batch, heads, queryLength })

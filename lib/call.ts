@@ -9,6 +9,7 @@ import {
   invalidType,
   outOfMemory,
   outOfRange,
+  tooLarge,
   shapeMismatch,
   unsupported,
 } from './errors';
@@ -22,7 +23,7 @@ export type Form = 'sync' | 'async';
 /** The dimensions of an array, in order, with their names. */
 export type Axes = Readonly<Record<string, number>>;
 
-export const CALL_OPTIONS = ['device', 'precision', 'nonFinite', 'signal'] as const;
+export const CALL_OPTIONS = ['device', 'precision', 'nonFinite', 'signal', 'details'] as const;
 
 /** Why device: 'cuda' cannot be had. */
 export const CUDA_REASON = 'this build has no CUDA backend';
@@ -37,7 +38,7 @@ export function elementCount(argument: string, axes: Axes): number {
     bound *= size > 0 ? size : 1;
   }
   if (bound > Number.MAX_SAFE_INTEGER) {
-    throw outOfRange(argument, 'less than 2^53 elements', shapeText(axes));
+    throw tooLarge(argument, shapeText(axes));
   }
   return count;
 }
@@ -65,6 +66,8 @@ export class Call {
   readonly signal: AbortSignal | undefined;
   readonly nonFinite: number;
   readonly precision: number;
+  /** Whether an object with all that the operation knows is wanted instead of the output alone. */
+  readonly details: boolean;
 
   readonly #form: Form;
   readonly #values: Values;
@@ -83,6 +86,7 @@ export class Call {
     this.#checkDevice();
     this.nonFinite = this.choice('nonFinite', NonFinite, NonFinite.error);
     this.precision = this.choice('precision', Precision, Precision.float32);
+    this.details = this.flag('details', false);
   }
 
   #readSignal(name: string): AbortSignal | undefined {
@@ -114,6 +118,12 @@ export class Call {
     return this.#values[name];
   }
 
+  /** Number of elements of an array option; 0 when it is absent or no typed array. */
+  lengthOf(name: string): number {
+    const value = this.#values[name];
+    return intrinsics.kindOf(value) === undefined ? 0 : intrinsics.lengthOf(value);
+  }
+
   // ---- scalars ------------------------------------------------------------------------------
 
   /** An integer option; required when there is no `fallback`. */
@@ -124,8 +134,8 @@ export class Call {
   }
 
   /** A count of things that an Int32Array can index. */
-  count(name: string): number {
-    return this.integer(name, 1, MAXIMUM_DIMENSION);
+  count(name: string, fallback?: number): number {
+    return this.integer(name, 1, MAXIMUM_DIMENSION, fallback);
   }
 
   /** A number of steps. */
@@ -273,7 +283,8 @@ function checkedArray(
     (count > 0 || !intrinsics.isDetached(value as TypedArray));
   if (matches) return value as TypedArray;
 
-  const expected = `a ${kind} of ${count} elements, ${shapeText(axes)}`;
+  const article = kind === 'Int32Array' ? 'an' : 'a';
+  const expected = `${article} ${kind} of ${count} elements, ${shapeText(axes)}`;
   if (received !== kind) throw invalidType(argument, expected, value);
   if (intrinsics.isDetached(value as TypedArray)) {
     throw shapeMismatch(argument, expected, `a detached ${kind}`);

@@ -2,6 +2,7 @@ import {
   allocateOutput,
   ATTENTION_OPTIONS,
   ATTENTION_SHAPE,
+  type AttentionInputs,
   readAttentionInputs,
   refuseCausal,
 } from './attention-inputs';
@@ -13,7 +14,9 @@ import { MAXIMUM_DIMENSION } from './options';
 import type { AttentionOptions, DetailedOperation, DetailedOperationSync } from './types';
 
 /** Options of {@link castAttention}: self-attention, so queryLength = keyLength = N. */
-export interface CastAttentionOptions extends Omit<AttentionOptions, 'queryLengths'> {
+export interface CastAttentionOptions extends AttentionOptions {
+  /** CAST is not causal. */
+  causal?: false | undefined;
   /** C ≥ 1 */
   clusters: number;
   /** κ ≥ 1: tokens per cluster; clamped to N. */
@@ -46,17 +49,6 @@ export interface CastAttentionDetails {
   coverage: Float64Array;
 }
 
-/** What the operation cannot do, said in words rather than as an unknown option. */
-function refuse(call: Call): void {
-  refuseCausal(call, 'the cluster selection and the summaries of CAST read the future');
-  if (call.has('queryLengths')) {
-    throw unsupported(
-      'queryLengths',
-      'queryLengths must be absent for CAST (self-attention): give the lengths as keyLengths',
-    );
-  }
-}
-
 function readSelection(call: Call, batch: number, clusters: number, clusterSize: number) {
   const { topK, singleAssignment, given } = Selection;
   if (!call.has('indices')) {
@@ -70,6 +62,20 @@ function longestSequence(lengths: Int32Array | undefined, batch: number, full: n
   let longest = 0;
   for (let b = 0; b < batch; ++b) longest = Math.max(longest, lengths[b]!);
   return longest;
+}
+
+/** In self-attention queries and keys are the same rows: their lengths may not differ. */
+function checkLengths({ batch, keyLength, queryLengths, keyLengths }: AttentionInputs): void {
+  if (queryLengths === undefined) return;
+  for (let b = 0; b < batch; ++b) {
+    const expected = keyLengths?.[b] ?? keyLength;
+    if (queryLengths[b] === expected) continue;
+    throw unsupported(
+      'queryLengths',
+      `queryLengths must equal keyLengths (self-attention), received ${queryLengths[b]} ` +
+        `instead of ${expected} at index ${b}`,
+    );
+  }
 }
 
 /** Every real token must find a slot. */
@@ -103,12 +109,13 @@ const operation: Operation = {
   ],
   shape: ATTENTION_SHAPE,
   prepare(call: Call): Prepared {
-    refuse(call);
+    refuseCausal(call, 'the cluster selection and the summaries of CAST read the future');
     const inputs = readAttentionInputs(call);
     const { batch, heads, queryLength, keyLength, headDim, keyLengths } = inputs;
     if (keyLength !== queryLength) {
       throw shapeMismatch('shape.keyLength', `queryLength (${queryLength})`, String(keyLength));
     }
+    checkLengths(inputs);
     const hasScale = call.has('scale');
     const clusters = call.count('clusters');
     const asked = call.integer('clusterSize', 1, MAXIMUM_DIMENSION);
@@ -122,7 +129,7 @@ const operation: Operation = {
       const longest = longestSequence(keyLengths, batch, keyLength);
       checkRoom(clusters, clusterSize, longest, call.value('clusterSize'));
     }
-    const details = call.flag('details', false);
+    const { details } = call;
     const output = allocateOutput(call, inputs);
     const sizes = { hasScale, clusters, clusterSize, activation };
     const request = [inputs, sizes, selection, { surrogates, gate, output }];

@@ -11,7 +11,10 @@ import { asynchronous, synchronous, type Operation, type Prepared } from './oper
 import type { AttentionOptions, DetailedOperation, DetailedOperationSync } from './types';
 
 /** Options of {@link centroidAttention}: queryLength is M centroids, keyLength N inputs. */
-export interface CentroidAttentionOptions extends AttentionOptions, CentroidWeighting {}
+export interface CentroidAttentionOptions extends AttentionOptions, CentroidWeighting {
+  /** Centroids have no position. */
+  causal?: false | undefined;
+}
 
 /** What {@link centroidAttention} returns with `details: true`. */
 export interface CentroidAttentionDetails {
@@ -42,7 +45,7 @@ const operation: Operation = {
     const inputs = readAttentionInputs(call);
     const { batch, heads, queryLength, keyLength, keyLengths } = inputs;
     const weighting = readCentroidWeighting(call, batch, queryLength, keyLength, keyLengths);
-    const details = call.flag('details', false);
+    const { details } = call;
     const output = allocateOutput(call, inputs);
     const request = [inputs, weighting, { output }];
     if (!details) return { request, result: () => call.deliver() };

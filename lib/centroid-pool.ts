@@ -47,7 +47,6 @@ const operation: Operation = {
   options: [
     ...CALL_OPTIONS,
     'out',
-    'details',
     'inputs',
     'shape',
     'centroids',
@@ -66,12 +65,14 @@ const operation: Operation = {
     const centroids = call.count('centroids');
     const iterations = call.iterations('iterations', 8);
     const similarity = call.choice('similarity', Similarity, Similarity.cosine);
-    const temperature = call.real('temperature', similarity === Similarity.cosine ? 0.1 : 1, 0);
+    const asked = call.real('temperature', similarity === Similarity.cosine ? 0.1 : 1, 0);
+    // So cold that its reciprocal leaves float32: the limit, a hard assignment.
+    const temperature = Number.isFinite(Math.fround(1 / asked)) ? asked : 0;
     const seed = call.seed();
     const inputs = call.floats('inputs', { batch, length, dim });
     const lengths = call.lengths('lengths', { batch }, length);
     const start = readStart(call, STARTS, stride, given, { batch, centroids, dim });
-    const details = call.flag('details', false);
+    const { details } = call;
     const output = call.output({ batch, centroids, dim });
     const sizes = { batch, length, dim, centroids, iterations, similarity, temperature, seed };
     const request = [sizes, start, { inputs, lengths, output }];

@@ -18,7 +18,7 @@ export interface CentroidWeighting {
   weights?: Float32Array | undefined;
   /** (B,M,K): the only inputs that each centroid sees; −1 is none, repeats count once. */
   neighbors?: Int32Array | undefined;
-  /** K; needed with `neighbors`. */
+  /** K. Default what the length of `neighbors` gives. */
   neighborCount?: number | undefined;
 }
 
@@ -40,7 +40,9 @@ export function readCentroidWeighting(
     }
     return { normalize, aggregate, weights, neighborCount: 0 };
   }
-  const neighborCount = call.count('neighborCount');
+  const inferred = call.lengthOf('neighbors') / (batch * centroids);
+  const fallback = Number.isSafeInteger(inferred) && inferred > 0 ? inferred : undefined;
+  const neighborCount = call.count('neighborCount', fallback);
   const neighbors = call.integers('neighbors', { batch, centroids, neighborCount });
   return { normalize, aggregate, weights, neighbors, neighborCount };
 }

@@ -32,7 +32,11 @@ function printInfo(): void {
   for (const [name, value] of lines) console.log(`${name!.padEnd(18)}${value}`);
 }
 
-function main(command: string | undefined): number {
+function main(command: string | undefined, surplus: readonly string[]): number {
+  if (surplus.length > 0) {
+    console.error(`cluster-attention: unexpected "${surplus[0]}"; see cluster-attention --help`);
+    return 2;
+  }
   switch (command) {
     case 'info':
       printInfo();
@@ -41,6 +45,7 @@ function main(command: string | undefined): number {
     case '-v':
       console.log(packageVersion());
       return 0;
+    case 'help':
     case '--help':
     case '-h':
       process.stdout.write(HELP);
@@ -54,7 +59,7 @@ function main(command: string | undefined): number {
 }
 
 try {
-  process.exitCode = main(process.argv[2]);
+  process.exitCode = main(process.argv[2], process.argv.slice(3));
 } catch (error) {
   console.error(`cluster-attention: ${error instanceof Error ? error.message : String(error)}`);
   process.exitCode = 1;

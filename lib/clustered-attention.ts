@@ -15,6 +15,8 @@ import type { AttentionOptions, DetailedOperation, DetailedOperationSync } from 
 
 /** Options of {@link clusteredAttention}. */
 export interface ClusteredAttentionOptions extends AttentionOptions {
+  /** These attentions are not causal. */
+  causal?: false | undefined;
   /** C ≥ 1; more clusters than a sequence has real queries stay empty. */
   clusters: number;
   /**
@@ -22,7 +24,7 @@ export interface ClusteredAttentionOptions extends AttentionOptions {
    * default) or of the queries themselves ('euclidean', better on data far from the origin).
    */
   grouping?: 'hamming' | 'euclidean' | undefined;
-  /** Bits of an LSH code, 1 to 64. Default 63. 'hamming' only. */
+  /** Bits of an LSH code, 1 to 64. Default those of `planes`, else 63. 'hamming' only. */
   bits?: number | undefined;
   /** K-means iterations. Default 10, for 'euclidean' 4. */
   iterations?: number | undefined;
@@ -86,6 +88,12 @@ const CLUSTERED_OPTIONS = [
   'labels',
 ] as const;
 
+/** Bits when they are not given: as many as the planes given have, else 63. */
+function bitsOf(elements: number, headDim: number): number {
+  const bits = elements / (headDim + 1);
+  return Number.isInteger(bits) && bits >= 1 && bits <= 64 ? bits : 63;
+}
+
 /** The fields of a request that say how queries are grouped. */
 function readGrouping(call: Call, { batch, heads, queryLength, headDim }: AttentionInputs): object {
   const seed = call.seed();
@@ -97,7 +105,7 @@ function readGrouping(call: Call, { batch, heads, queryLength, headDim }: Attent
   const { hamming, euclidean } = Grouping;
   const grouping = call.choice('grouping', { hamming, euclidean }, hamming);
   const iterations = call.iterations('iterations', grouping === euclidean ? 4 : 10);
-  const bits = call.integer('bits', 1, 64, 63);
+  const bits = call.integer('bits', 1, 64, bitsOf(call.lengthOf('planes'), headDim));
   const hashBias = call.flag('hashBias', true);
   const threshold = call.choice('threshold', Threshold, Threshold.normal);
   const given = call.optionalFloats('planes', { bits, 'headDim + 1': headDim + 1 });
@@ -112,10 +120,13 @@ function prepare(call: Call, improved: boolean): Prepared {
   call.flag('detachMass', false); // checked here, used by gradients alone
   const inputs = readAttentionInputs(call);
   const { batch, heads, queryLength, keyLength } = inputs;
-  const clusters = call.count('clusters');
+  const { details } = call;
+  const asked = call.count('clusters');
+  // Surplus clusters stay empty: they are kept where their labels or counts can be seen.
+  const seen = details || call.has('labels');
+  const clusters = seen ? asked : Math.min(asked, Math.max(queryLength, 1));
   const topK = improved ? Math.min(call.integer('topK', 1, MAXIMUM_DIMENSION, 32), keyLength) : 0;
   const grouping = readGrouping(call, inputs);
-  const details = call.flag('details', false);
   const output = allocateOutput(call, inputs);
   const request = [inputs, grouping, { clusters, topK, output }];
   if (!details) return { request, result: () => call.deliver() };

@@ -92,6 +92,12 @@ export function outOfRange(
   return make(RangeError, 'ERR_OUT_OF_RANGE', message, argument, index);
 }
 
+/** Sizes whose product no array can hold. */
+export function tooLarge(argument: string, sizes: string): Error {
+  const message = `${argument} must have less than 2^53 elements, received ${sizes}`;
+  return make(RangeError, 'ERR_OUT_OF_RANGE', message, argument);
+}
+
 /** An array whose length does not match the shape. */
 export function shapeMismatch(argument: string, expected: string, received: string): Error {
   const message = `${argument} must be ${expected}, received ${received}`;
@@ -134,8 +140,11 @@ export interface Failure {
   index: number;
 }
 
-/** The error of a failed native call; `received` is the element of the request at fault. */
-export function errorOfFailure(failure: Failure, received: unknown): Error {
+/**
+ * The error of a failed native call; `received` is the element of the request at fault, `limit` the
+ * size that elements of an index array must stay below.
+ */
+export function errorOfFailure(failure: Failure, received: unknown, limit?: number): Error {
   const argument = failure.argument || 'output';
   const index = failure.index < 0 ? undefined : failure.index;
   const place = index === undefined ? '' : `, received ${describe(received)} at index ${index}`;
@@ -164,7 +173,9 @@ export function errorOfFailure(failure: Failure, received: unknown): Error {
       return make(
         RangeError,
         'ERR_OUT_OF_RANGE',
-        `${argument} must lie inside the shape${place}`,
+        limit === undefined
+          ? `${argument} must lie inside the shape${place}`
+          : `${argument} must be filled with integers from -1 to ${limit - 1}${place}`,
         argument,
         index,
       );

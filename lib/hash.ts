@@ -3,10 +3,10 @@ import { allocate, CALL_OPTIONS, type Call } from './call';
 import { errorOfFailure } from './errors';
 import { asynchronous, synchronous, type Operation, type Prepared } from './operation';
 import { MAXIMUM_DIMENSION } from './options';
-import type { CallOptions } from './types';
+import type { CallOptions, OutputOptions } from './types';
 
 /** Options of {@link lshPlanes}. */
-export interface LshPlanesOptions extends CallOptions {
+export interface LshPlanesOptions extends OutputOptions {
   /** 1 to 64 */
   bits: number;
   /** Elements of the vectors to hash. */
@@ -29,14 +29,14 @@ export interface HashOptions extends CallOptions {
 const planesOperation: Operation = {
   name: 'lshPlanes',
   native: 'lshPlanes',
-  options: [...CALL_OPTIONS, 'bits', 'dim', 'seed', 'hashBias'],
+  options: [...CALL_OPTIONS, 'bits', 'dim', 'seed', 'hashBias', 'out'],
   prepare(call: Call): Prepared {
     const bits = call.integer('bits', 1, 64);
     const dim = call.integer('dim', 1, MAXIMUM_DIMENSION);
     const seed = call.seed();
     const hashBias = call.flag('hashBias', true);
-    const output = allocate('Float32Array', 'planes', { bits, 'dim + 1': dim + 1 });
-    return { request: [{ bits, dim, seed, hashBias, output }], result: () => output };
+    const output = call.output({ bits, 'dim + 1': dim + 1 });
+    return { request: [{ bits, dim, seed, hashBias, output }], result: () => call.deliver() };
   },
 };
 

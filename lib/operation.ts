@@ -36,7 +36,7 @@ export function synchronous<Callable>(operation: Operation): Callable {
       call.spoil();
       throw errorOf(failure, request);
     }
-    return prepared.result();
+    return deliver(call, prepared);
   });
 }
 
@@ -53,7 +53,7 @@ export function asynchronous<Callable>(operation: Operation): Callable {
     const pending = compute(request);
     const failure = await (call.signal ? abortable(pending, call.signal, abort) : pending);
     if (failure !== undefined) throw errorOf(failure, request);
-    return prepared.result();
+    return deliver(call, prepared);
   });
 }
 
@@ -74,5 +74,17 @@ function complete(parts: readonly object[], call: Call, abort: Int32Array | unde
 
 function errorOf(failure: Failure, request: Request): Error {
   const array = request[failure.argument] as ArrayLike<unknown> | undefined;
-  return errorOfFailure(failure, array?.[failure.index]);
+  return errorOfFailure(failure, array?.[failure.index], limitOf(failure.argument, request));
+}
+
+/** What the elements of an index array count: clusters for labels, else the keys or inputs. */
+function limitOf(argument: string, request: Request): number | undefined {
+  const { clusters, keyLength, length } = request as Record<string, number | undefined>;
+  return argument === 'labels' ? clusters : (keyLength ?? length);
+}
+
+/** With `details: true` every operation returns an object. */
+function deliver(call: Call, prepared: Prepared): unknown {
+  const result = prepared.result();
+  return call.details && ArrayBuffer.isView(result) ? { output: result } : result;
 }

@@ -3,7 +3,7 @@
  * all are read before anything else happens: a getter can still change an array, but only before
  * the array is looked at.
  */
-import { invalidType, outOfRange, unknownOption } from './errors';
+import { invalidType, outOfRange, unknownOption, unsupported } from './errors';
 
 /** Own properties by name; no prototype, so that a name that is absent is undefined. */
 export type Values = Readonly<Record<string, unknown>>;
@@ -17,6 +17,23 @@ const { isSafeInteger, isFinite } = Number;
 /** The names that any operation knows. */
 const everyName = new Set<string>();
 
+/** Options that mask, order, weight or place data: to pass them over would change the result. */
+const MEANINGFUL: ReadonlySet<string> = new Set([
+  'causal',
+  'hashBias',
+  'initial',
+  'keyLengths',
+  'labels',
+  'layout',
+  'lengths',
+  'neighbors',
+  'out',
+  'planes',
+  'queryLengths',
+  'scale',
+  'weights',
+]);
+
 /** Says that `names` are options (or dimensions of `shape`) of some operation. */
 export function declareNames(names: readonly string[]): void {
   for (const name of names) everyName.add(name);
@@ -24,8 +41,8 @@ export function declareNames(names: readonly string[]): void {
 
 /**
  * Copies the own properties of `source` whose names are `known`. Names that only other operations
- * know are passed over, so that one options object can serve several; any other name is an error,
- * most likely a misspelling.
+ * know are passed over, so that one options object can serve several, unless they would change the
+ * result; any other name is an error, most likely a misspelling.
  */
 export function readOwn(argument: string, source: unknown, known: readonly string[]): Values {
   if (typeof source !== 'object' || source === null) {
@@ -34,12 +51,19 @@ export function readOwn(argument: string, source: unknown, known: readonly strin
   const values = create(null) as Record<string, unknown>;
   for (const name of getOwnPropertyNames(source)) {
     if (!known.includes(name)) {
-      if (everyName.has(name)) continue;
-      throw unknownName(argument, name, known);
+      if (!everyName.has(name)) throw unknownName(argument, name, known);
+      if (MEANINGFUL.has(name)) refuse(name, (source as Record<string, unknown>)[name]);
+      continue;
     }
     values[name] = (source as Record<string, unknown>)[name];
   }
   return values;
+}
+
+/** An option that the operation does not have, given a value that says something. */
+function refuse(name: string, value: unknown): void {
+  if (isAbsent(value) || value === false) return;
+  throw unsupported(name, `${name} must be absent: the operation has no such option`);
 }
 
 function unknownName(argument: string, name: string, known: readonly string[]): Error {

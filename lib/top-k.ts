@@ -43,7 +43,8 @@ const operation: Operation = {
 
 /**
  * The k largest scores of each row: the larger value first, of equal values the lower column; −0
- * equals +0.
+ * equals +0. Scores of `sparseDot` may hold −Infinity for absent keys: sort them with
+ * `nonFinite: 'propagate'`.
  *
  * @throws ERR_INVALID_ARG_TYPE, ERR_OUT_OF_RANGE, ERR_SHAPE_MISMATCH for wrong options,
  * ERR_NON_FINITE for a NaN or an infinity in a score that is read, ERR_OUT_OF_MEMORY.

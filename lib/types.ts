@@ -27,6 +27,8 @@ export interface CallOptions {
    * ('propagate').
    */
   nonFinite?: 'error' | 'propagate' | undefined;
+  /** Return an object with all that the operation knows, the array itself as `output`. */
+  details?: boolean | undefined;
   /** Rejects the promise with the signal's reason. Asynchronous form only. */
   signal?: AbortSignal | undefined;
 }

@@ -1,0 +1,114 @@
+// What happens to options that an operation does not have, and to sizes that can be inferred.
+import { createRequire } from 'node:module';
+import { describe, expect, test } from 'vitest';
+
+const library = createRequire(import.meta.url)('../..');
+
+const ramp = (count) => Float32Array.from({ length: count }, (_, i) => Math.sin(i + 1));
+const shape = { batch: 1, heads: 2, queryLength: 6, headDim: 3 };
+const attention = () => ({ query: ramp(36), key: ramp(36), value: ramp(36), shape });
+const rows = { batch: 1, length: 6, dim: 3 };
+
+describe('options of other operations', () => {
+  test('that say nothing about the result are passed over', () => {
+    const shared = { ...attention(), clusters: 2, topK: 3, iterations: 1, seed: 5 };
+    expect(library.clusteredAttentionSync(shared)).toHaveLength(36);
+    expect(library.attentionSync(shared)).toEqual(library.attentionSync(attention()));
+  });
+
+  test.each([
+    ['clusteredAttention', { ...attention(), clusters: 2, causal: true }, 'causal'],
+    ['centroidAttention', { ...attention(), causal: true }, 'causal'],
+    ['attention', { ...attention(), weights: ramp(6) }, 'weights'],
+    [
+      'aggregate',
+      {
+        inputs: ramp(18),
+        labels: new Int32Array(6),
+        shape: rows,
+        clusters: 1,
+        lengths: new Int32Array(1),
+      },
+      'lengths',
+    ],
+    ['kMeans', { inputs: ramp(18), shape: rows, clusters: 2, out: ramp(6) }, 'out'],
+    ['topK', { scores: ramp(6), shape: { rows: 1, columns: 6 }, k: 2, scale: 2 }, 'scale'],
+  ])('%s refuses one that would change its result', (name, options, argument) => {
+    const refusal = expect.objectContaining({ code: 'ERR_UNSUPPORTED', argument });
+    expect(() => library[`${name}Sync`](options)).toThrow(refusal);
+    expect(library[`${name}Sync`]({ ...options, [argument]: undefined })).toBeDefined();
+  });
+
+  test('nobody knows are errors that name the nearest one', () => {
+    const misspelt = { ...attention(), clusters: 2, itterations: 3 };
+    expect(() => library.clusteredAttentionSync(misspelt)).toThrow(/itterations.*iterations/);
+  });
+});
+
+describe('details', () => {
+  test.each([
+    ['lshPlanes', { bits: 4, dim: 3 }],
+    ['aggregate', { inputs: ramp(18), labels: new Int32Array(6), shape: rows, clusters: 1 }],
+    ['hash', { inputs: ramp(18), planes: ramp(16), shape: { rows: 6, dim: 3, bits: 4 } }],
+  ])('of %s hold the output alone', async (name, options) => {
+    const output = library[`${name}Sync`](options);
+    expect(library[`${name}Sync`]({ ...options, details: true })).toEqual({ output });
+    expect(await library[name]({ ...options, details: true })).toEqual({ output });
+  });
+});
+
+describe('sizes that the arrays give', () => {
+  test('bits are those of the planes', () => {
+    const planes = library.lshPlanesSync({ bits: 16, dim: 3, seed: 1 });
+    const options = { ...attention(), clusters: 3, planes };
+    const expected = library.clusteredAttentionSync({ ...options, bits: 16 });
+    expect(library.clusteredAttentionSync(options)).toEqual(expected);
+  });
+
+  test('neighborCount is that of the neighbors', () => {
+    const neighbors = Int32Array.from({ length: 18 }, (_, i) => i % 6);
+    const options = { ...attention(), neighbors };
+    const expected = library.centroidAttentionSync({ ...options, neighborCount: 3 });
+    expect(library.centroidAttentionSync(options)).toEqual(expected);
+  });
+
+  test('lshPlanes writes to out', () => {
+    const out = new Float32Array(16);
+    expect(library.lshPlanesSync({ bits: 4, dim: 3, out })).toBe(out);
+    expect(out).toEqual(library.lshPlanesSync({ bits: 4, dim: 3 }));
+  });
+});
+
+describe('edges', () => {
+  const cast = () => ({
+    ...attention(),
+    surrogates: ramp(12),
+    gate: ramp(6),
+    clusters: 2,
+    clusterSize: 3,
+  });
+
+  test('CAST takes queryLengths that equal keyLengths, and no others', () => {
+    const lengths = () => Int32Array.of(4);
+    const expected = library.castAttentionSync({ ...cast(), keyLengths: lengths() });
+    const both = { ...cast(), keyLengths: lengths(), queryLengths: lengths() };
+    expect(library.castAttentionSync(both)).toEqual(expected);
+    expect(() => library.castAttentionSync({ ...cast(), queryLengths: lengths() })).toThrow(
+      expect.objectContaining({ code: 'ERR_UNSUPPORTED', argument: 'queryLengths' }),
+    );
+  });
+
+  test.each([1e-30, 1e-39, 1e-45, 1e-60])('temperature %d is the hard limit', (temperature) => {
+    const options = { inputs: ramp(18), shape: rows, centroids: 2, similarity: 'dot' };
+    const hard = library.centroidPoolSync({ ...options, temperature: 0 });
+    expect(library.centroidPoolSync({ ...options, temperature })).toEqual(hard);
+  });
+
+  test('an index outside its range is told with the range', () => {
+    const labels = Int32Array.of(0, 1, 2, 0, 1, 0, 0, 0, 0, 0, 0, 0);
+    const options = { ...attention(), clusters: 2, labels };
+    expect(() => library.clusteredAttentionSync(options)).toThrow(
+      'labels must be filled with integers from -1 to 1, received 2 at index 2',
+    );
+  });
+});
