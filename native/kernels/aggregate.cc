@@ -7,6 +7,7 @@
 #include "native/kernels/finite.h"
 #include "native/kernels/first_index.h"
 #include "native/kernels/prefetch.h"
+#include "native/simd/simd.h"
 
 namespace cluster_attention::kernels {
 
@@ -17,36 +18,20 @@ constexpr int64_t kDimBlock = 256;
 /// Clusters that one task owns.
 constexpr int64_t kClustersPerTask = 8;
 
-/// Adds four rows to the sums, one after the other.
-void add_rows(const float* a, const float* b, const float* c, const float* d, int64_t dim,
-              double* __restrict sums) {
-  for (int64_t i = 0; i < dim; ++i) sums[i] = sums[i] + a[i] + b[i] + c[i] + d[i];
-}
-
 }  // namespace
 
 void sum_members(const float* rows, int64_t row_stride, const int32_t* members, int64_t count,
                  const double* scales, int64_t dim, double* __restrict sums) {
-  std::fill(sums, sums + dim, 0.0);
-  int64_t i = 0;
   if (scales == nullptr) {
-    for (; i + 4 <= count; i += 4) {
-      for (int64_t j = i; j < i + 4; ++j) {
-        prefetch_listed(rows, row_stride, dim, members, count, j);
-      }
-      add_rows(rows + members[i] * row_stride, rows + members[i + 1] * row_stride,
-               rows + members[i + 2] * row_stride, rows + members[i + 3] * row_stride, dim, sums);
-    }
+    simd().sum_rows(rows, row_stride, members, count, dim, sums);
+    return;
   }
-  for (; i < count; ++i) {
+  std::fill(sums, sums + dim, 0.0);
+  for (int64_t i = 0; i < count; ++i) {
     prefetch_listed(rows, row_stride, dim, members, count, i);
     const float* row = rows + members[i] * row_stride;
-    if (scales == nullptr) {
-      for (int64_t d = 0; d < dim; ++d) sums[d] += row[d];
-    } else {
-      const double scale = scales[members[i]];
-      for (int64_t d = 0; d < dim; ++d) sums[d] += row[d] * scale;
-    }
+    const double scale = scales[members[i]];
+    for (int64_t d = 0; d < dim; ++d) sums[d] += row[d] * scale;
   }
 }
 

@@ -18,7 +18,7 @@ namespace {
 
 /// Keys of one part: the keys of a sequence are cut into parts by their number alone, so that the
 /// sums are the same for every thread count; the parts are merged in order.
-constexpr int64_t kKeysPerPart = 2048;
+constexpr int64_t kKeysPerPart = 1024;
 
 class CentroidPassKernel {
  public:
@@ -32,6 +32,7 @@ class CentroidPassKernel {
         simd_(simd()),
         tiles_(divide_up(std::min(problem.clusters, shape_.query_length), simd_.lanes)),
         parts_(std::max<int64_t>(1, divide_up(shape_.key_length, kKeysPerPart))),
+        limit_(problem.top_k + problem.top_k / 4 + 4),
         joint_capacity_(2 * problem.top_k + 32),
         capacity_(problem.top_k > 0 ? std::min(joint_capacity_, kKeysPerPart + 1) : 0) {}
 
@@ -40,12 +41,18 @@ class CentroidPassKernel {
     const int64_t sequences = shape_.batch * shape_.heads;
     const double operations = 2.0 * sequences * problem_.clusters * shape_.key_length *
                               (shape_.head_dim + shape_.value_dim);
-    CA_RETURN_IF_ERROR(context_.parallel(
-        sequences * tiles_ * parts_, [&](int64_t task, int worker) { attend(task, worker); },
-        operations));
     return context_.parallel(
-        sequences * tiles_, [&](int64_t task, int worker) { merge(task, worker); },
-        static_cast<double>(sequences * tiles_ * parts_ * state_size_));
+        sequences * tiles_ * parts_,
+        [&](int64_t task, int worker) {
+          // Tiles that read the same keys follow each other: the keys stay in the cache.
+          const int64_t tile = task / (tiles_ * parts_) * tiles_ + task % tiles_;
+          attend(tile * parts_ + task / tiles_ % parts_, worker);
+          // Whoever ends a tile's last part joins all of them, in order: nobody waits.
+          if (ended_parts_[tile].fetch_add(1, std::memory_order_acq_rel) + 1 == parts_) {
+            merge(tile, worker);
+          }
+        },
+        operations);
   }
 
  private:
@@ -92,12 +99,14 @@ class CentroidPassKernel {
     candidates_ = workspace.allocate<Candidate>(partials * simd_.lanes * capacity_);
     shared_thresholds_ = workspace.allocate_zeroed<std::atomic<uint32_t>>(
         problem_.top_k > 0 ? partials / parts_ * simd_.lanes : 0);
+    ended_parts_ = workspace.allocate_zeroed<std::atomic<int64_t>>(partials / parts_);
     joint_candidates_ = workspace.allocate<Candidate>(context_.workers() * joint_capacity_);
     const bool complete = pass_.values != nullptr && pass_.maximum != nullptr &&
                           pass_.sum != nullptr && pass_.top_scores != nullptr &&
                           pass_.top_keys != nullptr && scratch_ != nullptr && states_ != nullptr &&
                           thresholds_ != nullptr && counts_ != nullptr && candidates_ != nullptr &&
-                          joint_candidates_ != nullptr && shared_thresholds_ != nullptr;
+                          joint_candidates_ != nullptr && ended_parts_ != nullptr &&
+                          shared_thresholds_ != nullptr;
     return complete ? Status::success() : Status::out_of_memory();
   }
 
@@ -142,6 +151,7 @@ class CentroidPassKernel {
   TileSelector start_selection(int64_t task, int64_t columns, int64_t first_key) const {
     TileSelector selector;
     selector.k = problem_.top_k;
+    selector.limit = limit_;
     selector.capacity = capacity_;
     selector.sign = problem_.inputs.scale < 0.0f ? -1.0f : 1.0f;  // pack_queries has negated
     selector.first_key = first_key;
@@ -174,8 +184,8 @@ class CentroidPassKernel {
   void share_thresholds(int64_t task, int64_t columns, const TileSelector& selector) const {
     for (int64_t lane = 0; lane < columns; ++lane) {
       if (selector.counts[lane] < selector.k) continue;
-      const float kth = prune_candidates(selector.candidates + lane * selector.capacity,
-                                         &selector.counts[lane], selector.k);
+      const float kth = simd_.thin_candidates(selector.candidates + lane * selector.capacity,
+                                              &selector.counts[lane], selector.k, selector.limit);
       std::atomic<uint32_t>& shared = shared_thresholds_[task / parts_ * simd_.lanes + lane];
       const uint32_t key = ordered_key(kth);
       uint32_t known = shared.load(std::memory_order_relaxed);
@@ -228,11 +238,11 @@ class CentroidPassKernel {
       const int64_t source = (task * parts_ + part) * simd_.lanes + lane;
       const Candidate* candidates = candidates_ + source * capacity_;
       for (int32_t i = 0; i < counts_[source]; ++i) {
-        if (count == joint_capacity_) prune_candidates(best, &count, k);
+        if (count == joint_capacity_) simd_.thin_candidates(best, &count, k, limit_);
         best[count++] = candidates[i];
       }
     }
-    if (count > k) prune_candidates(best, &count, k);
+    if (count > limit_) simd_.thin_candidates(best, &count, k, limit_);
     std::sort(best, best + count, std::greater<Candidate>());
     for (int64_t i = 0; i < k; ++i) {
       pass_.top_keys[cluster * k + i] = i < count ? candidate_index(best[i]) : -1;
@@ -248,6 +258,7 @@ class CentroidPassKernel {
   const Simd& simd_;
   const int64_t tiles_;           // of clusters, per sequence
   const int64_t parts_;           // of keys, per sequence
+  const int64_t limit_;           // of what thinning leaves of a list of candidates
   const int64_t joint_capacity_;  // of a cluster's candidates while parts are merged
   const int64_t capacity_;        // of a lane's candidates in one part
   int64_t scratch_size_ = 0;
@@ -258,6 +269,7 @@ class CentroidPassKernel {
   int32_t* counts_ = nullptr;                           // (B,H,tiles,parts, lanes)
   Candidate* candidates_ = nullptr;                     // (B,H,tiles,parts, lanes, capacity)
   Candidate* joint_candidates_ = nullptr;               // (workers, joint_capacity)
+  std::atomic<int64_t>* ended_parts_ = nullptr;         // (B,H,tiles)
   std::atomic<uint32_t>* shared_thresholds_ = nullptr;  // (B,H,tiles, lanes): ordered_key, 0: none
 };
 

@@ -7,6 +7,7 @@
 #include "native/core/shape.h"
 #include "native/core/softmax_state.h"
 #include "native/kernels/centroid_pass.h"
+#include "native/kernels/prefetch.h"
 #include "native/kernels/query_groups.h"
 #include "native/simd/simd.h"
 
@@ -21,6 +22,9 @@ struct MemberTile {
   int32_t columns;
   const int32_t* members;  // (columns): positions in the sequence
 };
+
+/// Consecutive tiles of one task: while one is improved, the memory fetches the rows of the next.
+constexpr int64_t kTilesPerTask = 8;
 
 class ClusteredAttentionKernel {
  public:
@@ -97,11 +101,16 @@ class ClusteredAttentionKernel {
   struct Scratch {
     float* query;    // (D, lanes)
     float* output;   // (E, lanes)
-    float* weights;  // (k, lanes)
+    float* weights;  // (k + 1, lanes)
     float* key;      // (k, D)
-    float* value;    // (k, padded E)
+    float* value;    // (k + 1, padded E): v_t, and at last the base, V^c - sum_t A^c_t v_t
     float* mass;     // (k): A^c at T_j
-    float* base;     // (padded E): V^c - sum_t A^c_t v_t
+  };
+
+  /// What stands in the scratch of the keys T_j of a cluster.
+  struct Selection {
+    int64_t keys = 0;   // at most k
+    float mass = 0.0f;  // m̂_j
   };
 
   Scratch carve(int worker) const {
@@ -110,9 +119,8 @@ class ClusteredAttentionKernel {
     scratch.query = scratch_ + worker * scratch_size_;
     scratch.output = scratch.query + shape_.head_dim * simd_.lanes;
     scratch.weights = scratch.output + shape_.value_dim * simd_.lanes;
-    scratch.value = scratch.weights + k * simd_.lanes;
-    scratch.base = scratch.value + k * padded_value_dim_;
-    scratch.key = scratch.base + padded_value_dim_;
+    scratch.value = scratch.weights + (k + 1) * simd_.lanes;
+    scratch.key = scratch.value + (k + 1) * padded_value_dim_;
     scratch.mass = scratch.key + k * shape_.head_dim;
     return scratch;
   }
@@ -120,26 +128,62 @@ class ClusteredAttentionKernel {
   Status improve() {
     const int64_t k = problem_.top_k;
     padded_value_dim_ = round_up(shape_.value_dim, simd_.width);
-    scratch_size_ = round_up((shape_.head_dim + shape_.value_dim + k) * simd_.lanes +
+    scratch_size_ = round_up((shape_.head_dim + shape_.value_dim + k + 1) * simd_.lanes +
                                  (k + 1) * padded_value_dim_ + k * (shape_.head_dim + 1),
                              16);
     scratch_ = context_.workspace().allocate<float>(scratch_size_ * context_.workers());
     if (scratch_ == nullptr) return Status::out_of_memory();
     const double operations = 2.0 * shape_.batch * shape_.heads * shape_.query_length * k *
                               (shape_.head_dim + shape_.value_dim);
-    return context_.parallel(
-        tile_count_, [&](int64_t task, int worker) { improve_tile(tiles_[task], carve(worker)); },
-        operations);
+    const auto improve_tiles = [&](int64_t task, int worker) {
+      const Scratch scratch = carve(worker);
+      const int64_t begin = task * kTilesPerTask;
+      const int64_t end = std::min(tile_count_, begin + kTilesPerTask);
+      Selection selection;
+      for (int64_t t = begin; t < end; ++t) {
+        if (t + 1 < end) prefetch_members(tiles_[t + 1]);
+        if (t == begin || !same_cluster(tiles_[t - 1], tiles_[t])) {
+          selection = gather(tiles_[t], scratch);
+        }
+        if (t + 1 < end && !same_cluster(tiles_[t], tiles_[t + 1])) prefetch_keys(tiles_[t + 1]);
+        improve_tile(tiles_[t], selection, scratch);
+      }
+    };
+    return context_.parallel(divide_up(tile_count_, kTilesPerTask), improve_tiles, operations);
   }
 
-  void improve_tile(const MemberTile& tile, const Scratch& scratch) {
+  static bool same_cluster(const MemberTile& a, const MemberTile& b) {
+    return a.sequence == b.sequence && a.cluster == b.cluster;
+  }
+
+  [[gnu::always_inline]] void prefetch_members(const MemberTile& tile) const {
+    const int64_t batch = tile.sequence / shape_.heads;
+    const int64_t head = tile.sequence % shape_.heads;
+    for (int32_t i = 0; i < tile.columns; ++i) {
+      prefetch_row(problem_.inputs.query.row(batch, head, tile.members[i]), shape_.head_dim);
+      prefetch_row(problem_.output.row(batch, head, tile.members[i]), shape_.value_dim);
+    }
+  }
+
+  [[gnu::always_inline]] void prefetch_keys(const MemberTile& tile) const {
+    const int64_t batch = tile.sequence / shape_.heads;
+    const int64_t head = tile.sequence % shape_.heads;
+    const AttentionInputs& inputs = problem_.inputs;
+    const int32_t* top_keys =
+        pass_.top_keys + (tile.sequence * problem_.clusters + tile.cluster) * problem_.top_k;
+    for (int64_t t = 0; t < problem_.top_k && top_keys[t] >= 0; ++t) {
+      prefetch_row(inputs.key.row(batch, head, top_keys[t]), shape_.head_dim);
+      prefetch_row(inputs.value.row(batch, head, top_keys[t]), shape_.value_dim);
+    }
+  }
+
+  void improve_tile(const MemberTile& tile, const Selection& selection, const Scratch& scratch) {
     // queries: (columns, D) in lanes; gathered key: (k, D), value: (k, E) -> output: (columns, E)
     const int64_t batch = tile.sequence / shape_.heads;
     const int64_t head = tile.sequence % shape_.heads;
     const int64_t dim = shape_.head_dim;
     const float scale_log2 = problem_.inputs.scale * kLog2E;
-    const int64_t keys = gather(tile, scratch);
-    const float mass = base_output(tile, keys, scale_log2, scratch);
+    const int64_t keys = selection.keys;
 
     const InputRows& query = problem_.inputs.query;
     simd_.pack(query.sequence(batch, head), query.row_stride, tile.members, tile.columns, dim,
@@ -153,13 +197,11 @@ class ClusteredAttentionKernel {
     const int64_t used = round_up(tile.columns, simd_.width);
     for (int64_t t = 0; t < keys; ++t) {
       float* weights = scratch.weights + t * simd_.lanes;
-      for (int64_t i = 0; i < used; ++i) weights[i] *= mass;
+      for (int64_t i = 0; i < used; ++i) weights[i] *= selection.mass;
     }
-    for (int64_t e = 0; e < shape_.value_dim; ++e) {
-      std::fill_n(scratch.output + e * simd_.lanes, used, scratch.base[e]);
-    }
-    simd_.multiply(scratch.value, 1, padded_value_dim_, shape_.value_dim, keys, scratch.weights,
-                   simd_.lanes, tile.columns, scratch.output, simd_.lanes, true);
+    std::fill_n(scratch.weights + keys * simd_.lanes, used, 1.0f);  // the base enters once
+    simd_.multiply(scratch.value, 1, padded_value_dim_, shape_.value_dim, keys + 1, scratch.weights,
+                   simd_.lanes, tile.columns, scratch.output, simd_.lanes, false);
     bool finite = simd_.unpack(scratch.output, tile.columns, shape_.value_dim, nullptr,
                                problem_.output.sequence(batch, head), problem_.output.row_stride,
                                tile.members);
@@ -169,8 +211,8 @@ class ClusteredAttentionKernel {
     if (!finite) context_.mark_non_finite();
   }
 
-  /// Copies the key and value rows of T_j side by side; returns how many there are.
-  int64_t gather(const MemberTile& tile, const Scratch& scratch) const {
+  /// Copies the key and value rows of T_j side by side, and the base after the values.
+  Selection gather(const MemberTile& tile, const Scratch& scratch) const {
     const int64_t batch = tile.sequence / shape_.heads;
     const int64_t head = tile.sequence % shape_.heads;
     const int64_t cluster = tile.sequence * problem_.clusters + tile.cluster;
@@ -183,12 +225,12 @@ class ClusteredAttentionKernel {
       std::copy_n(problem_.inputs.value.row(batch, head, top_keys[keys]), shape_.value_dim, value);
       std::fill(value + shape_.value_dim, value + padded_value_dim_, 0.0f);
     }
-    return keys;
+    return {keys, base_output(tile, keys, scratch)};
   }
 
-  /// Fills scratch.base and returns m̂_j = sum_t A^c_jt.
-  float base_output(const MemberTile& tile, int64_t keys, float scale_log2,
-                    const Scratch& scratch) const {
+  /// Writes the base behind the values and returns m̂_j = sum_t A^c_jt.
+  float base_output(const MemberTile& tile, int64_t keys, const Scratch& scratch) const {
+    const float scale_log2 = problem_.inputs.scale * kLog2E;
     const int64_t cluster = tile.sequence * problem_.clusters + tile.cluster;
     const float* top_scores = pass_.top_scores + cluster * problem_.top_k;
     for (int64_t t = 0; t < keys; ++t) {
@@ -200,10 +242,11 @@ class ClusteredAttentionKernel {
       scratch.mass[t] = -scratch.mass[t] / pass_.sum[cluster];
       total -= static_cast<double>(scratch.mass[t]);
     }
-    std::copy_n(pass_.values + cluster * shape_.value_dim, shape_.value_dim, scratch.base);
-    std::fill(scratch.base + shape_.value_dim, scratch.base + padded_value_dim_, 0.0f);
+    float* base = scratch.value + keys * padded_value_dim_;
+    std::copy_n(pass_.values + cluster * shape_.value_dim, shape_.value_dim, base);
+    std::fill(base + shape_.value_dim, base + padded_value_dim_, 0.0f);
     simd_.multiply(scratch.mass, keys, 1, 1, keys, scratch.value, padded_value_dim_,
-                   shape_.value_dim, scratch.base, padded_value_dim_, true);
+                   shape_.value_dim, base, padded_value_dim_, true);
     return static_cast<float>(total);
   }
 

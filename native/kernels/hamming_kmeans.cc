@@ -15,52 +15,39 @@ namespace {
 
 constexpr int64_t kBits = 64;
 /// Hashes that are assigned before their bits are counted.
-constexpr int64_t kBlock = 256;
+constexpr int64_t kBlock = 128;
 /// Clusters whose centroids one task of an update recomputes.
 constexpr int64_t kClustersPerTask = 16;
-
-/// One byte per bit of a byte: eight counters are raised by one addition of 64-bit words.
-struct SpreadTable {
-  uint8_t bytes[256][8];
-
-  constexpr SpreadTable() : bytes() {
-    for (int value = 0; value < 256; ++value) {
-      for (int bit = 0; bit < 8; ++bit) {
-        bytes[value][bit] = static_cast<uint8_t>(value >> bit & 1);
-      }
-    }
-  }
-  uint64_t operator[](uint64_t value) const {
-    uint64_t word;
-    std::memcpy(&word, bytes[value], sizeof word);
-    return word;
-  }
-};
-constexpr SpreadTable kSpread;
 
 /// How often each bit is set among the members of each cluster. Counted in bytes, which are emptied
 /// into wider counters before they can overflow.
 class BitCounts {
  public:
   static int64_t bytes(int64_t clusters) {
-    return clusters *
-           static_cast<int64_t>(sizeof(Narrow) + kBits * sizeof(int32_t) + sizeof(int32_t));
+    return clusters * static_cast<int64_t>(kBits + kBits * sizeof(int32_t) + 2 * sizeof(int32_t));
   }
   void place(char* memory, int64_t clusters) {
     clusters_ = clusters;
-    narrow_ = reinterpret_cast<Narrow*>(memory);
-    ones_ = reinterpret_cast<int32_t*>(narrow_ + clusters);
+    narrow_ = reinterpret_cast<uint8_t*>(memory);
+    ones_ = reinterpret_cast<int32_t*>(narrow_ + clusters * kBits);
     members_ = ones_ + clusters * kBits;
+    narrow_members_ = members_ + clusters;
   }
 
   void clear() { std::memset(narrow_, 0, static_cast<size_t>(bytes(clusters_))); }
 
-  void add(uint64_t hash, int32_t cluster) {
-    Narrow& narrow = narrow_[cluster];
-    for (int word = 0; word < 8; ++word) narrow.words[word] += kSpread[hash >> 8 * word & 255];
-    if (++narrow.members == 255) widen(cluster);
+  /// Counts at most kBlock hashes: no byte can overflow, since one that may be over half full at
+  /// the end is emptied.
+  void add(const uint64_t* hashes, const int32_t* labels, int64_t count) {
+    static_assert(2 * kBlock <= 256, "a block must fit twice");
+    simd().count_bits(hashes, labels, count, narrow_);
+    for (int64_t i = 0; i < count; ++i) {
+      if (++narrow_members_[labels[i]] >= kBlock) widen(labels[i]);
+    }
   }
-  void add_member(int32_t cluster) { ++narrow_[cluster].members; }
+  void add_members(const int32_t* labels, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) ++members_[labels[i]];
+  }
 
   /// Empties the bytes of every cluster: ones() and members() are complete afterwards.
   void finish() {
@@ -70,26 +57,21 @@ class BitCounts {
   int32_t members(int64_t cluster) const { return members_[cluster]; }
 
  private:
-  struct Narrow {
-    uint64_t words[8];
-    uint64_t members;
-  };
-
   void widen(int64_t cluster) {
-    Narrow& narrow = narrow_[cluster];
-    if (narrow.members == 0) return;
-    uint8_t bytes[kBits];
-    std::memcpy(bytes, narrow.words, sizeof bytes);
+    if (narrow_members_[cluster] == 0) return;
+    uint8_t* narrow = narrow_ + cluster * kBits;
     int32_t* ones = ones_ + cluster * kBits;
-    for (int64_t bit = 0; bit < kBits; ++bit) ones[bit] += bytes[bit];
-    members_[cluster] += static_cast<int32_t>(narrow.members);
-    narrow = {};
+    for (int64_t bit = 0; bit < kBits; ++bit) ones[bit] += narrow[bit];
+    std::memset(narrow, 0, kBits);
+    members_[cluster] += narrow_members_[cluster];
+    narrow_members_[cluster] = 0;
   }
 
   int64_t clusters_ = 0;
-  Narrow* narrow_ = nullptr;
-  int32_t* ones_ = nullptr;     // (clusters,kBits)
-  int32_t* members_ = nullptr;  // (clusters)
+  uint8_t* narrow_ = nullptr;          // (clusters,kBits)
+  int32_t* ones_ = nullptr;            // (clusters,kBits)
+  int32_t* members_ = nullptr;         // (clusters)
+  int32_t* narrow_members_ = nullptr;  // (clusters): counted in bytes so far
 };
 
 /// What one part of a sequence finds in an assignment.
@@ -135,9 +117,9 @@ void assign(Sequence& sequence, Range range, bool last, Part& part) {
     part.changed = part.changed || std::memcmp(labels, sequence.labels + first, bytes) != 0;
     std::memcpy(sequence.labels + first, labels, bytes);
     if (last) {
-      for (int64_t i = 0; i < count; ++i) part.counts.add_member(labels[i]);
+      part.counts.add_members(labels, count);
     } else {
-      for (int64_t i = 0; i < count; ++i) part.counts.add(hashes[i], labels[i]);
+      part.counts.add(hashes, labels, count);
     }
   }
   part.counts.finish();

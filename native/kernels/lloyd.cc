@@ -306,8 +306,16 @@ void Lloyd::measure_inertia(int64_t chunk) {
     const float* x = row(i);
     const float* centroid = centroids_ + labels_[i] * dim_;
     if (cosine()) {
+      // 1 - cos as half the squared distance of unit vectors, which does not cancel. A zero vector
+      // has cosine 0 with everything; it lacks the half that its own length would add.
       const double scale = scratch_.scales[i];
-      inertia += 1.0 - sum_terms(dim_, [=](int64_t d) { return x[d] * scale * centroid[d]; });
+      const double distance = sum_terms(dim_, [=](int64_t d) {
+        const double difference = x[d] * scale - centroid[d];
+        return difference * difference;
+      });
+      const bool zero_centroid =
+          std::all_of(centroid, centroid + dim_, [](float c) { return c == 0.0f; });
+      inertia += 0.5 * (distance + (scale == 0.0 ? 1.0 : 0.0) + (zero_centroid ? 1.0 : 0.0));
     } else {
       inertia += sum_terms(dim_, [=](int64_t d) {
         const double difference = static_cast<double>(x[d]) - centroid[d];

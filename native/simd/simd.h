@@ -24,10 +24,11 @@ constexpr int64_t kKeyBlock = 128;
 constexpr int64_t tile_size(int64_t rows, int64_t lanes) { return rows * lanes; }
 
 /// The k best scores of every lane, kept while scores pass by. A lane's buffer holds `capacity`
-/// candidates and is pruned to its k best when full.
+/// candidates and is thinned when full.
 struct TileSelector {
   int64_t k = 0;
-  int64_t capacity = 0;             // > k
+  int64_t limit = 0;                // >= k: what thinning leaves at most
+  int64_t capacity = 0;             // > limit, or more than the keys that come
   float sign = 1.0f;                // -1 selects the smallest scores (a negative scale)
   int64_t first_key = 0;            // index of the first key that the next attend() sees
   float* threshold = nullptr;       // (lanes): a score <= it cannot be among the best; NaN: any can
@@ -84,6 +85,10 @@ struct Simd {
   /// Advances the online softmax of a tile over tile.keys keys.
   void (*attend)(const AttendTile& tile);
 
+  /// Thins candidates to the best ones, at least k (of at least k) and at most `limit` of them, in
+  /// no order; returns a score that all of them reach.
+  float (*thin_candidates)(Candidate* candidates, int32_t* count, int64_t k, int64_t limit);
+
   /// Softmax down the lanes, in place: score[r][i] -> exp(scale*score[r][i]) / sum over r. Gives
   /// maximum (base 2, scaled) and sum per lane. minimum as in AttendTile, overwritten.
   void (*softmax_rows)(float* score, int64_t rows, int64_t columns, float scale_log2,
@@ -102,11 +107,20 @@ struct Simd {
   void (*assign_hamming)(const uint64_t* hashes, int64_t count, const uint64_t* centroids,
                          int64_t clusters, int32_t* labels);
 
+  /// counts[labels[i]][b] += bit b of hashes[i], in bytes: the caller sees to it that none
+  /// overflows.
+  void (*count_bits)(const uint64_t* hashes, const int32_t* labels, int64_t count,
+                     uint8_t* counts);  // (clusters,64)
+
   /// values[i] = 2^values[i], in place.
   void (*exp2)(float* values, int64_t count);
 
   /// Sum of a[i] * b[i] in index order within each of `width` lanes, lanes added in order.
   float (*dot)(const float* a, const float* b, int64_t count);
+
+  /// sums[d] = sum over i, in order and in double, of rows[index[i]][d].
+  void (*sum_rows)(const float* rows, int64_t row_stride, const int32_t* index, int64_t count,
+                   int64_t dim, double* sums);
 };
 
 /// The instruction set in use.

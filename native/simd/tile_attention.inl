@@ -1,33 +1,4 @@
-// Online softmax of a tile of queries, with the selection of the best keys. Part of
-// tile_kernels.inl.
-
-/// Offers the dot products of `rows` keys to the selection of every lane.
-void select_scores(const float* scores, int64_t rows, int64_t columns, TileSelector& selector,
-                   int64_t first_key) {
-  const int64_t vectors = vectors_of(columns);
-  const Vec sign = broadcast(selector.sign);
-  for (int64_t v = 0; v < vectors; ++v) {
-    Vec threshold = load(selector.threshold + v * kWidth);
-    for (int64_t r = 0; r < rows; ++r) {
-      const Vec score = load(scores + r * kLanes + v * kWidth) * sign;
-      uint32_t better = not_less_equal(score, threshold);
-      if (better == 0) continue;
-      do {
-        const int64_t lane = v * kWidth + __builtin_ctz(better);
-        better &= better - 1;
-        if (lane >= columns) break;
-        Candidate* candidates = selector.candidates + lane * selector.capacity;
-        int32_t& count = selector.counts[lane];
-        candidates[count++] = make_candidate(
-            score[lane - v * kWidth], static_cast<int32_t>(selector.first_key + first_key + r));
-        if (count == selector.capacity) {
-          selector.threshold[lane] = prune_candidates(candidates, &count, selector.k);
-        }
-      } while (better != 0);
-      threshold = load(selector.threshold + v * kWidth);
-    }
-  }
-}
+// Online softmax of a tile of queries. Part of tile_kernels.inl.
 
 /// Turns one vector of dot products of a key block into weights relative to the new maximum;
 /// returns by how much the state so far shrinks. Hidden keys (row >= visible) get weight 0.

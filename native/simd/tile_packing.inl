@@ -10,32 +10,31 @@ inline void pack_block(const float* const (&source)[kWidth], float* packed) {
   for (int i = 0; i < kWidth; ++i) store(packed + i * kLanes, block[i]);
 }
 
-/// The last columns, or the last elements, of a tile.
-void pack_edge(const float* const (&source)[kWidth], int64_t columns, int64_t depth,
-               float* packed) {
+/// The last elements of a tile's rows.
+void pack_edge(const float* const (&source)[kWidth], int64_t depth, float* packed) {
   for (int64_t i = 0; i < depth; ++i) {
-    for (int64_t c = 0; c < kWidth; ++c) {
-      packed[i * kLanes + c] = c < columns ? source[c][i] : 0.0f;
-    }
+    for (int64_t c = 0; c < kWidth; ++c) packed[i * kLanes + c] = source[c][i];
   }
 }
 
 void pack(const float* rows, int64_t row_stride, const int32_t* index, int64_t columns, int64_t dim,
           float* packed) {
   // rows: (columns, dim) -> packed: (dim, kLanes)
+  const float none[kWidth] = {};
   for (int64_t first = 0; first < columns; first += kWidth) {
     const int64_t count = columns - first < kWidth ? columns - first : kWidth;
-    const float* source[kWidth] = {};
+    const float* source[kWidth];
     for (int64_t i = 0; i < count; ++i) {
       source[i] = rows + (index != nullptr ? index[first + i] : first + i) * row_stride;
     }
+    for (int64_t i = count; i < kWidth; ++i) source[i] = none;
     for (int64_t d = 0; d < dim; d += kWidth) {
       const int64_t depth = dim - d < kWidth ? dim - d : kWidth;
       float* target = packed + d * kLanes + first;
-      if (count == kWidth && depth == kWidth) {
+      if (depth == kWidth) {
         pack_block(source, target);
       } else {
-        pack_edge(source, count, depth, target);
+        pack_edge(source, depth, target);
       }
       for (int64_t i = 0; i < count; ++i) source[i] += depth;
     }
@@ -57,16 +56,14 @@ inline Vec unpack_block(const float* packed, Vec factor, float* const (&target)[
   return poison;
 }
 
-/// The last columns, or the last elements, of a tile.
-float unpack_edge(const float* packed, const float* factor, int64_t columns, int64_t depth,
-                  float* const (&target)[kWidth]) {
-  float poison = 0.0f;
-  for (int64_t c = 0; c < columns; ++c) {
-    for (int64_t i = 0; i < depth; ++i) {
-      const float value = packed[i * kLanes + c] * factor[c];
-      target[c][i] = value;
-      poison += value - value;
-    }
+/// The last elements of a tile's rows.
+inline Vec unpack_edge(const float* packed, Vec factor, int64_t depth,
+                       float* const (&target)[kWidth]) {
+  Vec poison = {};
+  for (int64_t i = 0; i < depth; ++i) {
+    const Vec values = load(packed + i * kLanes) * factor;
+    poison = poison + (values - values);
+    for (int64_t c = 0; c < kWidth; ++c) target[c][i] = values[c];
   }
   return poison;
 }
@@ -74,26 +71,26 @@ float unpack_edge(const float* packed, const float* factor, int64_t columns, int
 bool unpack(const float* packed, int64_t columns, int64_t dim, const float* factor, float* rows,
             int64_t row_stride, const int32_t* index) {
   // packed: (dim, kLanes) -> rows: (columns, dim)
-  Vec poison = {};  // stays 0 while everything written is finite
-  float edge_poison = 0.0f;
+  bool finite = true;
+  float none[kWidth];  // takes what stands in lanes past the last column
   for (int64_t first = 0; first < columns; first += kWidth) {
     const int64_t count = columns - first < kWidth ? columns - first : kWidth;
-    float scale[kWidth];
-    float* target[kWidth] = {};
+    float scale[kWidth] = {};
+    float* target[kWidth];
     for (int64_t i = 0; i < count; ++i) {
       scale[i] = factor != nullptr ? factor[first + i] : 1.0f;
       target[i] = rows + (index != nullptr ? index[first + i] : first + i) * row_stride;
     }
+    for (int64_t i = count; i < kWidth; ++i) target[i] = none;
+    Vec poison = {};  // a lane stays 0 while everything written from it is finite
     for (int64_t d = 0; d < dim; d += kWidth) {
       const int64_t depth = dim - d < kWidth ? dim - d : kWidth;
       const float* source = packed + d * kLanes + first;
-      if (count == kWidth && depth == kWidth) {
-        poison = poison + unpack_block(source, load(scale), target);
-      } else {
-        edge_poison += unpack_edge(source, scale, count, depth, target);
-      }
+      poison = poison + (depth == kWidth ? unpack_block(source, load(scale), target)
+                                         : unpack_edge(source, load(scale), depth, target));
       for (int64_t i = 0; i < count; ++i) target[i] += depth;
     }
+    for (int64_t i = 0; i < count; ++i) finite = finite && poison[i] == 0.0f;
   }
-  return edge_poison == 0.0f && !any(poison != Vec{});
+  return finite;
 }

@@ -110,6 +110,44 @@ void assign_hamming(const uint64_t* hashes, int64_t count, const uint64_t* centr
 }
 #endif
 
+#if defined(__AVX512BW__)
+void count_bits(const uint64_t* hashes, const int32_t* labels, int64_t count, uint8_t* counts) {
+  const __m512i minus_one = _mm512_set1_epi8(-1);
+  for (int64_t i = 0; i < count; ++i) {
+    uint8_t* row = counts + int64_t{64} * labels[i];
+    const __m512i bytes = _mm512_loadu_si512(row);
+    _mm512_storeu_si512(row, _mm512_mask_sub_epi8(bytes, hashes[i], bytes, minus_one));
+  }
+}
+#else
+/// One byte per bit of a byte: eight counters are raised by one addition of 64-bit words.
+struct SpreadTable {
+  uint8_t bytes[256][8];
+
+  constexpr SpreadTable() : bytes() {
+    for (int value = 0; value < 256; ++value) {
+      for (int bit = 0; bit < 8; ++bit) {
+        bytes[value][bit] = static_cast<uint8_t>(value >> bit & 1);
+      }
+    }
+  }
+};
+constexpr SpreadTable kSpread;
+
+void count_bits(const uint64_t* hashes, const int32_t* labels, int64_t count, uint8_t* counts) {
+  for (int64_t i = 0; i < count; ++i) {
+    uint8_t* row = counts + int64_t{64} * labels[i];
+    for (int byte = 0; byte < 8; ++byte) {
+      uint64_t sum, added;
+      __builtin_memcpy(&sum, row + 8 * byte, 8);
+      __builtin_memcpy(&added, kSpread.bytes[hashes[i] >> 8 * byte & 255], 8);
+      sum += added;
+      __builtin_memcpy(row + 8 * byte, &sum, 8);
+    }
+  }
+}
+#endif
+
 // ---- plain vectors ------------------------------------------------------------------------------
 
 void exp2_array(float* values, int64_t count) {
@@ -130,4 +168,50 @@ float dot(const float* a, const float* b, int64_t count) {
   float total = 0.0f;
   for (int lane = 0; lane < kWidth; ++lane) total += sum[lane];
   return total;
+}
+
+typedef double Doubles __attribute__((vector_size(CA_WIDTH * 4)));
+
+/// kWidth / 2 floats in double precision.
+inline Doubles load_doubles(const float* p) {
+#if defined(__AVX512F__) && CA_WIDTH == 16
+  return _mm512_maskz_cvtps_pd(0xff, _mm256_loadu_ps(p));
+#elif defined(__AVX2__) && CA_WIDTH == 8
+  return _mm256_cvtps_pd(_mm_loadu_ps(p));
+#else
+  Doubles x;
+  for (int i = 0; i < kWidth / 2; ++i) x[i] = static_cast<double>(p[i]);
+  return x;
+#endif
+}
+
+void sum_rows(const float* rows, int64_t row_stride, const int32_t* index, int64_t count,
+              int64_t dim, double* sums) {
+  constexpr int64_t kHalf = kWidth / 2;
+  constexpr int64_t kVectors = 8;  // columns whose sums stay in registers
+  constexpr int64_t kAhead = 8;    // rows that the memory is asked ahead: they lie scattered
+  int64_t first = 0;
+  for (; first + kVectors * kHalf <= dim; first += kVectors * kHalf) {
+    Doubles sum[kVectors] = {};
+    for (int64_t i = 0; i < count; ++i) {
+      const float* row = rows + index[i] * row_stride + first;
+      if (i + kAhead < count) {
+        const float* ahead = rows + index[i + kAhead] * row_stride + first;
+        for (int64_t d = 0; d < kVectors * kHalf; d += 16) __builtin_prefetch(ahead + d);
+      }
+#pragma GCC unroll 8
+      for (int64_t v = 0; v < kVectors; ++v) sum[v] = sum[v] + load_doubles(row + v * kHalf);
+    }
+#pragma GCC unroll 8
+    for (int64_t v = 0; v < kVectors; ++v) {
+      __builtin_memcpy(sums + first + v * kHalf, &sum[v], sizeof sum[v]);
+    }
+  }
+  for (; first < dim; ++first) {
+    double sum = 0.0;
+    for (int64_t i = 0; i < count; ++i) {
+      sum += static_cast<double>(rows[index[i] * row_stride + first]);
+    }
+    sums[first] = sum;
+  }
 }
