@@ -233,10 +233,8 @@ class ClusteredAttentionKernel {
     const float scale_log2 = problem_.inputs.scale * kLog2E;
     const int64_t cluster = tile.sequence * problem_.clusters + tile.cluster;
     const float* top_scores = pass_.top_scores + cluster * problem_.top_k;
-    for (int64_t t = 0; t < keys; ++t) {
-      scratch.mass[t] = std::fma(top_scores[t], scale_log2, -pass_.maximum[cluster]);
-    }
-    simd_.exp2(scratch.mass, keys);
+    std::copy_n(top_scores, keys, scratch.mass);
+    simd_.weigh(scratch.mass, keys, scale_log2, pass_.maximum[cluster]);
     double total = 0.0;
     for (int64_t t = 0; t < keys; ++t) {
       scratch.mass[t] = -scratch.mass[t] / pass_.sum[cluster];

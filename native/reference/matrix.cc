@@ -55,29 +55,51 @@ Matrix transpose(const Matrix& a) {
   return transposed;
 }
 
-std::vector<double> logsumexp_rows(const Matrix& logits) {
-  std::vector<double> result(static_cast<size_t>(logits.rows()), -kInfinity);
+namespace {
+
+/// exp(logit - maximum) of each row, 0 for a row without a finite logit; maxima and sums beside it.
+struct Exponentials {
+  Matrix terms;
+  std::vector<double> maximum;
+  std::vector<double> sum;
+};
+
+Exponentials exponentiate_rows(const Matrix& logits) {
+  const size_t rows = static_cast<size_t>(logits.rows());
+  Exponentials result{Matrix(logits.rows(), logits.columns()),
+                      std::vector<double>(rows, -kInfinity), std::vector<double>(rows, 0.0)};
   for (int64_t i = 0; i < logits.rows(); ++i) {
-    double maximum = -kInfinity;
+    double& maximum = result.maximum[i];
     for (int64_t j = 0; j < logits.columns(); ++j) maximum = std::max(maximum, logits(i, j));
     if (maximum == -kInfinity) continue;
-    double sum = 0.0;
-    for (int64_t j = 0; j < logits.columns(); ++j) sum += std::exp(logits(i, j) - maximum);
-    result[i] = maximum + std::log(sum);
+    for (int64_t j = 0; j < logits.columns(); ++j) {
+      result.terms(i, j) = std::exp(logits(i, j) - maximum);
+      result.sum[i] += result.terms(i, j);
+    }
+  }
+  return result;
+}
+
+}  // namespace
+
+std::vector<double> logsumexp_rows(const Matrix& logits) {
+  const Exponentials exponentials = exponentiate_rows(logits);
+  std::vector<double> result = exponentials.maximum;
+  for (size_t i = 0; i < result.size(); ++i) {
+    if (exponentials.sum[i] > 0.0) result[i] += std::log(exponentials.sum[i]);
   }
   return result;
 }
 
 Matrix softmax_rows(const Matrix& logits) {
-  const std::vector<double> logsumexp = logsumexp_rows(logits);
-  Matrix weights(logits.rows(), logits.columns());
+  Exponentials exponentials = exponentiate_rows(logits);
   for (int64_t i = 0; i < logits.rows(); ++i) {
-    if (logsumexp[i] == -kInfinity) continue;
+    if (exponentials.sum[i] == 0.0) continue;
     for (int64_t j = 0; j < logits.columns(); ++j) {
-      weights(i, j) = std::exp(logits(i, j) - logsumexp[i]);
+      exponentials.terms(i, j) /= exponentials.sum[i];
     }
   }
-  return weights;
+  return exponentials.terms;
 }
 
 std::vector<int32_t> sorted_indices(const std::vector<double>& scores) {

@@ -115,6 +115,10 @@ struct Simd {
   /// values[i] = 2^values[i], in place.
   void (*exp2)(float* values, int64_t count);
 
+  /// values[i] = 2^(values[i] * scale_log2 - maximum), in place, with the same rounding as in
+  /// attend() and softmax_rows().
+  void (*weigh)(float* values, int64_t count, float scale_log2, float maximum);
+
   /// Sum of a[i] * b[i] in index order within each of `width` lanes, lanes added in order.
   float (*dot)(const float* a, const float* b, int64_t count);
 

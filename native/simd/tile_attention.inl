@@ -1,5 +1,20 @@
 // Online softmax of a tile of queries. Part of tile_kernels.inl.
 
+/// Turns one vector of dot products of a key block into weights, in place; returns their sum.
+template <bool kHidden, bool kLarge>
+Vec weigh_rows(float* scores, int64_t rows, Vec scale, Vec maximum, IntVec visible,
+               const float* weight) {
+  Vec sum = {};
+  for (int64_t r = 0; r < rows; ++r) {
+    Vec p = weigh<kLarge>(load(scores + r * kLanes), scale, maximum);
+    if (kHidden) p = select(broadcast(static_cast<int32_t>(r)) < visible, p, Vec{});
+    if (weight != nullptr) p = p * broadcast(weight[r]);
+    sum = sum + p;
+    store(scores + r * kLanes, p);
+  }
+  return sum;
+}
+
 /// Turns one vector of dot products of a key block into weights relative to the new maximum;
 /// returns by how much the state so far shrinks. Hidden keys (row >= visible) get weight 0.
 template <bool kHidden>
@@ -21,14 +36,9 @@ Vec weigh_block(const AttendTile& t, int64_t v, int64_t rows, IntVec visible, co
   const Vec scale = broadcast(t.scale_log2);
   const Vec old_maximum = load(t.maximum + v * kWidth);
   const Vec maximum = max(select(highest == none, none, highest * scale), old_maximum);
-  Vec sum = {};
-  for (int64_t r = 0; r < rows; ++r) {
-    Vec p = exp2(fma(load(scores + r * kLanes), scale, -maximum));
-    if (kHidden) p = select(broadcast(static_cast<int32_t>(r)) < visible, p, Vec{});
-    if (weight != nullptr) p = p * broadcast(weight[r]);
-    sum = sum + p;
-    store(scores + r * kLanes, p);
-  }
+  const Vec sum = any_large(maximum)
+                      ? weigh_rows<kHidden, true>(scores, rows, scale, maximum, visible, weight)
+                      : weigh_rows<kHidden, false>(scores, rows, scale, maximum, visible, weight);
   const Vec shrink = select(old_maximum == none, Vec{}, exp2(old_maximum - maximum));
   store(t.maximum + v * kWidth, maximum);
   store(t.sum + v * kWidth, fma(load(t.sum + v * kWidth), shrink, sum));

@@ -1,5 +1,17 @@
 // Softmax and argmax down the lanes, codes, and plain vectors. Part of tile_kernels.inl.
 
+/// One vector of scores down the rows -> exp(logit - maximum), in place; returns their sum.
+template <bool kLarge>
+Vec exponentiate_rows(float* score, int64_t rows, Vec scale, Vec maximum) {
+  Vec total = {};
+  for (int64_t r = 0; r < rows; ++r) {
+    const Vec p = weigh<kLarge>(load(score + r * kLanes), scale, maximum);
+    total = total + p;
+    store(score + r * kLanes, p);
+  }
+  return total;
+}
+
 void softmax_rows(float* score, int64_t rows, int64_t columns, float scale_log2, float* maximum,
                   float* sum, float* minimum) {
   const Vec scale = broadcast(scale_log2);
@@ -13,12 +25,8 @@ void softmax_rows(float* score, int64_t rows, int64_t columns, float scale_log2,
       highest = max(scaled, highest);
       lowest = min(x, lowest);
     }
-    Vec total = {};
-    for (int64_t r = 0; r < rows; ++r) {
-      const Vec p = exp2(fma(load(lane + r * kLanes), scale, -highest));
-      total = total + p;
-      store(lane + r * kLanes, p);
-    }
+    const Vec total = any_large(highest) ? exponentiate_rows<true>(lane, rows, scale, highest)
+                                         : exponentiate_rows<false>(lane, rows, scale, highest);
     const Vec inverse = broadcast(1.0f) / total;
     for (int64_t r = 0; r < rows; ++r) store(lane + r * kLanes, load(lane + r * kLanes) * inverse);
     store(maximum + v * kWidth, highest);
@@ -149,6 +157,17 @@ void count_bits(const uint64_t* hashes, const int32_t* labels, int64_t count, ui
 #endif
 
 // ---- plain vectors ------------------------------------------------------------------------------
+
+void weigh_array(float* values, int64_t count, float scale_log2, float maximum) {
+  const Vec scale = broadcast(scale_log2);
+  const Vec top = broadcast(maximum);
+  int64_t i = 0;
+  for (; i + kWidth <= count; i += kWidth) {
+    store(values + i, weigh<true>(load(values + i), scale, top));
+  }
+  const Vec last = weigh<true>(load_partial(values + i, count - i), scale, top);
+  for (int64_t j = 0; i + j < count; ++j) values[i + j] = last[j];
+}
 
 void exp2_array(float* values, int64_t count) {
   int64_t i = 0;

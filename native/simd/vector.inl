@@ -87,7 +87,7 @@ inline bool any(IntVec mask) {
   return joined != 0;
 }
 
-/// 2^x for x <= 127, relative error below 1e-7; 0 below 2^-126, NaN stays NaN. The polynomial is
+/// 2^x for x < 128, relative error below 1e-7; 0 below 2^-126, NaN stays NaN. The polynomial is
 /// the minimax one of degree 6 on [-1/2, 1/2] (relative error 1.9e-9 before rounding).
 inline Vec exp2(Vec x) {
   const Vec magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
@@ -104,6 +104,26 @@ inline Vec exp2(Vec x) {
   const IntVec exponent = reinterpret_cast<IntVec>(shifted) << 23;
   const IntVec bits = reinterpret_cast<IntVec>(p) + exponent;
   return x < broadcast(-126.0f) ? Vec{} : reinterpret_cast<Vec>(bits);
+}
+
+/// Logits this large (in base 2) lose more by the rounding of their maximum than exp2 can bear.
+constexpr float kLargeLogit = 1048576.0f;
+
+inline bool any_large(Vec maximum) {
+  return any((maximum > broadcast(kLargeLogit)) | (maximum < broadcast(-kLargeLogit)));
+}
+
+/// 2^(x * scale - maximum) for a maximum that is itself a rounded product. The fused difference is
+/// the accurate one: what the rounding of the maximum lost is then common to all weights of a row.
+/// Where logits are large that common factor could leave the range of exponents; there the product
+/// is rounded like the maximum. `kLarge` says that some lane may be large; each lane decides alone.
+template <bool kLarge>
+inline Vec weigh(Vec x, Vec scale, Vec maximum) {
+  const Vec fused = fma(x, scale, -maximum);
+  if (!kLarge) return exp2(fused);
+  const Vec rounded = x * scale - maximum;
+  const IntVec large = (maximum > broadcast(kLargeLogit)) | (maximum < broadcast(-kLargeLogit));
+  return exp2(select(large, rounded, fused));
 }
 
 // ---- transposition of a kWidth x kWidth block ------------------------------------------------

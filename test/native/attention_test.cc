@@ -56,7 +56,7 @@ TEST("attention: matches the reference") {
 }
 
 TEST("attention: scales of any size and sign, and large logits") {
-  for (float scale : {0.0f, -0.5f, 1.0f, 30.0f}) {
+  for (float scale : {0.0f, -0.5f, 1.0f, 30.0f, 1e5f, 1.3e9f, -1e12f, 1e30f}) {
     const Scope scope("scale " + std::to_string(scale));
     Fixture fixture(find_case("prime"), false, Fill::integer);
     fixture.problem.inputs.scale = scale;

@@ -158,6 +158,22 @@ TEST("centroid attention: scales of any size and sign") {
   }
 }
 
+TEST("centroid attention: huge scales") {
+  for (float scale : {100.0f, 1.3e9f, -1e12f, 1e30f}) {
+    for (const Options& options : all_options()) {
+      // The reference adds log(weight) to the logit: lost even in double beside 1e12.
+      if (options.weights && std::abs(scale) > 1e10f) continue;
+      const Scope scope("scale " + std::to_string(scale) + options.name());
+      Fixture fixture(find_case("prime"), options, Fill::integer);
+      fixture.problem.inputs.scale = scale;
+      CHECK_RUNS(fixture.problem, fixture.arrays);
+      const auto expected = reference::centroid_attention(fixture.problem);
+      CHECK_CLOSE(fixture.result(), expected.output);
+      CHECK_CLOSE(fixture.masses(), expected.masses);
+    }
+  }
+}
+
 TEST("centroid attention: normalised over inputs it is cross-attention") {
   for (const char* name : {"prime", "ragged", "usual"}) {
     const Scope scope(name);

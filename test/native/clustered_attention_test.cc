@@ -140,7 +140,7 @@ TEST("clustered attention: top-k indices equal the reference where scores are ex
                                                        : l < which.query_length / 4 * 4 ? 8 + l / 4
                                                                                         : -1);
     }
-    for (float scale : {1.0f, -1.0f, 0.0f}) {  // T_j does not depend on the scale
+    for (float scale : {1.0f, -1.0f, 0.0f, 100.0f, 1.3e9f, -1e12f, 1e30f}) {  // not that of T_j
       fixture.problem.inputs.scale = scale;
       CHECK_RUNS(fixture.problem, fixture.arrays);
       CHECK_SAME(fixture.choices().indices,
