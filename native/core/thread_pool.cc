@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdlib>
 #include <mutex>
@@ -14,6 +15,27 @@ namespace cluster_attention {
 namespace {
 
 constexpr int kMaximumThreads = 1024;
+
+/// How long a thread looks for work, or a caller for its helpers, before it sleeps: about as long
+/// as waking it would take. An operation is a chain of short parallel phases.
+constexpr std::chrono::microseconds kPatience{40};
+
+inline void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+/// Watches until `arrived()` or until patience ends.
+template <typename Arrived>
+void watch(Arrived&& arrived) {
+  const auto end = std::chrono::steady_clock::now() + kPatience;
+  while (!arrived() && std::chrono::steady_clock::now() < end) {
+    for (int i = 0; i < 16; ++i) pause();
+  }
+}
 
 /// The tasks of one operation. It lives on the stack of the thread that called run(), which leaves
 /// only when no helper is inside any more.
@@ -31,8 +53,8 @@ struct Job {
   Job* following = nullptr;
 
   // Guarded by the pool's lock. A helper that leaves early gives its id back.
-  int inside = 0;     // helpers working at this moment
-  int ids_given = 1;  // ids 0..ids_given-1 have been used; 0 is the caller
+  std::atomic<int> inside{0};  // helpers working at this moment; watched without the lock
+  int ids_given = 1;           // ids 0..ids_given-1 have been used; 0 is the caller
   int ids_returned = 0;
   uint16_t returned[kMaximumThreads];
 
@@ -76,8 +98,9 @@ struct ThreadPool::State {
   Call* first_call = nullptr;
   Call* last_call = nullptr;
   std::atomic<int> waiting_calls{0};
-  std::atomic<int> threads{1};  // wanted
-  int started = 0;              // pool threads that exist
+  std::atomic<uint64_t> arrivals{0};  // of jobs and calls; watched without the lock
+  std::atomic<int> threads{1};        // wanted
+  int started = 0;                    // pool threads that exist
   int busy_with_calls = 0;
 
   void main_loop();
@@ -131,7 +154,11 @@ void ThreadPool::State::main_loop() {
     } else if (Job* job = find_job()) {
       help(job, guard);
     } else {
-      work_arrived.wait(guard);
+      const uint64_t seen = arrivals.load(std::memory_order_relaxed);
+      guard.unlock();
+      watch([&] { return arrivals.load(std::memory_order_relaxed) != seen; });
+      guard.lock();
+      if (arrivals.load(std::memory_order_relaxed) == seen) work_arrived.wait(guard);
     }
   }
   --started;
@@ -189,6 +216,7 @@ void ThreadPool::run(int64_t count, int workers, const volatile int32_t* abort,
     Job** end = &state_->jobs;
     while (*end != nullptr) end = &(*end)->following;
     *end = &job;
+    state_->arrivals.fetch_add(1, std::memory_order_relaxed);
     for (int i = 0; i < helpers; ++i) state_->work_arrived.notify_one();
   }
   job.work(0, never);
@@ -196,6 +224,9 @@ void ThreadPool::run(int64_t count, int workers, const volatile int32_t* abort,
   Job** link = &state_->jobs;
   while (*link != &job) link = &(*link)->following;
   *link = job.following;
+  guard.unlock();  // no helper can join any more
+  watch([&job] { return job.inside.load(std::memory_order_relaxed) == 0; });
+  guard.lock();
   state_->job_left.wait(guard, [&job] { return job.inside == 0; });
 }
 
@@ -218,6 +249,7 @@ bool ThreadPool::post(CallFunction function, void* context) {
   }
   state_->last_call = call;
   state_->waiting_calls.fetch_add(1, std::memory_order_relaxed);
+  state_->arrivals.fetch_add(1, std::memory_order_relaxed);
   state_->work_arrived.notify_one();
   return true;
 }

@@ -16,7 +16,7 @@ namespace {
 
 constexpr size_t kAlignment = 64;
 /// Blocks at least this long are kept for the next call: fresh pages cost more than many a kernel.
-constexpr size_t kKeptBlock = size_t{1} << 18;
+constexpr size_t kKeptBlock = size_t{1} << 14;
 /// What the process keeps at most while no call needs it.
 constexpr size_t kKeptBytes = size_t{128} << 20;
 /// Blocks at least this long are aligned to huge pages and ask for them.
