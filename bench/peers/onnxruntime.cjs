@@ -4,6 +4,7 @@
 //   npm install --no-save --ignore-scripts onnxruntime-node@1.30.0 onnx-proto
 //   node bench/peers/onnxruntime.cjs [--lengths 1024,4096] [--threads 1,2] [--rounds 9]
 
+const { setTimeout } = require('node:timers/promises');
 const { parseArgs } = require('node:util');
 const { onnx } = require('onnx-proto');
 const ort = require('onnxruntime-node');
@@ -88,6 +89,7 @@ async function compare(length, threads, rounds) {
   const times = Object.fromEntries(Object.keys(methods).map((name) => [name, []]));
   for (let round = 0; round < rounds; ++round) {
     for (const [name, run] of Object.entries(methods)) {
+      await setTimeout(30); // onnxruntime's threads spin for a while after a run
       const start = process.hrtime.bigint();
       await run(); // one after the other: they must not compete
       times[name].push(Number(process.hrtime.bigint() - start) / 1e6);
