@@ -16,9 +16,20 @@ namespace cluster_attention::kernels {
 
 namespace {
 
+/// Each part keeps a state and candidates per cluster: more parts would take more memory than the
+/// inputs.
+constexpr int64_t kMaximumParts = 16;
+
 /// Keys of one part: the keys of a sequence are cut into parts by their number alone, so that the
 /// sums are the same for every thread count; the parts are merged in order.
-constexpr int64_t kKeysPerPart = 1024;
+int64_t keys_per_part(int64_t keys) {
+  return std::max<int64_t>(1024, round_up(divide_up(keys, kMaximumParts), kKeyBlock));
+}
+
+/// The most parts that a sequence of at most `keys` keys is cut into.
+int64_t parts_of(int64_t keys) {
+  return std::clamp<int64_t>(divide_up(keys, keys_per_part(0)), 1, kMaximumParts);
+}
 
 class CentroidPassKernel {
  public:
@@ -31,10 +42,12 @@ class CentroidPassKernel {
         pass_(pass),
         simd_(simd()),
         tiles_(divide_up(std::min(problem.clusters, shape_.query_length), simd_.lanes)),
-        parts_(std::max<int64_t>(1, divide_up(shape_.key_length, kKeysPerPart))),
+        parts_(parts_of(shape_.key_length)),
         limit_(problem.top_k + problem.top_k / 4 + 4),
         joint_capacity_(2 * problem.top_k + 32),
-        capacity_(problem.top_k > 0 ? std::min(joint_capacity_, kKeysPerPart + 1) : 0) {}
+        capacity_(problem.top_k > 0
+                      ? std::min(joint_capacity_, keys_per_part(shape_.key_length) + 1)
+                      : 0) {}
 
   Status run() {
     CA_RETURN_IF_ERROR(allocate());
@@ -119,8 +132,9 @@ class CentroidPassKernel {
   void attend(int64_t task, int worker) {
     // mean queries: (range.size(), D) in lanes; key part: (keys, D); value part: (keys, E)
     const Tile tile = tile_of(task / parts_);
-    const int64_t first = task % parts_ * kKeysPerPart;
-    const int64_t keys = std::min(kKeysPerPart, real_keys(tile.sequence) - first);
+    const int64_t size = keys_per_part(real_keys(tile.sequence));
+    const int64_t first = task % parts_ * size;
+    const int64_t keys = std::min(size, real_keys(tile.sequence) - first);
     if (tile.range.size() == 0 || (keys <= 0 && first > 0)) return;
 
     const AttentionInputs& inputs = problem_.inputs;
@@ -200,7 +214,7 @@ class CentroidPassKernel {
     const int64_t columns = tile.range.size();
     if (columns == 0) return;
     const int64_t keys = real_keys(tile.sequence);
-    const int64_t parts = std::max<int64_t>(1, divide_up(keys, kKeysPerPart));
+    const int64_t parts = std::max<int64_t>(1, divide_up(keys, keys_per_part(keys)));
     const AttendScratch joint = partial(task * parts_, worker);
     float normalizer[kMaximumLanes];
     bool finite = true;
