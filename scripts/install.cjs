@@ -1,7 +1,9 @@
 'use strict';
 // Runs when the package is installed: keeps the prebuilt addon when it loads on this machine,
-// otherwise builds from source. `npm_config_build_from_source` skips the first.
+// otherwise builds from source. `npm_config_build_from_source` skips the first; so does a build that
+// was made here before, which is brought up to date.
 
+const { existsSync } = require('node:fs');
 const { join } = require('node:path');
 const nodeGypBuild = require('node-gyp-build');
 const { buildAddon } = require('./build.cjs');
@@ -24,10 +26,17 @@ function loadFailure() {
   }
 }
 
+/** Why the addon must be built; undefined when the one that is there will do. */
+function reasonToBuild() {
+  if (wantsSource()) return 'a build from source was asked for';
+  if (existsSync(join(root, 'build', 'addon'))) return 'it was built here before';
+  return loadFailure();
+}
+
 function install() {
-  const failure = wantsSource() ? 'a build from source was asked for' : loadFailure();
-  if (failure === undefined) return;
-  console.log(`cluster-attention: building the native addon from source: ${failure}`);
+  const reason = reasonToBuild();
+  if (reason === undefined) return;
+  console.log(`cluster-attention: building the native addon from source: ${reason}`);
   try {
     buildAddon();
   } catch (error) {
