@@ -4,8 +4,8 @@
 // Two kinds of work: tasks, the equal parts of one operation, handed out by an atomic counter; and
 // calls, whole asynchronous operations, which run on a pool thread and split themselves into
 // tasks. A thread that helps takes a waiting call before its next task, so that a long call cannot
-// starve a short one (with a single thread calls run one after the other); libuv's threads are never
-// used.
+// starve a short one (with a single thread calls run one after the other); libuv's threads are
+// never used.
 
 #include <cstdint>
 
