@@ -57,121 +57,199 @@ void AttendScratch::pack_queries(const Simd& simd, const float* rows, int64_t ro
 
 namespace {
 
-/// One tile of queries of one sequence against all its keys.
+/// Tiles of queries that meet a block of keys one after the other, while it is in the cache.
+constexpr int64_t kTilesPerGroup = 4;
+
+/// One tile of queries of one sequence, with its state.
 struct QueryTile {
   int64_t batch;
   int64_t head;
   int64_t first;    // query
-  int64_t columns;  // real queries in the tile
+  int64_t columns;  // queries, padding included
+  int64_t real;     // real queries
+  int64_t end;      // keys that some query of the tile sees
+  AttendScratch scratch;
+};
+
+/// Up to kKeyBlock keys of one sequence with their values.
+struct KeyBlock {
+  const float* key;
+  int64_t key_stride;
+  const float* value;
+  int64_t value_stride;
+  int64_t first;
+  int64_t keys;
 };
 
 class AttentionKernel {
  public:
   AttentionKernel(const AttentionProblem& problem, Context& context)
-      : problem_(problem), context_(context), simd_(simd()) {}
+      : problem_(problem), shape_(problem.inputs.shape), context_(context), simd_(simd()) {}
 
   Status run() {
-    const AttentionShape& shape = problem_.inputs.shape;
-    const int64_t tiles = divide_up(shape.query_length, simd_.lanes);
-    const int64_t tasks = shape.batch * shape.heads * tiles;
-    scratch_size_ = AttendScratch::scratch_size(simd_, shape.head_dim) +
-                    AttendScratch::state_size(simd_, shape.value_dim);
-    scratch_ = context_.workspace().allocate<float>(scratch_size_ * context_.workers());
+    const int64_t sequences = shape_.batch * shape_.heads;
+    const int64_t tiles = divide_up(shape_.query_length, simd_.lanes);
+    // Grouping changes no result: enough groups to keep every worker busy come first.
+    const int64_t group =
+        std::clamp<int64_t>(sequences * tiles / (8 * context_.workers()), 1, kTilesPerGroup);
+    const int64_t groups = divide_up(tiles, group);
+    tile_size_ = AttendScratch::scratch_size(simd_, shape_.head_dim) +
+                 AttendScratch::state_size(simd_, shape_.value_dim);
+    worker_size_ = group * tile_size_ + kKeyBlock * (shape_.head_dim + shape_.value_dim);
+    scratch_ = context_.workspace().allocate<float>(worker_size_ * context_.workers());
     if (scratch_ == nullptr) return Status::out_of_memory();
-    const double operations = 2.0 * shape.batch * shape.heads * shape.query_length *
-                              shape.key_length * (shape.head_dim + shape.value_dim);
+    const double operations = 2.0 * static_cast<double>(sequences * shape_.query_length) *
+                              static_cast<double>(shape_.key_length) *
+                              static_cast<double>(shape_.head_dim + shape_.value_dim);
     return context_.parallel(
-        tasks,
+        sequences * groups,
         [&](int64_t task, int worker) {
-          const int64_t sequence = task / tiles;
-          const int64_t first = task % tiles * simd_.lanes;
-          const int64_t columns = std::min(simd_.lanes, shape.query_length - first);
-          attend({sequence / shape.heads, sequence % shape.heads, first, columns}, worker);
+          const int64_t first = task % groups * group;
+          attend(task / groups, {first, std::min(first + group, tiles)}, worker);
         },
         operations);
   }
 
  private:
-  void attend(QueryTile tile, int worker) {
-    // query tile: (columns, D), key: (S, D), value: (S, E) -> output: (columns, E)
-    const AttentionInputs& inputs = problem_.inputs;
-    const AttentionShape& shape = inputs.shape;
-    const int64_t queries = real_length(inputs.query_lengths, tile.batch, shape.query_length);
-    const int64_t keys = real_length(inputs.key_lengths, tile.batch, shape.key_length);
-    const int64_t real = std::clamp<int64_t>(queries - tile.first, 0, tile.columns);
-    clear_padding(tile, real);
-    if (real == 0) return;
-
-    float* memory = scratch_ + worker * scratch_size_;
-    const AttendScratch scratch = AttendScratch::carve(
-        memory, memory + AttendScratch::scratch_size(simd_, shape.head_dim), simd_, shape.head_dim);
-    scratch.reset(simd_, shape.value_dim);
-    scratch.pack_queries(simd_, inputs.query.row(tile.batch, tile.head, tile.first),
-                         inputs.query.row_stride, nullptr, real, shape.head_dim, inputs.scale);
-    AttendTile block = scratch.tile(real, inputs.scale);
-    block.key_stride = inputs.key.row_stride;
-    block.value_stride = inputs.value.row_stride;
-    block.head_dim = shape.head_dim;
-    block.value_dim = shape.value_dim;
-    const int64_t last_visible = tile.first + real + keys - queries;  // causal: of the last query
-    const int64_t end = problem_.causal ? std::clamp<int64_t>(last_visible, 0, keys) : keys;
-    int32_t visible[kMaximumLanes];
-    for (int64_t first = 0; first < end && !context_.cancelled(); first += kKeysPerPoll) {
-      block.key = inputs.key.row(tile.batch, tile.head, first);
-      block.value = inputs.value.row(tile.batch, tile.head, first);
-      block.keys = std::min(kKeysPerPoll, end - first);
-      if (problem_.causal) {
-        for (int64_t i = 0; i < simd_.lanes; ++i) {
-          const int64_t limit = tile.first + std::min(i, real - 1) + 1 + keys - queries;
-          visible[i] = static_cast<int32_t>(std::clamp<int64_t>(limit - first, 0, block.keys));
-        }
-        block.visible = visible;
-      }
-      simd_.attend(block);
+  /// The tiles of `range` of one sequence against all its keys.
+  void attend(int64_t sequence, Range range, int worker) {
+    // query tiles: (columns, D), key: (S, D), value: (S, E) -> output: (columns, E)
+    float* memory = scratch_ + worker * worker_size_;
+    QueryTile tiles[kTilesPerGroup];
+    int64_t end = 0;
+    for (int64_t t = 0; t < range.size(); ++t) {
+      tiles[t] = start(sequence, (range.begin + t) * simd_.lanes, memory + t * tile_size_);
+      tiles[t].scratch.scores = tiles[0].scratch.scores;  // one for all: it stays in the cache
+      end = std::max(end, tiles[t].end);
     }
-    finish(tile, real, scratch);
+    float* copies = memory + range.size() * tile_size_;
+    for (int64_t first = 0; first < end && !context_.cancelled(); first += kKeyBlock) {
+      const KeyBlock block = load(sequence, first, std::min(kKeyBlock, end - first), copies);
+      for (int64_t t = 0; t < range.size(); ++t) advance(tiles[t], block);
+    }
+    for (int64_t t = 0; t < range.size(); ++t) finish(tiles[t]);
   }
 
-  void finish(const QueryTile& tile, int64_t real, const AttendScratch& scratch) {
+  QueryTile start(int64_t sequence, int64_t first, float* memory) {
+    const AttentionInputs& inputs = problem_.inputs;
+    const int64_t batch = sequence / shape_.heads;
+    const int64_t head = sequence % shape_.heads;
+    const int64_t queries = real_length(inputs.query_lengths, batch, shape_.query_length);
+    const int64_t keys = real_length(inputs.key_lengths, batch, shape_.key_length);
+    QueryTile tile;
+    tile.batch = batch;
+    tile.head = head;
+    tile.first = first;
+    tile.columns = std::min(simd_.lanes, shape_.query_length - first);
+    tile.real = std::clamp<int64_t>(queries - first, 0, tile.columns);
+    const int64_t last_visible = first + tile.real + keys - queries;  // causal: of the last query
+    tile.end = problem_.causal ? std::clamp<int64_t>(last_visible, 0, keys) : keys;
+    if (tile.real == 0) tile.end = 0;
+    tile.scratch =
+        AttendScratch::carve(memory, memory + AttendScratch::scratch_size(simd_, shape_.head_dim),
+                             simd_, shape_.head_dim);
+    tile.scratch.reset(simd_, shape_.value_dim);
+    tile.scratch.pack_queries(simd_, inputs.query.row(batch, head, first), inputs.query.row_stride,
+                              nullptr, tile.real, shape_.head_dim, inputs.scale);
+    return tile;
+  }
+
+  /// Keys and values of the block: where they are, or side by side in `copies` when the rows lie
+  /// apart (BLHD), since rows a power of two apart share few sets of the cache.
+  KeyBlock load(int64_t sequence, int64_t first, int64_t keys, float* copies) const {
+    const InputRows& key = problem_.inputs.key;
+    const InputRows& value = problem_.inputs.value;
+    const int64_t batch = sequence / shape_.heads;
+    const int64_t head = sequence % shape_.heads;
+    KeyBlock block{key.row(batch, head, first),
+                   key.row_stride,
+                   value.row(batch, head, first),
+                   value.row_stride,
+                   first,
+                   keys};
+    if (block.key_stride != shape_.head_dim) {
+      for (int64_t i = 0; i < keys; ++i) {
+        std::copy_n(block.key + i * block.key_stride, shape_.head_dim,
+                    copies + i * shape_.head_dim);
+      }
+      block.key = copies;
+      block.key_stride = shape_.head_dim;
+    }
+    if (block.value_stride != shape_.value_dim) {
+      float* values = copies + kKeyBlock * shape_.head_dim;
+      for (int64_t i = 0; i < keys; ++i) {
+        std::copy_n(block.value + i * block.value_stride, shape_.value_dim,
+                    values + i * shape_.value_dim);
+      }
+      block.value = values;
+      block.value_stride = shape_.value_dim;
+    }
+    return block;
+  }
+
+  void advance(const QueryTile& tile, const KeyBlock& block) const {
+    if (block.first >= tile.end) return;
+    AttendTile step = tile.scratch.tile(tile.real, problem_.inputs.scale);
+    step.key = block.key;
+    step.key_stride = block.key_stride;
+    step.value = block.value;
+    step.value_stride = block.value_stride;
+    step.keys = std::min(block.keys, tile.end - block.first);
+    step.head_dim = shape_.head_dim;
+    step.value_dim = shape_.value_dim;
+    int32_t visible[kMaximumLanes];
+    if (problem_.causal) {
+      for (int64_t i = 0; i < simd_.lanes; ++i) {
+        // The last real query sees the keys up to tile.end, each one before it one key less.
+        const int64_t limit = tile.end - (tile.real - 1 - std::min(i, tile.real - 1));
+        visible[i] = static_cast<int32_t>(std::clamp<int64_t>(limit - block.first, 0, step.keys));
+      }
+      step.visible = visible;
+    }
+    simd_.attend(step);
+  }
+
+  void finish(const QueryTile& tile) {
+    clear_padding(tile);
+    if (tile.real == 0) return;
+    const AttendScratch& scratch = tile.scratch;
     float normalizer[kMaximumLanes];
     bool finite = true;
-    for (int64_t i = 0; i < real; ++i) {
+    for (int64_t i = 0; i < tile.real; ++i) {
       const SoftmaxState state{scratch.maximum[i], scratch.sum[i]};
       normalizer[i] = state.normalizer();
       finite = finite && scratch.minimum[i] != -std::numeric_limits<float>::infinity();
       if (problem_.logsumexp == nullptr) continue;
-      const AttentionShape& shape = problem_.inputs.shape;
-      const int64_t row = (tile.batch * shape.heads + tile.head) * shape.query_length + tile.first;
+      const int64_t row =
+          (tile.batch * shape_.heads + tile.head) * shape_.query_length + tile.first;
       problem_.logsumexp[row + i] = state.logsumexp();
     }
     const OutputRows& output = problem_.output;
     finite &=
-        simd_.unpack(scratch.output, real, problem_.inputs.shape.value_dim, normalizer,
+        simd_.unpack(scratch.output, tile.real, shape_.value_dim, normalizer,
                      output.row(tile.batch, tile.head, tile.first), output.row_stride, nullptr);
     if (!finite) context_.mark_non_finite();
   }
 
   /// Padded queries: output 0, log-sum-exp -Inf.
-  void clear_padding(const QueryTile& tile, int64_t real) {
-    const AttentionShape& shape = problem_.inputs.shape;
-    for (int64_t i = real; i < tile.columns; ++i) {
+  void clear_padding(const QueryTile& tile) {
+    for (int64_t i = tile.real; i < tile.columns; ++i) {
       float* row = problem_.output.row(tile.batch, tile.head, tile.first + i);
-      std::fill_n(row, shape.value_dim, 0.0f);
+      std::fill_n(row, shape_.value_dim, 0.0f);
       if (problem_.logsumexp == nullptr) continue;
-      const int64_t sequence = tile.batch * shape.heads + tile.head;
-      problem_.logsumexp[sequence * shape.query_length + tile.first + i] =
+      const int64_t sequence = tile.batch * shape_.heads + tile.head;
+      problem_.logsumexp[sequence * shape_.query_length + tile.first + i] =
           -std::numeric_limits<float>::infinity();
     }
   }
 
-  // A tile of 48 queries meets this many keys of 64 dimensions in about 2 ms.
-  static constexpr int64_t kKeysPerPoll = 16 * 1024;
-
   const AttentionProblem& problem_;
+  const AttentionShape& shape_;
   Context& context_;
   const Simd& simd_;
-  int64_t scratch_size_ = 0;
-  float* scratch_ = nullptr;
+  int64_t tile_size_ = 0;
+  int64_t worker_size_ = 0;
+  float* scratch_ = nullptr;  // (workers, worker_size)
 };
 
 }  // namespace
