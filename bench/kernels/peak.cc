@@ -96,19 +96,4 @@ double measure_peak_gflops(int threads) {
   return per_second(threads, [](int) { return operations(); }) * 1e-9;
 }
 
-double measure_read_gbps(int threads) {
-  constexpr size_t kWords = size_t{1} << 24;  // 128 MiB per thread
-  std::vector<std::vector<uint64_t>> memory(static_cast<size_t>(threads),
-                                            std::vector<uint64_t>(kWords, 1));
-  return per_second(threads,
-                    [&memory](int thread) {
-                      uint64_t sum = 0;
-                      for (uint64_t word : memory[static_cast<size_t>(thread)]) sum += word;
-                      volatile uint64_t sink = sum;
-                      (void)sink;
-                      return 8.0 * static_cast<double>(kWords);
-                    }) *
-         1e-9;
-}
-
 }  // namespace cluster_attention::bench

@@ -8,7 +8,4 @@ namespace cluster_attention::bench {
 /// of this machine allows at this moment.
 double measure_peak_gflops(int threads);
 
-/// Sequential reads of memory far larger than the caches, in GB/s over `threads` threads.
-double measure_read_gbps(int threads);
-
 }  // namespace cluster_attention::bench

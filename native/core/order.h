@@ -28,10 +28,8 @@ static inline float value_of_key(uint32_t key) {
   return value;
 }
 
-/// A scored index as one integer: the better candidate is the larger integer. 0 is no candidate
-/// (no float maps to key 0 together with index 0xffffffff).
+/// A scored index as one integer: the better candidate is the larger integer.
 using Candidate = uint64_t;
-constexpr Candidate kNoCandidate = 0;
 
 static inline Candidate make_candidate(float score, int32_t index) {
   return (static_cast<uint64_t>(ordered_key(score)) << 32) |
