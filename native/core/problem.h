@@ -177,6 +177,8 @@ struct ClusteredAttentionProblem {
   int32_t* labels = nullptr;              // (B,H,L), optional output
   int32_t* counts = nullptr;              // (B,H,C), optional output
   int32_t* indices = nullptr;             // (B,H,C,k), optional output, best first
+  float* cluster_values = nullptr;        // (B,H,C,E), optional output: V^c; 0 if empty
+  float* cluster_logsumexp = nullptr;     // (B,H,C), optional output; of tau q̄·k, -Inf if empty
 };
 
 // ---- §6 centroid attention -------------------------------------------------------------------
@@ -195,6 +197,8 @@ struct CentroidAttentionProblem {
   int32_t* labels = nullptr;           // (B,H,N), optional; argmax_j a_ji, -1 for none
   float* masses = nullptr;             // (B,H,M), optional; sum_i a_ji
   double* objective = nullptr;         // (B), optional; sum of the log-sum-exps
+  /// (B,H,M), optional, with Normalize::inputs: log sum_i w_i exp(tau q_j·k_i), -Inf without inputs
+  float* logsumexp = nullptr;
 };
 
 enum class Similarity : int32_t { cosine, dot, euclidean };
