@@ -6,17 +6,10 @@
 
 #include "native/core/context.h"
 #include "native/core/problem.h"
+#include "native/core/settings.h"
 #include "native/core/status.h"
 
 namespace cluster_attention {
-
-enum class NonFinite : int32_t { error, propagate };
-enum class Precision : int32_t { float32, bfloat16 };
-
-struct CallSettings {
-  NonFinite non_finite = NonFinite::error;
-  Precision precision = Precision::float32;
-};
 
 Status run(const AttentionProblem& problem, const CallSettings& settings, Context& context);
 Status run(const ClusteredAttentionProblem& problem, const CallSettings& settings,

@@ -26,6 +26,10 @@ const char* status_name(StatusCode code) {
       return "shape_mismatch";
     case StatusCode::unsupported:
       return "unsupported";
+    case StatusCode::cuda_unavailable:
+      return "cuda_unavailable";
+    case StatusCode::device_lost:
+      return "device_lost";
   }
   return "unsupported";
 }

@@ -6,20 +6,23 @@ namespace cluster_attention {
 
 enum class StatusCode : int32_t {
   ok = 0,
-  out_of_memory,   // a workspace could not be allocated
-  cancelled,       // the caller's abort flag was raised
-  non_finite,      // NaN or Inf in a row that is read: `argument`, `index`
-  overflow,        // finite inputs, but a result leaves the range of float32
-  out_of_range,    // an index or label outside its range: `argument`, `index`
-  duplicate,       // an entry listed twice where it may stand once: `argument`, `index`
-  shape_mismatch,  // sizes that cannot be multiplied or do not fit: `argument`
-  unsupported,     // a combination that no kernel implements: `argument`
+  out_of_memory,     // a workspace could not be allocated
+  cancelled,         // the caller's abort flag was raised
+  non_finite,        // NaN or Inf in a row that is read: `argument`, `index`
+  overflow,          // finite inputs, but a result leaves the range of float32
+  out_of_range,      // an index or label outside its range: `argument`, `index`
+  duplicate,         // an entry listed twice where it may stand once: `argument`, `index`
+  shape_mismatch,    // sizes that cannot be multiplied or do not fit: `argument`
+  unsupported,       // a combination that no kernel implements: `argument`
+  cuda_unavailable,  // this call cannot run on that GPU: `argument` is the CUDA error's name
+  device_lost,       // nor can any later one: `argument` is the CUDA error's name
 };
 
 /// What a kernel returns. Kernels never throw; only the binding raises.
 struct Status {
   StatusCode code = StatusCode::ok;
-  /// The option of the public interface that is at fault; a string literal, never owned.
+  /// The option of the public interface that is at fault, or what the code says; a string that
+  /// lives as long as the process, never owned.
   const char* argument = nullptr;
   /// Flat index of the first offending element of that option, -1 if not applicable.
   int64_t index = -1;

@@ -6,9 +6,10 @@
 namespace cluster_attention::test {
 
 std::string describe(const Status& status) {
-  static const char* const kNames[] = {"ok",         "out_of_memory",  "cancelled",
-                                       "non_finite", "overflow",       "out_of_range",
-                                       "duplicate",  "shape_mismatch", "unsupported"};
+  static const char* const kNames[] = {
+      "ok",          "out_of_memory",    "cancelled",  "non_finite",
+      "overflow",    "out_of_range",     "duplicate",  "shape_mismatch",
+      "unsupported", "cuda_unavailable", "device_lost"};
   std::string text = kNames[static_cast<int>(status.code)];
   if (status.argument != nullptr) text += std::string(" ") + status.argument;
   if (status.index >= 0) text += "[" + std::to_string(status.index) + "]";
