@@ -34,6 +34,8 @@ export type Binding = {
   info(): { version: string; found: string; used: string };
   getNumThreads(): number;
   setNumThreads(request: { threads: number }): void;
+  /** GFLOP/s of multiply-adds in registers, over the threads set. */
+  measurePeak(): number;
 };
 
 // Enumerations travel as numbers: the order in native/core/problem.h and native/dispatch.h.

@@ -8,8 +8,8 @@
 #include <cstring>
 
 #include "bench/kernels/cases.h"
-#include "bench/kernels/peak.h"
 #include "native/core/thread_pool.h"
+#include "native/simd/peak.h"
 #include "native/simd/simd.h"
 
 namespace cluster_attention::bench {
@@ -42,7 +42,8 @@ int measure(const Case& test, int64_t length, int threads, int rounds) {
   for (int r = 0; r < rounds; ++r) seconds.push_back(run_once(test, threads, status));
   std::sort(seconds.begin(), seconds.end());
   const double median = seconds[seconds.size() / 2];
-  const double peak = measure_peak_gflops(threads);
+  Context context(threads);
+  const double peak = measure_peak_gflops(context);
   std::printf(
       "{\"kernel\":\"%s\",\"length\":%lld,\"threads\":%d,\"instructionSet\":\"%s\","
       "\"rounds\":%d,\"milliseconds\":%.4f,\"fastest\":%.4f,\"slowest\":%.4f,\"gflops\":%.1f,"

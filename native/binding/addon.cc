@@ -44,7 +44,8 @@ bool add_all(napi_env env, napi_value exports) {
          add<SparseWeightedSumProblem>(env, exports, "sparseWeightedSum",
                                        "sparseWeightedSumAsync") &&
          add(env, exports, "info", info) && add(env, exports, "getNumThreads", get_num_threads) &&
-         add(env, exports, "setNumThreads", set_num_threads);
+         add(env, exports, "setNumThreads", set_num_threads) &&
+         add(env, exports, "measurePeak", measure_peak);
 }
 
 }  // namespace

@@ -4,7 +4,9 @@
 
 #include "native/binding/errors.h"
 #include "native/binding/request.h"
+#include "native/core/context.h"
 #include "native/core/thread_pool.h"
+#include "native/simd/peak.h"
 #include "native/simd/simd.h"
 
 namespace cluster_attention {
@@ -39,6 +41,14 @@ napi_value set_num_threads(napi_env env, napi_callback_info info) {
   Request request(env, info);
   const int64_t threads = request.integer("threads", 1, kMaximumThreads);
   if (request.ok()) ThreadPool::instance().set_threads(static_cast<int>(threads));
+  return nullptr;
+}
+
+napi_value measure_peak(napi_env env, napi_callback_info) {
+  Context context(ThreadPool::instance().threads());
+  napi_value result = nullptr;
+  if (napi_create_double(env, measure_peak_gflops(context), &result) == napi_ok) return result;
+  throw_napi_error(env);
   return nullptr;
 }
 

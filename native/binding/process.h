@@ -12,6 +12,8 @@ napi_value info(napi_env env, napi_callback_info info);
 napi_value get_num_threads(napi_env env, napi_callback_info info);
 /// setNumThreads({ threads })
 napi_value set_num_threads(napi_env env, napi_callback_info info);
+/// measurePeak() -> GFLOP/s of multiply-adds in registers, over the threads set; takes a moment.
+napi_value measure_peak(napi_env env, napi_callback_info info);
 
 }  // namespace binding
 }  // namespace cluster_attention

@@ -20,6 +20,8 @@ namespace cluster_attention {
 constexpr int64_t kMaximumLanes = 48;
 /// Rows that attend() scores at a time.
 constexpr int64_t kKeyBlock = 128;
+/// Independent chains of multiply_adds(): enough to hide the latency of two units.
+constexpr int kMultiplyAddChains = 12;
 /// Elements a tile of `lanes` columns and `rows` rows takes (rows are `lanes` apart).
 constexpr int64_t tile_size(int64_t rows, int64_t lanes) { return rows * lanes; }
 
@@ -125,6 +127,10 @@ struct Simd {
   /// sums[d] = sum over i, in order and in double, of rows[index[i]][d].
   void (*sum_rows)(const float* rows, int64_t row_stride, const int32_t* index, int64_t count,
                    int64_t dim, double* sums);
+
+  /// `repeats` multiply-adds of `width` lanes in each of kMultiplyAddChains chains, in registers
+  /// alone: the limit that the kernels are measured by. The result only keeps the work alive.
+  float (*multiply_adds)(float start, int64_t repeats);
 };
 
 /// The instruction set in use.

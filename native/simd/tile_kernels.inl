@@ -18,9 +18,10 @@ inline int64_t vectors_of(int64_t columns) { return (columns + kWidth - 1) / kWi
 #include "native/simd/tile_selection.inl"
 #include "native/simd/tile_attention.inl"
 #include "native/simd/tile_rows.inl"
+#include "native/simd/tile_peak.inl"
 // clang-format on
 
 constexpr Simd kSimd = {CA_SIMD_NAME, kLanes,         kWidth,          pack,         unpack,
                         multiply,     attend,         thin_candidates, softmax_rows, argmax_rows,
                         sign_bits,    assign_hamming, count_bits,      exp2_array,   weigh_array,
-                        dot,          sum_rows};
+                        dot,          sum_rows,       multiply_adds};
