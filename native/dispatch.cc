@@ -1,6 +1,6 @@
 #include "native/dispatch.h"
 
-#include "native/dispatch_inputs.h"
+#include "native/dispatch_arrays.h"
 #include "native/kernels/aggregate.h"
 #include "native/kernels/attention.h"
 #include "native/kernels/broadcast.h"
@@ -23,11 +23,11 @@ namespace {
 template <typename Problem>
 Status execute(Problem problem, const CallSettings& settings, Context& context,
                Status (*kernel)(const Problem&, Context&)) {
-  const FloatInputs inputs(problem);
-  if (settings.precision == Precision::bfloat16) CA_RETURN_IF_ERROR(inputs.round(context));
+  const ProblemArrays arrays(problem);
+  if (settings.precision == Precision::bfloat16) CA_RETURN_IF_ERROR(arrays.round(context));
   CA_RETURN_IF_ERROR(kernel(problem, context));
   if (settings.non_finite == NonFinite::error && context.saw_non_finite()) {
-    return inputs.find_non_finite();
+    return arrays.find_non_finite();
   }
   return Status::success();
 }

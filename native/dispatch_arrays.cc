@@ -1,0 +1,420 @@
+#include "native/dispatch_arrays.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <type_traits>
+
+#include "native/core/shape.h"
+
+namespace cluster_attention {
+
+namespace {
+
+/// The nearest bfloat16, ties to even; NaN stays NaN.
+float round_to_bfloat16(float value) {
+  if (value != value) return value;
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  bits = (bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+/// Column of the first NaN or Inf of a row, -1 when there is none.
+int64_t first_non_finite(const float* row, int64_t dim) {
+  for (int64_t d = 0; d < dim; ++d) {
+    if (!std::isfinite(row[d])) return d;
+  }
+  return -1;
+}
+
+bool contains(const int32_t* values, int64_t count, int64_t wanted) {
+  return std::find(values, values + count, static_cast<int32_t>(wanted)) != values + count;
+}
+
+// ---- rows that are read: one predicate per argument that is read in part ------------------------
+
+/// Makes a ReadsRow of a predicate on the problem itself.
+template <typename Problem, bool (*predicate)(const Problem&, int64_t, int64_t, int64_t)>
+bool reads(const void* problem, int64_t batch, int64_t head, int64_t row) {
+  return predicate(*static_cast<const Problem*>(problem), batch, head, row);
+}
+
+bool in_cluster(const ClusteredAttentionProblem& problem, int64_t b, int64_t h, int64_t row) {
+  const AttentionShape& shape = problem.inputs.shape;
+  return problem.grouping != Grouping::given ||
+         problem.given_labels[(b * shape.heads + h) * shape.query_length + row] >= 0;
+}
+
+bool member(const AggregateProblem& problem, int64_t b, int64_t h, int64_t row) {
+  return problem.labels[(b * problem.heads + h) * problem.length + row] >= 0;
+}
+
+bool taken(const BroadcastProblem& problem, int64_t b, int64_t, int64_t row) {
+  return contains(problem.labels + b * problem.length, problem.length, row);
+}
+
+/// Inputs of centroid attention are read unless their weight is 0 or no centroid lists them.
+bool active(const float* weights, const int32_t* neighbors, int64_t b, int64_t length,
+            int64_t listed_per_batch, int64_t row) {
+  if (weights != nullptr && weights[b * length + row] == 0.0f) return false;
+  return neighbors == nullptr || contains(neighbors + b * listed_per_batch, listed_per_batch, row);
+}
+
+bool active_input(const CentroidAttentionProblem& problem, int64_t b, int64_t, int64_t row) {
+  const AttentionShape& shape = problem.inputs.shape;
+  return active(problem.weights, problem.neighbors, b, shape.key_length,
+                shape.query_length * problem.neighbor_count, row);
+}
+
+bool active_row(const CentroidEncodeProblem& problem, int64_t b, int64_t, int64_t row) {
+  return active(problem.weights, problem.neighbors, b, problem.length,
+                problem.centroids * problem.neighbor_count, row);
+}
+
+// Given centroids are read up to the clamp to the sequence's real length.
+bool within_clamp(const CentroidPoolProblem& problem, int64_t b, int64_t, int64_t row) {
+  return row < real_length(problem.lengths, b, problem.length);
+}
+
+bool within_clamp(const KMeansProblem& problem, int64_t sequence, int64_t, int64_t row) {
+  return row < real_length(problem.lengths, sequence / problem.heads, problem.length);
+}
+
+/// The listed keys of one query, nullptr when it has none.
+const int32_t* listed_keys(const SparseIndices& sparse, const AttentionShape& shape,
+                           int64_t sequence, int64_t query) {
+  const int64_t row = sequence * shape.query_length + query;
+  if (sparse.labels == nullptr) return sparse.indices + row * sparse.k;
+  if (sparse.labels[row] < 0) return nullptr;
+  return sparse.indices + (sequence * sparse.clusters + sparse.labels[row]) * sparse.k;
+}
+
+/// Keys of sparse products are read when a real query lists them.
+template <typename Problem>
+bool listed(const Problem& problem, int64_t b, int64_t h, int64_t row) {
+  const AttentionShape& shape = problem.shape;
+  const int64_t queries = real_length(problem.query_lengths, b, shape.query_length);
+  for (int64_t query = 0; query < queries; ++query) {
+    const int32_t* keys = listed_keys(problem.sparse, shape, b * shape.heads + h, query);
+    if (keys != nullptr && contains(keys, problem.sparse.k, row)) return true;
+  }
+  return false;
+}
+
+bool used_weight(const SparseWeightedSumProblem& problem, int64_t sequence, int64_t, int64_t row) {
+  const AttentionShape& shape = problem.shape;
+  const int64_t k = problem.sparse.k;
+  const int64_t b = sequence / shape.heads;
+  if (row / k >= real_length(problem.query_lengths, b, shape.query_length)) return false;
+  const int32_t* keys = listed_keys(problem.sparse, shape, sequence, row / k);
+  return keys != nullptr && keys[row % k] >= 0 &&
+         keys[row % k] < real_length(problem.key_lengths, b, shape.key_length);
+}
+
+}  // namespace
+
+int64_t element_size(ElementType type) {
+  return type == ElementType::float32 || type == ElementType::int32 ? 4 : 8;
+}
+
+// The problem's pointers differ in type; as bytes they are all alike.
+void* ProblemArray::data() const {
+  void* data;
+  std::memcpy(&data, slot, sizeof data);
+  return data;
+}
+
+void ProblemArray::redirect(const void* data) const { std::memcpy(slot, &data, sizeof data); }
+
+Status ProblemArrays::round(Context& context) const {
+  for (const ProblemArray& input : *this) {
+    if (!input.is_float_argument()) continue;
+    const int64_t size = input.elements;
+    float* rounded = context.workspace().allocate<float>(size);
+    if (rounded == nullptr) return Status::out_of_memory();
+    const float* source = static_cast<const float*>(input.data());
+    constexpr int64_t kElementsPerTask = 1 << 16;
+    CA_RETURN_IF_ERROR(context.parallel(
+        divide_up(size, kElementsPerTask),
+        [&](int64_t task, int) {
+          const int64_t end = std::min(size, (task + 1) * kElementsPerTask);
+          for (int64_t j = task * kElementsPerTask; j < end; ++j) {
+            rounded[j] = round_to_bfloat16(source[j]);
+          }
+        },
+        static_cast<double>(size)));
+    input.redirect(rounded);
+  }
+  return Status::success();
+}
+
+Status ProblemArrays::find_non_finite() const {
+  for (const ProblemArray& input : *this) {
+    if (!input.is_float_argument()) continue;
+    int64_t first = -1;
+    for (int64_t b = 0; b < input.batch; ++b) {
+      const int64_t length = real_length(input.lengths, b, input.length);
+      for (int64_t h = 0; h < input.heads; ++h) {
+        for (int64_t r = 0; r < length; ++r) {
+          const float* row = input.rows.row(b, h, r);
+          const int64_t column = first_non_finite(row, input.dim);
+          if (column < 0) continue;
+          const int64_t index = row + column - input.rows.data;
+          if (first >= 0 && index > first) continue;
+          if (input.reads == nullptr || input.reads(problem_, b, h, r)) first = index;
+        }
+      }
+    }
+    if (first >= 0) return {StatusCode::non_finite, input.name, first};
+  }
+  return {StatusCode::overflow, nullptr, -1};
+}
+
+// ---- what each problem holds --------------------------------------------------------------------
+
+namespace {
+
+template <typename T>
+constexpr ElementType element_type() {
+  using Element = std::remove_const_t<T>;
+  if (std::is_same_v<Element, float>) return ElementType::float32;
+  if (std::is_same_v<Element, double>) return ElementType::float64;
+  if (std::is_same_v<Element, int32_t>) return ElementType::int32;
+  static_assert(std::is_same_v<Element, float> || std::is_same_v<Element, double> ||
+                std::is_same_v<Element, int32_t> || std::is_same_v<Element, uint64_t>);
+  return ElementType::uint64;
+}
+
+/// Elements of a result (B,H,rows,columns).
+int64_t elements_of(const AttentionShape& shape, int64_t rows, int64_t columns = 1) {
+  return shape.batch * shape.heads * rows * columns;
+}
+
+}  // namespace
+
+ProblemArray& ProblemArrays::append(const char* name, void* slot, ElementType type, bool is_result,
+                                    int64_t elements) {
+  ProblemArray& array = arrays_[count_++];
+  array.name = name;
+  array.slot = slot;
+  array.type = type;
+  array.is_result = is_result;
+  array.elements = elements;
+  return array;
+}
+
+void ProblemArrays::add(const char* name, InputRows& rows, const AttentionShape& shape,
+                        int64_t length, int64_t dim, const int32_t* lengths, ReadsRow reads) {
+  if (rows.data == nullptr) return;
+  const int64_t elements = elements_of(shape, length, dim);
+  ProblemArray& array = append(name, &rows.data, ElementType::float32, false, elements);
+  array.rows = rows;
+  array.batch = shape.batch;
+  array.heads = shape.heads;
+  array.length = length;
+  array.dim = dim;
+  array.lengths = lengths;
+  array.reads = reads;
+}
+
+void ProblemArrays::add(const char* name, const float*& data, int64_t batch, int64_t length,
+                        int64_t dim, const int32_t* lengths, ReadsRow reads) {
+  if (data == nullptr) return;
+  const int64_t elements = batch * length * dim;
+  ProblemArray& array = append(name, &data, ElementType::float32, false, elements);
+  array.rows = dense_rows(data, length, dim);
+  array.batch = batch;
+  array.length = length;
+  array.dim = dim;
+  array.lengths = lengths;
+  array.reads = reads;
+}
+
+template <typename T>
+void ProblemArrays::add(const char* name, T*& data, int64_t elements) {
+  if (data == nullptr) return;
+  append(name, &data, element_type<T>(), !std::is_const_v<T>, elements);
+}
+
+void ProblemArrays::add_attention(AttentionInputs& inputs, ReadsRow reads_query,
+                                  ReadsRow reads_key) {
+  const AttentionShape& shape = inputs.shape;
+  add("query", inputs.query, shape, shape.query_length, shape.head_dim, inputs.query_lengths,
+      reads_query);
+  add("key", inputs.key, shape, shape.key_length, shape.head_dim, inputs.key_lengths, reads_key);
+  add("value", inputs.value, shape, shape.key_length, shape.value_dim, inputs.key_lengths,
+      reads_key);
+}
+
+void ProblemArrays::add_lengths(AttentionInputs& inputs) {
+  add("queryLengths", inputs.query_lengths, inputs.shape.batch);
+  add("keyLengths", inputs.key_lengths, inputs.shape.batch);
+}
+
+void ProblemArrays::add_lists(SparseIndices& sparse, const AttentionShape& shape) {
+  const int64_t lists = sparse.labels != nullptr ? sparse.clusters : shape.query_length;
+  add("indices", sparse.indices, elements_of(shape, lists, sparse.k));
+  add("labels", sparse.labels, elements_of(shape, shape.query_length));
+}
+
+void ProblemArrays::describe(AttentionProblem& problem) {
+  const AttentionShape& shape = problem.inputs.shape;
+  add_attention(problem.inputs, nullptr, nullptr);
+  add_lengths(problem.inputs);
+  add("output", problem.output, elements_of(shape, shape.query_length, shape.value_dim));
+  add("logsumexp", problem.logsumexp, elements_of(shape, shape.query_length));
+}
+
+void ProblemArrays::describe(ClusteredAttentionProblem& problem) {
+  const AttentionShape& shape = problem.inputs.shape;
+  add_attention(problem.inputs, reads<ClusteredAttentionProblem, in_cluster>, nullptr);
+  add("planes", problem.planes, 1, problem.bits, shape.head_dim + 1);
+  add_lengths(problem.inputs);
+  add("labels", problem.given_labels, elements_of(shape, shape.query_length));
+  add("output", problem.output, elements_of(shape, shape.query_length, shape.value_dim));
+  add("resultLabels", problem.labels, elements_of(shape, shape.query_length));
+  add("counts", problem.counts, elements_of(shape, problem.clusters));
+  add("resultIndices", problem.indices, elements_of(shape, problem.clusters, problem.top_k));
+  add("clusterValues", problem.cluster_values,
+      elements_of(shape, problem.clusters, shape.value_dim));
+  add("clusterLogsumexp", problem.cluster_logsumexp, elements_of(shape, problem.clusters));
+}
+
+void ProblemArrays::describe(CentroidAttentionProblem& problem) {
+  const AttentionShape& shape = problem.inputs.shape;
+  add_attention(problem.inputs, nullptr, reads<CentroidAttentionProblem, active_input>);
+  add("weights", problem.weights, shape.batch, shape.key_length, 1, problem.inputs.key_lengths);
+  add_lengths(problem.inputs);
+  add("neighbors", problem.neighbors, shape.batch * shape.query_length * problem.neighbor_count);
+  add("output", problem.output, elements_of(shape, shape.query_length, shape.value_dim));
+  add("labels", problem.labels, elements_of(shape, shape.key_length));
+  add("masses", problem.masses, elements_of(shape, shape.query_length));
+  add("objective", problem.objective, shape.batch);
+  add("logsumexp", problem.logsumexp, elements_of(shape, shape.query_length));
+}
+
+void ProblemArrays::describe(CastAttentionProblem& problem) {
+  AttentionInputs& inputs = problem.inputs;
+  const AttentionShape& shape = inputs.shape;
+  inputs.query_lengths = inputs.key_lengths;  // self-attention
+  add_attention(inputs, nullptr, nullptr);
+  add("surrogates", problem.surrogates, 1, shape.heads * problem.clusters, shape.head_dim);
+  add("gate", problem.gate, shape.batch, shape.key_length, 1, inputs.key_lengths);
+  add_lengths(inputs);
+  const int64_t slots = shape.batch * problem.clusters * problem.cluster_size;
+  add("indices", problem.given_indices, slots);
+  add("output", problem.output, elements_of(shape, shape.query_length, shape.value_dim));
+  add("resultIndices", problem.indices, slots);
+  add("coverage", problem.coverage, shape.batch);
+}
+
+void ProblemArrays::describe(CentroidPoolProblem& problem) {
+  const int64_t batch = problem.batch;
+  add("inputs", problem.inputs, batch, problem.length, problem.dim, problem.lengths);
+  add("initial", problem.initial, batch, problem.centroids, problem.dim, nullptr,
+      reads<CentroidPoolProblem, within_clamp>);
+  add("lengths", problem.lengths, batch);
+  add("output", problem.output, batch * problem.centroids * problem.dim);
+  add("labels", problem.labels, batch * problem.length);
+  add("masses", problem.masses, batch * problem.centroids);
+}
+
+void ProblemArrays::describe(CentroidEncodeProblem& problem) {
+  const int64_t batch = problem.batch;
+  const int64_t inner = problem.heads * problem.head_dim;
+  add("inputs", problem.inputs, batch, problem.length, problem.dim, nullptr,
+      reads<CentroidEncodeProblem, active_row>);
+  add("initial", problem.initial, batch, problem.centroids, problem.dim);
+  add("queryWeight", problem.query_weight, 1, inner, problem.dim);
+  add("keyWeight", problem.key_weight, 1, inner, problem.dim);
+  add("valueWeight", problem.value_weight, 1, inner, problem.dim);
+  add("outputWeight", problem.output_weight, 1, problem.dim, inner);
+  add("weights", problem.weights, batch, problem.length, 1);
+  add("neighbors", problem.neighbors, batch * problem.centroids * problem.neighbor_count);
+  add("output", problem.output, batch * problem.centroids * problem.dim);
+}
+
+void ProblemArrays::describe(HashProblem& problem) {
+  add("inputs", problem.inputs, 1, problem.rows, problem.dim);
+  add("planes", problem.planes, 1, problem.bits, problem.dim + 1);
+  add("hashes", problem.hashes, problem.rows);
+}
+
+void ProblemArrays::describe(HammingKMeansProblem& problem) {
+  add("hashes", problem.hashes, problem.batch * problem.length);
+  add("initial", problem.initial, problem.batch * problem.clusters);
+  add("lengths", problem.lengths, problem.batch);
+  add("labels", problem.labels, problem.batch * problem.length);
+  add("counts", problem.counts, problem.batch * problem.clusters);
+  add("centroids", problem.centroids, problem.batch * problem.clusters);
+  add("iterations", problem.iterations, problem.batch);
+}
+
+void ProblemArrays::describe(KMeansProblem& problem) {
+  const int64_t sequences = problem.batch * problem.heads;
+  AttentionShape shape;
+  shape.batch = problem.batch;
+  shape.heads = problem.heads;
+  add("inputs", problem.inputs, shape, problem.length, problem.dim, problem.lengths);
+  add("initial", problem.initial, sequences, problem.clusters, problem.dim, nullptr,
+      reads<KMeansProblem, within_clamp>);
+  add("lengths", problem.lengths, problem.batch);
+  add("centroids", problem.centroids, sequences * problem.clusters * problem.dim);
+  add("labels", problem.labels, sequences * problem.length);
+  add("counts", problem.counts, sequences * problem.clusters);
+  add("inertia", problem.inertia, sequences);
+  add("iterations", problem.iterations, sequences);
+}
+
+void ProblemArrays::describe(AggregateProblem& problem) {
+  const int64_t sequences = problem.batch * problem.heads;
+  AttentionShape shape;
+  shape.batch = problem.batch;
+  shape.heads = problem.heads;
+  add("inputs", problem.inputs, shape, problem.length, problem.dim, nullptr,
+      reads<AggregateProblem, member>);
+  add("labels", problem.labels, sequences * problem.length);
+  add("output", problem.output, sequences * problem.clusters * problem.dim);
+}
+
+void ProblemArrays::describe(BroadcastProblem& problem) {
+  add("inputs", problem.inputs, problem.batch, problem.clusters, problem.dim, nullptr,
+      reads<BroadcastProblem, taken>);
+  add("labels", problem.labels, problem.batch * problem.length);
+  add("output", problem.output, problem.batch * problem.length * problem.dim);
+}
+
+void ProblemArrays::describe(TopKProblem& problem) {
+  // A row of scores counts as a sequence of columns, since its length says how many are read.
+  add("scores", problem.scores, problem.rows, problem.columns, 1, problem.lengths);
+  add("lengths", problem.lengths, problem.rows);
+  add("values", problem.values, problem.rows * problem.k);
+  add("indices", problem.indices, problem.rows * problem.k);
+}
+
+void ProblemArrays::describe(SparseDotProblem& problem) {
+  const AttentionShape& shape = problem.shape;
+  add("query", problem.query, shape, shape.query_length, shape.head_dim, problem.query_lengths);
+  add("key", problem.key, shape, shape.key_length, shape.head_dim, problem.key_lengths,
+      reads<SparseDotProblem, listed>);
+  add_lists(problem.sparse, shape);
+  add("queryLengths", problem.query_lengths, shape.batch);
+  add("keyLengths", problem.key_lengths, shape.batch);
+  add("output", problem.output, elements_of(shape, shape.query_length, problem.sparse.k));
+}
+
+void ProblemArrays::describe(SparseWeightedSumProblem& problem) {
+  const AttentionShape& shape = problem.shape;
+  add("weights", problem.weights, shape.batch * shape.heads, shape.query_length * problem.sparse.k,
+      1, nullptr, reads<SparseWeightedSumProblem, used_weight>);
+  add("value", problem.value, shape, shape.key_length, shape.value_dim, problem.key_lengths,
+      reads<SparseWeightedSumProblem, listed>);
+  add_lists(problem.sparse, shape);
+  add("queryLengths", problem.query_lengths, shape.batch);
+  add("keyLengths", problem.key_lengths, shape.batch);
+  add("output", problem.output, elements_of(shape, shape.query_length, shape.value_dim));
+}
+
+}  // namespace cluster_attention

@@ -1,0 +1,102 @@
+#pragma once
+
+// Which arrays a problem holds: one description feeds the rounding to bfloat16, the search for the
+// NaN or Inf behind a non-finite result, and the transfers to and from a device.
+
+#include "native/core/context.h"
+#include "native/core/problem.h"
+#include "native/core/status.h"
+
+namespace cluster_attention {
+
+/// Whether row `row` of (batch, head) of an argument takes part in the result of `problem`.
+using ReadsRow = bool (*)(const void* problem, int64_t batch, int64_t head, int64_t row);
+
+enum class ElementType : int32_t { float32, float64, int32, uint64 };
+
+/// Bytes of one element.
+int64_t element_size(ElementType type);
+
+/// One dense array of a problem. Float arguments also say how their rows are laid out and which of
+/// them are read.
+struct ProblemArray {
+  const char* name = "";  // of the option, as errors name it
+  void* slot = nullptr;   // address of the problem's pointer
+  ElementType type = ElementType::float32;
+  bool is_result = false;  // written by the kernel, not read
+  int64_t elements = 0;
+
+  // Float arguments.
+  InputRows rows;
+  int64_t batch = 0;
+  int64_t heads = 1;
+  int64_t length = 0;
+  int64_t dim = 0;
+  const int32_t* lengths = nullptr;  // (batch): rows past it are padding
+  ReadsRow reads = nullptr;          // null: every real row is read
+
+  bool is_float_argument() const { return type == ElementType::float32 && !is_result; }
+  int64_t bytes() const { return elements * element_size(type); }
+  /// What the problem points to.
+  void* data() const;
+  /// Points the problem elsewhere.
+  void redirect(const void* data) const;
+};
+
+/// The arrays of a problem that are there; float arguments in the order in which faults are
+/// reported.
+class ProblemArrays {
+ public:
+  static constexpr int kMaximum = 20;
+
+  /// Lists the arrays of `problem`, which must outlive this object.
+  template <typename Problem>
+  explicit ProblemArrays(Problem& problem) : problem_(&problem) {
+    describe(problem);
+  }
+
+  const ProblemArray* begin() const { return arrays_; }
+  const ProblemArray* end() const { return arrays_ + count_; }
+
+  /// Points every float argument of the problem at a copy that is rounded to bfloat16.
+  Status round(Context& context) const;
+  /// The first NaN or Inf in a row that is read; StatusCode::overflow when there is none.
+  Status find_non_finite() const;
+
+ private:
+  ProblemArray& append(const char* name, void* slot, ElementType type, bool is_result,
+                       int64_t elements);
+  // Float arguments.
+  void add(const char* name, InputRows& rows, const AttentionShape& shape, int64_t length,
+           int64_t dim, const int32_t* lengths, ReadsRow reads = nullptr);
+  void add(const char* name, const float*& data, int64_t batch, int64_t length, int64_t dim,
+           const int32_t* lengths = nullptr, ReadsRow reads = nullptr);
+  void add_attention(AttentionInputs& inputs, ReadsRow reads_query, ReadsRow reads_key);
+  // Other arguments; results when T is not const.
+  template <typename T>
+  void add(const char* name, T*& data, int64_t elements);
+  void add(const char* name, OutputRows& rows, int64_t elements) { add(name, rows.data, elements); }
+  void add_lists(SparseIndices& sparse, const AttentionShape& shape);
+  void add_lengths(AttentionInputs& inputs);
+
+  void describe(AttentionProblem& problem);
+  void describe(ClusteredAttentionProblem& problem);
+  void describe(CentroidAttentionProblem& problem);
+  void describe(CastAttentionProblem& problem);
+  void describe(CentroidPoolProblem& problem);
+  void describe(CentroidEncodeProblem& problem);
+  void describe(HashProblem& problem);
+  void describe(HammingKMeansProblem& problem);
+  void describe(KMeansProblem& problem);
+  void describe(AggregateProblem& problem);
+  void describe(BroadcastProblem& problem);
+  void describe(TopKProblem& problem);
+  void describe(SparseDotProblem& problem);
+  void describe(SparseWeightedSumProblem& problem);
+
+  const void* problem_;
+  ProblemArray arrays_[kMaximum];
+  int count_ = 0;
+};
+
+}  // namespace cluster_attention
