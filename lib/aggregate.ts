@@ -1,7 +1,13 @@
 import { Reduce } from './binding';
 import { CALL_OPTIONS, type Call } from './call';
-import { asynchronous, synchronous, type Operation, type Prepared } from './operation';
-import type { OutputOptions } from './types';
+import { asynchronous, synchronous } from './operation';
+import type { OutputOptions, VjpOperation, VjpOperationSync } from './types';
+import {
+  asynchronousVjp,
+  synchronousVjp,
+  type DifferentiableOperation,
+  type PreparedGradient,
+} from './vjp';
 
 /** Options of {@link broadcast}. */
 export interface BroadcastOptions extends OutputOptions {
@@ -27,6 +33,12 @@ export interface AggregateOptions extends OutputOptions {
   reduce?: 'mean' | 'sum' | undefined;
 }
 
+/** Gradients of {@link aggregate} and of {@link broadcast}. */
+export interface AggregateGradients {
+  /** In the shape of `inputs`. */
+  inputs: Float32Array;
+}
+
 const OPTIONS = [...CALL_OPTIONS, 'out', 'inputs', 'labels', 'shape', 'clusters'] as const;
 const SHAPE = ['batch', 'length', 'dim'] as const;
 
@@ -37,34 +49,44 @@ function readSizes(call: Call) {
   return { batch, length, dim, clusters: call.count('clusters') };
 }
 
-const aggregateOperation: Operation = {
+const aggregateOperation: DifferentiableOperation = {
   name: 'aggregate',
   native: 'aggregate',
+  gradient: { native: 'aggregateGradient', options: ['inputs'] },
   options: [...OPTIONS, 'reduce'],
   shape: SHAPE,
-  prepare(call: Call): Prepared {
+  prepare(call: Call): PreparedGradient {
     const sizes = readSizes(call);
     const { batch, length, dim, clusters } = sizes;
     const reduce = call.choice('reduce', Reduce, Reduce.mean);
     const inputs = call.floats('inputs', { batch, length, dim });
     const labels = call.integers('labels', { batch, length });
     const output = call.output({ batch, clusters, dim });
-    return { request: [sizes, { reduce, inputs, labels, output }], result: () => call.deliver() };
+    return {
+      request: [sizes, { reduce, inputs, labels, output }],
+      result: () => call.deliver(),
+      saved: () => ({ ...sizes, reduce, inputs, labels }),
+    };
   },
 };
 
-const broadcastOperation: Operation = {
+const broadcastOperation: DifferentiableOperation = {
   name: 'broadcast',
   native: 'broadcast',
+  gradient: { native: 'broadcastGradient', options: ['inputs'] },
   options: OPTIONS,
   shape: SHAPE,
-  prepare(call: Call): Prepared {
+  prepare(call: Call): PreparedGradient {
     const sizes = readSizes(call);
     const { batch, length, dim, clusters } = sizes;
     const inputs = call.floats('inputs', { batch, clusters, dim });
     const labels = call.integers('labels', { batch, length });
     const output = call.output({ batch, length, dim });
-    return { request: [sizes, { inputs, labels, output }], result: () => call.deliver() };
+    return {
+      request: [sizes, { inputs, labels, output }],
+      result: () => call.deliver(),
+      saved: () => ({ ...sizes, inputs, labels }),
+    };
   },
 };
 
@@ -94,3 +116,27 @@ export const broadcast =
 /** {@link broadcast} on the calling thread, which it blocks; borrows the inputs. */
 export const broadcastSync =
   synchronous<(options: BroadcastOptions) => Float32Array>(broadcastOperation);
+
+/** {@link aggregate} with its gradient. */
+export const aggregateVjp =
+  asynchronousVjp<VjpOperation<AggregateOptions, { output: Float32Array }, AggregateGradients>>(
+    aggregateOperation,
+  );
+
+/** {@link aggregateVjp} on the calling thread; borrows the inputs until `dispose()`. */
+export const aggregateVjpSync =
+  synchronousVjp<VjpOperationSync<AggregateOptions, { output: Float32Array }, AggregateGradients>>(
+    aggregateOperation,
+  );
+
+/** {@link broadcast} with its gradient. */
+export const broadcastVjp =
+  asynchronousVjp<VjpOperation<BroadcastOptions, { output: Float32Array }, AggregateGradients>>(
+    broadcastOperation,
+  );
+
+/** {@link broadcastVjp} on the calling thread; borrows the inputs until `dispose()`. */
+export const broadcastVjpSync =
+  synchronousVjp<VjpOperationSync<BroadcastOptions, { output: Float32Array }, AggregateGradients>>(
+    broadcastOperation,
+  );

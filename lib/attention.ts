@@ -5,8 +5,21 @@ import {
   readAttentionInputs,
 } from './attention-inputs';
 import { allocate, type Call } from './call';
-import { asynchronous, synchronous, type Operation, type Prepared } from './operation';
-import type { AttentionOptions, DetailedOperation, DetailedOperationSync } from './types';
+import { asynchronous, synchronous } from './operation';
+import type {
+  AttentionGradients,
+  AttentionOptions,
+  DetailedOperation,
+  DetailedOperationSync,
+  VjpOperation,
+  VjpOperationSync,
+} from './types';
+import {
+  asynchronousVjp,
+  synchronousVjp,
+  type DifferentiableOperation,
+  type PreparedGradient,
+} from './vjp';
 
 /** Options of {@link attention}. */
 export interface ExactAttentionOptions extends AttentionOptions {
@@ -25,23 +38,26 @@ export interface AttentionDetails {
   logsumexp: Float32Array;
 }
 
-const operation: Operation = {
+const operation: DifferentiableOperation = {
   name: 'attention',
   native: 'attention',
+  gradient: { native: 'attentionGradient', options: ['query', 'key', 'value'] },
   options: ATTENTION_OPTIONS,
   shape: ATTENTION_SHAPE,
-  prepare(call: Call): Prepared {
+  prepare(call: Call): PreparedGradient {
     const inputs = readAttentionInputs(call);
     const { batch, heads, queryLength } = inputs;
     const causal = call.flag('causal', false);
     const { details } = call;
     const output = allocateOutput(call, inputs);
-    const logsumexp = details
-      ? allocate('Float32Array', 'logsumexp', { batch, heads, queryLength })
-      : undefined;
+    const logsumexp =
+      details || call.differentiable
+        ? allocate('Float32Array', 'logsumexp', { batch, heads, queryLength })
+        : undefined;
     return {
       request: [inputs, { causal, output, logsumexp }],
       result: () => (details ? { output: call.deliver(), logsumexp } : call.deliver()),
+      saved: () => ({ ...inputs, causal, output, logsumexp }),
     };
   },
 };
@@ -62,3 +78,15 @@ export const attention =
 /** {@link attention} on the calling thread, which it blocks; borrows the inputs. */
 export const attentionSync =
   synchronous<DetailedOperationSync<ExactAttentionOptions, AttentionDetails>>(operation);
+
+/** {@link attention} with its gradients. Memory O(N): the L×S matrix is computed again. */
+export const attentionVjp =
+  asynchronousVjp<VjpOperation<ExactAttentionOptions, AttentionDetails, AttentionGradients>>(
+    operation,
+  );
+
+/** {@link attentionVjp} on the calling thread; borrows the inputs until `dispose()`. */
+export const attentionVjpSync =
+  synchronousVjp<VjpOperationSync<ExactAttentionOptions, AttentionDetails, AttentionGradients>>(
+    operation,
+  );

@@ -21,7 +21,17 @@ export type NativeOperation =
   | 'broadcast'
   | 'topK'
   | 'sparseDot'
-  | 'sparseWeightedSum';
+  | 'sparseWeightedSum'
+  | 'attentionGradient'
+  | 'clusteredGradient'
+  | 'centroidAttentionGradient'
+  | 'castAttentionGradient'
+  | 'centroidPoolGradient'
+  | 'centroidEncodeGradient'
+  | 'aggregateGradient'
+  | 'broadcastGradient'
+  | 'sparseDotGradient'
+  | 'sparseWeightedSumGradient';
 
 /** undefined when the call succeeded. */
 export type Outcome = Failure | undefined;

@@ -68,6 +68,8 @@ export class Call {
   readonly precision: number;
   /** Whether an object with all that the operation knows is wanted instead of the output alone. */
   readonly details: boolean;
+  /** Whether gradients may be asked for later: what they read must be computed and kept. */
+  readonly differentiable: boolean;
 
   readonly #form: Form;
   readonly #values: Values;
@@ -75,9 +77,17 @@ export class Call {
   readonly #inputs: TypedArray[] = [];
   #out: Float32Array | undefined;
   #output: Float32Array | undefined;
+  #outputAxes: Axes = {};
 
-  constructor(name: string, form: Form, source: unknown, known: KnownNames) {
+  constructor(
+    name: string,
+    form: Form,
+    source: unknown,
+    known: KnownNames,
+    differentiable = false,
+  ) {
     this.#form = form;
+    this.differentiable = differentiable;
     this.#values = options.readOwn('options', source, known.options);
     this.#shape = known.shape
       ? options.readOwn('shape', this.#values['shape'], known.shape)
@@ -212,7 +222,9 @@ export class Call {
   #take(name: string, kind: TypedArrayKind, axes: Axes): TypedArray {
     const array = checkedArray(name, kind, this.#values[name], axes);
     this.#inputs.push(array);
-    if (this.#form === 'sync' && !intrinsics.isShared(array)) return array;
+    // A gradient may borrow numbers, but not what decides where it reads and writes.
+    const kept = this.differentiable && kind !== 'Float32Array';
+    if (this.#form === 'sync' && !kept && !intrinsics.isShared(array)) return array;
     const copy = allocate(kind, `a copy of ${name}`, axes);
     intrinsics.copyInto(copy, intrinsics.fixedView(array, kind, intrinsics.lengthOf(copy)));
     return copy;
@@ -225,6 +237,7 @@ export class Call {
    * write `out` before it has succeeded. To be asked for after all inputs.
    */
   output(axes: Axes): Float32Array {
+    this.#outputAxes = axes;
     const value = this.#values['out'];
     if (!isAbsent(value)) this.#out = this.#checkedOut(value, axes);
     const direct =
@@ -239,6 +252,11 @@ export class Call {
       throw outOfRange('out', 'memory that overlaps no input', out);
     }
     return out;
+  }
+
+  /** The dimensions of the output. */
+  get outputAxes(): Axes {
+    return this.#outputAxes;
   }
 
   /** The output of a call that has succeeded. */

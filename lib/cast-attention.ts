@@ -9,9 +9,22 @@ import {
 import { Activation, Selection } from './binding';
 import { allocate, type Call } from './call';
 import { outOfRange, shapeMismatch, unsupported } from './errors';
-import { asynchronous, synchronous, type Operation, type Prepared } from './operation';
+import { asynchronous, synchronous } from './operation';
 import { MAXIMUM_DIMENSION } from './options';
-import type { AttentionOptions, DetailedOperation, DetailedOperationSync } from './types';
+import type {
+  AttentionGradients,
+  AttentionOptions,
+  DetailedOperation,
+  DetailedOperationSync,
+  VjpOperation,
+  VjpOperationSync,
+} from './types';
+import {
+  asynchronousVjp,
+  synchronousVjp,
+  type DifferentiableOperation,
+  type PreparedGradient,
+} from './vjp';
 
 /** Options of {@link castAttention}: self-attention, so queryLength = keyLength = N. */
 export interface CastAttentionOptions extends AttentionOptions {
@@ -47,6 +60,14 @@ export interface CastAttentionDetails {
   indices: Int32Array;
   /** (B): share of the real tokens that are in at least one cluster */
   coverage: Float64Array;
+}
+
+/** Gradients of {@link castAttention}, in the layout of the call. */
+export interface CastAttentionGradients extends AttentionGradients {
+  /** (H,C,D) */
+  surrogates: Float32Array;
+  /** (B,N) */
+  gate: Float32Array;
 }
 
 function readSelection(call: Call, batch: number, clusters: number, clusterSize: number) {
@@ -94,9 +115,13 @@ function checkRoom(
   );
 }
 
-const operation: Operation = {
+const operation: DifferentiableOperation = {
   name: 'castAttention',
   native: 'castAttention',
+  gradient: {
+    native: 'castAttentionGradient',
+    options: ['query', 'key', 'value', 'surrogates', 'gate'],
+  },
   options: [
     ...ATTENTION_OPTIONS,
     'clusters',
@@ -108,7 +133,7 @@ const operation: Operation = {
     'indices',
   ],
   shape: ATTENTION_SHAPE,
-  prepare(call: Call): Prepared {
+  prepare(call: Call): PreparedGradient {
     refuseCausal(call, 'the cluster selection and the summaries of CAST read the future');
     const inputs = readAttentionInputs(call);
     const { batch, heads, queryLength, keyLength, headDim, keyLengths } = inputs;
@@ -129,17 +154,18 @@ const operation: Operation = {
       const longest = longestSequence(keyLengths, batch, keyLength);
       checkRoom(clusters, clusterSize, longest, call.value('clusterSize'));
     }
-    const { details } = call;
+    const { details, differentiable } = call;
     const output = allocateOutput(call, inputs);
-    const sizes = { hasScale, clusters, clusterSize, activation };
-    const request = [inputs, sizes, selection, { surrogates, gate, output }];
-    if (!details) return { request, result: () => call.deliver() };
-
-    const indices = allocate('Int32Array', 'indices', { batch, clusters, clusterSize });
-    const coverage = allocate('Float64Array', 'coverage', { batch });
+    const learned = { hasScale, clusters, clusterSize, activation, surrogates, gate };
+    const indices =
+      details || differentiable
+        ? allocate('Int32Array', 'indices', { batch, clusters, clusterSize })
+        : undefined;
+    const coverage = details ? allocate('Float64Array', 'coverage', { batch }) : undefined;
     return {
-      request: [...request, { resultIndices: indices, coverage }],
-      result: () => ({ output: call.deliver(), indices, coverage }),
+      request: [inputs, learned, selection, { output, resultIndices: indices, coverage }],
+      result: () => (details ? { output: call.deliver(), indices, coverage } : call.deliver()),
+      saved: () => ({ ...inputs, ...learned, resultIndices: indices }),
     };
   },
 };
@@ -164,3 +190,18 @@ export const castAttention =
 /** {@link castAttention} on the calling thread, which it blocks; borrows the inputs. */
 export const castAttentionSync =
   synchronous<DetailedOperationSync<CastAttentionOptions, CastAttentionDetails>>(operation);
+
+/**
+ * {@link castAttention} with its gradients: the selection of the tokens is a constant, all else is
+ * differentiated exactly.
+ */
+export const castAttentionVjp =
+  asynchronousVjp<VjpOperation<CastAttentionOptions, CastAttentionDetails, CastAttentionGradients>>(
+    operation,
+  );
+
+/** {@link castAttentionVjp} on the calling thread; borrows the inputs until `dispose()`. */
+export const castAttentionVjpSync =
+  synchronousVjp<
+    VjpOperationSync<CastAttentionOptions, CastAttentionDetails, CastAttentionGradients>
+  >(operation);

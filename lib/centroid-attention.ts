@@ -7,8 +7,21 @@ import {
 } from './attention-inputs';
 import { allocate, type Call } from './call';
 import { readCentroidWeighting, type CentroidWeighting } from './centroid-weighting';
-import { asynchronous, synchronous, type Operation, type Prepared } from './operation';
-import type { AttentionOptions, DetailedOperation, DetailedOperationSync } from './types';
+import { asynchronous, synchronous } from './operation';
+import type {
+  AttentionGradients,
+  AttentionOptions,
+  DetailedOperation,
+  DetailedOperationSync,
+  VjpOperation,
+  VjpOperationSync,
+} from './types';
+import {
+  asynchronousVjp,
+  synchronousVjp,
+  type DifferentiableOperation,
+  type PreparedGradient,
+} from './vjp';
 
 /** Options of {@link centroidAttention}: queryLength is M centroids, keyLength N inputs. */
 export interface CentroidAttentionOptions extends AttentionOptions, CentroidWeighting {
@@ -28,9 +41,19 @@ export interface CentroidAttentionDetails {
   objective: Float64Array;
 }
 
-const operation: Operation = {
+/** Gradients of {@link centroidAttention}, in the layout of the call. */
+export interface CentroidAttentionGradients extends AttentionGradients {
+  /** (B,N), when `weights` were given: as if the weight of an input could also fall below 0 */
+  weights?: Float32Array;
+}
+
+const operation: DifferentiableOperation = {
   name: 'centroidAttention',
   native: 'centroidAttention',
+  gradient: {
+    native: 'centroidAttentionGradient',
+    options: ['query', 'key', 'value', 'weights'],
+  },
   options: [
     ...ATTENTION_OPTIONS,
     'normalize',
@@ -40,22 +63,27 @@ const operation: Operation = {
     'neighborCount',
   ],
   shape: ATTENTION_SHAPE,
-  prepare(call: Call): Prepared {
+  prepare(call: Call): PreparedGradient {
     refuseCausal(call, 'centroids have no position in the sequence');
     const inputs = readAttentionInputs(call);
     const { batch, heads, queryLength, keyLength, keyLengths } = inputs;
     const weighting = readCentroidWeighting(call, batch, queryLength, keyLength, keyLengths);
-    const { details } = call;
+    const { details, differentiable } = call;
     const output = allocateOutput(call, inputs);
-    const request = [inputs, weighting, { output }];
-    if (!details) return { request, result: () => call.deliver() };
-
-    const labels = allocate('Int32Array', 'labels', { batch, heads, keyLength });
-    const masses = allocate('Float32Array', 'masses', { batch, heads, queryLength });
-    const objective = allocate('Float64Array', 'objective', { batch });
+    const perCentroid = { batch, heads, queryLength };
+    const masses =
+      details || differentiable ? allocate('Float32Array', 'masses', perCentroid) : undefined;
+    const logsumexp = differentiable
+      ? allocate('Float32Array', 'log-sum-exps', perCentroid)
+      : undefined;
+    const known = details && {
+      labels: allocate('Int32Array', 'labels', { batch, heads, keyLength }),
+      objective: allocate('Float64Array', 'objective', { batch }),
+    };
     return {
-      request: [...request, { labels, masses, objective }],
-      result: () => ({ output: call.deliver(), labels, masses, objective }),
+      request: [inputs, weighting, { output, masses, logsumexp }, { ...known }],
+      result: () => (known ? { output: call.deliver(), masses, ...known } : call.deliver()),
+      saved: () => ({ ...inputs, ...weighting, output, masses, logsumexp }),
     };
   },
 };
@@ -77,3 +105,15 @@ export const centroidAttention =
 /** {@link centroidAttention} on the calling thread, which it blocks; borrows the inputs. */
 export const centroidAttentionSync =
   synchronous<DetailedOperationSync<CentroidAttentionOptions, CentroidAttentionDetails>>(operation);
+
+/** {@link centroidAttention} with its gradients. */
+export const centroidAttentionVjp =
+  asynchronousVjp<
+    VjpOperation<CentroidAttentionOptions, CentroidAttentionDetails, CentroidAttentionGradients>
+  >(operation);
+
+/** {@link centroidAttentionVjp} on the calling thread; borrows the inputs until `dispose()`. */
+export const centroidAttentionVjpSync =
+  synchronousVjp<
+    VjpOperationSync<CentroidAttentionOptions, CentroidAttentionDetails, CentroidAttentionGradients>
+  >(operation);

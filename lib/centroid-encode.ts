@@ -2,9 +2,15 @@ import { PoolStart } from './binding';
 import { CALL_OPTIONS, type Call } from './call';
 import { readCentroidWeighting, type CentroidWeighting } from './centroid-weighting';
 import { outOfRange } from './errors';
-import { asynchronous, synchronous, type Operation, type Prepared } from './operation';
+import { asynchronous, synchronous } from './operation';
 import { readStart } from './start';
-import type { OutputOptions } from './types';
+import type { OutputOptions, VjpOperation, VjpOperationSync } from './types';
+import {
+  asynchronousVjp,
+  synchronousVjp,
+  type DifferentiableOperation,
+  type PreparedGradient,
+} from './vjp';
 
 /** Options of {@link centroidEncode}. */
 export interface CentroidEncodeOptions extends OutputOptions, CentroidWeighting {
@@ -36,12 +42,32 @@ export interface CentroidEncodeOptions extends OutputOptions, CentroidWeighting 
   seed?: number | undefined;
 }
 
+/** Gradients of {@link centroidEncode}. */
+export interface CentroidEncodeGradients {
+  /** (batch,length,dim), through the steps and the start */
+  inputs: Float32Array;
+  /** (batch,M,dim), when `initial` was given as an array */
+  initial?: Float32Array;
+  /** (heads·headDim,dim) */
+  queryWeight: Float32Array;
+  /** (heads·headDim,dim) */
+  keyWeight: Float32Array;
+  /** (heads·headDim,dim) */
+  valueWeight: Float32Array;
+  /** (dim,heads·headDim) */
+  outputWeight: Float32Array;
+}
+
 const { stride, sample, farthest, given } = PoolStart;
 const STARTS = { stride, sample, farthest };
 
-const operation: Operation = {
+const operation: DifferentiableOperation = {
   name: 'centroidEncode',
   native: 'centroidEncode',
+  gradient: {
+    native: 'centroidEncodeGradient',
+    options: ['inputs', 'initial', 'queryWeight', 'keyWeight', 'valueWeight', 'outputWeight'],
+  },
   options: [
     ...CALL_OPTIONS,
     'out',
@@ -64,7 +90,7 @@ const operation: Operation = {
     'seed',
   ],
   shape: ['batch', 'length', 'dim', 'heads', 'headDim'],
-  prepare(call: Call): Prepared {
+  prepare(call: Call): PreparedGradient {
     const batch = call.dimension('batch', 0);
     const length = call.dimension('length', 0);
     const dim = call.dimension('dim', 1);
@@ -91,6 +117,7 @@ const operation: Operation = {
     return {
       request: [sizes, start, projections, weighting, { inputs, output }],
       result: () => call.deliver(),
+      saved: () => ({ ...sizes, ...start, ...projections, ...weighting, inputs }),
     };
   },
 };
@@ -111,3 +138,15 @@ export const centroidEncode =
 /** {@link centroidEncode} on the calling thread, which it blocks; borrows the inputs. */
 export const centroidEncodeSync =
   synchronous<(options: CentroidEncodeOptions) => Float32Array>(operation);
+
+/** {@link centroidEncode} with its gradients, through all steps. */
+export const centroidEncodeVjp =
+  asynchronousVjp<
+    VjpOperation<CentroidEncodeOptions, { output: Float32Array }, CentroidEncodeGradients>
+  >(operation);
+
+/** {@link centroidEncodeVjp} on the calling thread; borrows the inputs until `dispose()`. */
+export const centroidEncodeVjpSync =
+  synchronousVjp<
+    VjpOperationSync<CentroidEncodeOptions, { output: Float32Array }, CentroidEncodeGradients>
+  >(operation);

@@ -1,8 +1,20 @@
 import { PoolStart, Similarity } from './binding';
 import { allocate, CALL_OPTIONS, type Call } from './call';
-import { asynchronous, synchronous, type Operation, type Prepared } from './operation';
+import { asynchronous, synchronous } from './operation';
 import { readStart } from './start';
-import type { DetailedOperation, DetailedOperationSync, OutputOptions } from './types';
+import type {
+  DetailedOperation,
+  DetailedOperationSync,
+  OutputOptions,
+  VjpOperation,
+  VjpOperationSync,
+} from './types';
+import {
+  asynchronousVjp,
+  synchronousVjp,
+  type DifferentiableOperation,
+  type PreparedGradient,
+} from './vjp';
 
 /** Options of {@link centroidPool}. */
 export interface CentroidPoolOptions extends OutputOptions {
@@ -38,12 +50,21 @@ export interface CentroidPoolDetails {
   masses: Float32Array;
 }
 
+/** Gradients of {@link centroidPool}. */
+export interface CentroidPoolGradients {
+  /** (batch,length,dim), through the steps and the start */
+  inputs: Float32Array;
+  /** (batch,M,dim), when `initial` was given as an array */
+  initial?: Float32Array;
+}
+
 const { stride, farthest, given } = PoolStart;
 const STARTS = { stride, 'kmeans++': PoolStart['kmeans++'], farthest };
 
-const operation: Operation = {
+const operation: DifferentiableOperation = {
   name: 'centroidPool',
   native: 'centroidPool',
+  gradient: { native: 'centroidPoolGradient', options: ['inputs', 'initial'] },
   options: [
     ...CALL_OPTIONS,
     'out',
@@ -58,7 +79,7 @@ const operation: Operation = {
     'lengths',
   ],
   shape: ['batch', 'length', 'dim'],
-  prepare(call: Call): Prepared {
+  prepare(call: Call): PreparedGradient {
     const batch = call.dimension('batch', 0);
     const length = call.dimension('length', 0);
     const dim = call.dimension('dim', 1);
@@ -75,14 +96,14 @@ const operation: Operation = {
     const { details } = call;
     const output = call.output({ batch, centroids, dim });
     const sizes = { batch, length, dim, centroids, iterations, similarity, temperature, seed };
-    const request = [sizes, start, { inputs, lengths, output }];
-    if (!details) return { request, result: () => call.deliver() };
-
-    const labels = allocate('Int32Array', 'labels', { batch, length });
-    const masses = allocate('Float32Array', 'masses', { batch, centroids });
+    const known = details && {
+      labels: allocate('Int32Array', 'labels', { batch, length }),
+      masses: allocate('Float32Array', 'masses', { batch, centroids }),
+    };
     return {
-      request: [...request, { labels, masses }],
-      result: () => ({ output: call.deliver(), labels, masses }),
+      request: [sizes, start, { inputs, lengths, output }, { ...known }],
+      result: () => (known ? { output: call.deliver(), ...known } : call.deliver()),
+      saved: () => ({ ...sizes, ...start, inputs, lengths }),
     };
   },
 };
@@ -105,3 +126,18 @@ export const centroidPool =
 /** {@link centroidPool} on the calling thread, which it blocks; borrows the inputs. */
 export const centroidPoolSync =
   synchronous<DetailedOperationSync<CentroidPoolOptions, CentroidPoolDetails>>(operation);
+
+/**
+ * {@link centroidPool} with its gradients, through all steps; the rows that a start picks are
+ * constants, and so are the labels of a hard assignment.
+ */
+export const centroidPoolVjp =
+  asynchronousVjp<VjpOperation<CentroidPoolOptions, CentroidPoolDetails, CentroidPoolGradients>>(
+    operation,
+  );
+
+/** {@link centroidPoolVjp} on the calling thread; borrows the inputs until `dispose()`. */
+export const centroidPoolVjpSync =
+  synchronousVjp<VjpOperationSync<CentroidPoolOptions, CentroidPoolDetails, CentroidPoolGradients>>(
+    operation,
+  );

@@ -9,9 +9,22 @@ import {
 import { Grouping, Threshold } from './binding';
 import { allocate, type Call } from './call';
 import { drawPlanes } from './hash';
-import { asynchronous, synchronous, type Operation, type Prepared } from './operation';
+import { asynchronous, synchronous } from './operation';
 import { MAXIMUM_DIMENSION } from './options';
-import type { AttentionOptions, DetailedOperation, DetailedOperationSync } from './types';
+import type {
+  AttentionGradients,
+  AttentionOptions,
+  DetailedOperation,
+  DetailedOperationSync,
+  VjpOperation,
+  VjpOperationSync,
+} from './types';
+import {
+  asynchronousVjp,
+  synchronousVjp,
+  type DifferentiableOperation,
+  type PreparedGradient,
+} from './vjp';
 
 /** Options of {@link clusteredAttention}. */
 export interface ClusteredAttentionOptions extends AttentionOptions {
@@ -115,12 +128,12 @@ function readGrouping(call: Call, { batch, heads, queryLength, headDim }: Attent
 }
 
 /** `improved` adds the exact attention to the top keys of each cluster. */
-function prepare(call: Call, improved: boolean): Prepared {
+function prepare(call: Call, improved: boolean): PreparedGradient {
   refuseCausal(call, 'the mean query of a cluster stands for queries at many positions');
-  call.flag('detachMass', false); // checked here, used by gradients alone
+  const detachMass = call.flag('detachMass', false); // used by the gradient alone
   const inputs = readAttentionInputs(call);
-  const { batch, heads, queryLength, keyLength } = inputs;
-  const { details } = call;
+  const { batch, heads, queryLength, keyLength, valueDim } = inputs;
+  const { details, differentiable } = call;
   const asked = call.count('clusters');
   // Surplus clusters stay empty: they are kept where their labels or counts can be seen.
   const seen = details || call.has('labels');
@@ -128,31 +141,46 @@ function prepare(call: Call, improved: boolean): Prepared {
   const topK = improved ? Math.min(call.integer('topK', 1, MAXIMUM_DIMENSION, 32), keyLength) : 0;
   const grouping = readGrouping(call, inputs);
   const output = allocateOutput(call, inputs);
-  const request = [inputs, grouping, { clusters, topK, output }];
-  if (!details) return { request, result: () => call.deliver() };
-
-  const labels = allocate('Int32Array', 'labels', { batch, heads, queryLength });
-  const counts = allocate('Int32Array', 'counts', { batch, heads, clusters });
-  const indices = improved
-    ? allocate('Int32Array', 'indices', { batch, heads, clusters, topK })
-    : undefined;
+  const perCluster = { batch, heads, clusters };
+  const results = {
+    ...((details || differentiable) && {
+      resultLabels: allocate('Int32Array', 'labels', { batch, heads, queryLength }),
+      resultIndices: improved
+        ? allocate('Int32Array', 'indices', { ...perCluster, topK })
+        : undefined,
+    }),
+    ...(details && { counts: allocate('Int32Array', 'counts', perCluster) }),
+    ...(differentiable && {
+      clusterValues: allocate('Float32Array', 'cluster values', { ...perCluster, valueDim }),
+      clusterLogsumexp: allocate('Float32Array', 'cluster log-sum-exps', perCluster),
+    }),
+  };
+  const { resultLabels: labels, resultIndices: indices, counts } = results;
   return {
-    request: [...request, { resultLabels: labels, counts, resultIndices: indices }],
-    result: () => ({ output: call.deliver(), labels, counts, ...(improved && { indices }) }),
+    request: [inputs, grouping, { clusters, topK, output }, results],
+    result: () =>
+      details
+        ? { output: call.deliver(), labels, counts, ...(improved && { indices }) }
+        : call.deliver(),
+    saved: () => ({ ...inputs, clusters, topK, detachMass, ...results, counts: undefined }),
   };
 }
 
-const clustered: Operation = {
+const GRADIENT = { native: 'clusteredGradient', options: ['query', 'key', 'value'] } as const;
+
+const clustered: DifferentiableOperation = {
   name: 'clusteredAttention',
   native: 'clustered',
+  gradient: GRADIENT,
   options: CLUSTERED_OPTIONS,
   shape: ATTENTION_SHAPE,
   prepare: (call) => prepare(call, false),
 };
 
-const improvedClustered: Operation = {
+const improvedClustered: DifferentiableOperation = {
   name: 'improvedClusteredAttention',
   native: 'clustered',
+  gradient: GRADIENT,
   options: [...CLUSTERED_OPTIONS, 'topK', 'detachMass'],
   shape: ATTENTION_SHAPE,
   prepare: (call) => prepare(call, true),
@@ -195,4 +223,42 @@ export const improvedClusteredAttention =
 export const improvedClusteredAttentionSync =
   synchronous<
     DetailedOperationSync<ImprovedClusteredAttentionOptions, ImprovedClusteredAttentionDetails>
+  >(improvedClustered);
+
+/**
+ * {@link clusteredAttention} with its gradients: the groups are constants, all else is
+ * differentiated exactly.
+ */
+export const clusteredAttentionVjp =
+  asynchronousVjp<
+    VjpOperation<ClusteredAttentionOptions, ClusteredAttentionDetails, AttentionGradients>
+  >(clustered);
+
+/** {@link clusteredAttentionVjp} on the calling thread; borrows the inputs until `dispose()`. */
+export const clusteredAttentionVjpSync =
+  synchronousVjp<
+    VjpOperationSync<ClusteredAttentionOptions, ClusteredAttentionDetails, AttentionGradients>
+  >(clustered);
+
+/**
+ * {@link improvedClusteredAttention} with its gradients: the groups and their top keys are
+ * constants, all else is differentiated exactly, unless `detachMass` says otherwise.
+ */
+export const improvedClusteredAttentionVjp =
+  asynchronousVjp<
+    VjpOperation<
+      ImprovedClusteredAttentionOptions,
+      ImprovedClusteredAttentionDetails,
+      AttentionGradients
+    >
+  >(improvedClustered);
+
+/** {@link improvedClusteredAttentionVjp} on the calling thread; borrows the inputs until `dispose()`. */
+export const improvedClusteredAttentionVjpSync =
+  synchronousVjp<
+    VjpOperationSync<
+      ImprovedClusteredAttentionOptions,
+      ImprovedClusteredAttentionDetails,
+      AttentionGradients
+    >
   >(improvedClustered);

@@ -109,6 +109,12 @@ export function unsupported(argument: string, message: string): Error {
   return make(Error, 'ERR_UNSUPPORTED', message, argument);
 }
 
+/** A use of something after its dispose(). */
+export function disposed(method: string): Error {
+  const message = `${method} must be called before dispose(), received a call after it`;
+  return make(Error, 'ERR_UNSUPPORTED', message, method);
+}
+
 export function cudaUnavailable(message: string): Error {
   return make(Error, 'ERR_CUDA_UNAVAILABLE', message, 'device');
 }

@@ -22,20 +22,17 @@ export interface Operation extends KnownNames {
   prepare(call: Call): Prepared;
 }
 
+/** What every native request has beside its problem. */
+export type Settings = Pick<Call, 'nonFinite' | 'precision'>;
+
 /** The form that computes on the calling thread. */
 export function synchronous<Callable>(operation: Operation): Callable {
   declareNames([...operation.options, ...(operation.shape ?? [])]);
   const name = `${operation.name}Sync`;
-  const compute = binding[operation.native];
   return named(name, (options: unknown): unknown => {
     const call = new Call(name, 'sync', options, operation);
     const prepared = operation.prepare(call);
-    const request = complete(prepared.request, call, undefined);
-    const failure = compute(request);
-    if (failure !== undefined) {
-      call.spoil();
-      throw errorOf(failure, request);
-    }
+    runSync(operation, call, prepared);
     return deliver(call, prepared);
   });
 }
@@ -43,31 +40,75 @@ export function synchronous<Callable>(operation: Operation): Callable {
 /** The form that computes on the thread pool. It never throws: bad arguments reject the promise. */
 export function asynchronous<Callable>(operation: Operation): Callable {
   const { name } = operation;
-  const compute = binding[`${operation.native}Async`];
   return named(name, async (options: unknown): Promise<unknown> => {
     const call = new Call(name, 'async', options, operation);
     call.signal?.throwIfAborted();
     const prepared = operation.prepare(call);
-    const abort = new Int32Array(1);
-    const request = complete(prepared.request, call, abort);
-    const pending = compute(request);
-    const failure = await (call.signal ? abortable(pending, call.signal, abort) : pending);
-    if (failure !== undefined) throw errorOf(failure, request);
+    await runAsync(operation, call, prepared);
     return deliver(call, prepared);
   });
 }
 
-function named<Callable>(name: string, implementation: (options: unknown) => unknown): Callable {
+export function named<Callable>(
+  name: string,
+  implementation: (options: unknown) => unknown,
+): Callable {
   Object.defineProperty(implementation, 'name', { value: name });
   return implementation as Callable;
+}
+
+/** Runs a prepared call on the calling thread. */
+export function runSync({ native }: Operation, call: Call, { request }: Prepared): void {
+  const error = computeSync(native, call, request);
+  if (error === undefined) return;
+  call.spoil();
+  throw error;
+}
+
+/** Runs a prepared call on the thread pool. */
+export async function runAsync(
+  { native }: Operation,
+  call: Call,
+  { request }: Prepared,
+): Promise<void> {
+  const error = await computeAsync(native, call, request, call.signal);
+  if (error !== undefined) throw error;
+}
+
+/** The error of a native operation on the calling thread, undefined when it has succeeded. */
+export function computeSync(
+  native: NativeOperation,
+  settings: Settings,
+  parts: readonly object[],
+): Error | undefined {
+  const request = complete(parts, settings, undefined);
+  const failure = binding[native](request);
+  return failure && errorOf(failure, request);
+}
+
+/** The same on the thread pool; rejects with the signal's reason when that comes first. */
+export async function computeAsync(
+  native: NativeOperation,
+  settings: Settings,
+  parts: readonly object[],
+  signal: AbortSignal | undefined,
+): Promise<Error | undefined> {
+  const abort = new Int32Array(1);
+  const request = complete(parts, settings, abort);
+  const pending = binding[`${native}Async`](request);
+  const failure = await (signal ? abortable(pending, signal, abort) : pending);
+  return failure && errorOf(failure, request);
 }
 
 /**
  * The request with what every call has beside its problem. It has no prototype: an option that is
  * absent must not be found on a polluted Object.prototype.
  */
-function complete(parts: readonly object[], call: Call, abort: Int32Array | undefined): Request {
-  const { nonFinite, precision } = call;
+function complete(
+  parts: readonly object[],
+  { nonFinite, precision }: Settings,
+  abort: Int32Array | undefined,
+): Request {
   const shared = { nonFinite, precision, abort };
   return Object.assign(Object.create(null), shared, ...parts) as Request;
 }

@@ -2,8 +2,14 @@ import { ATTENTION_SHAPE, inLayout } from './attention-inputs';
 import { Layout } from './binding';
 import { CALL_OPTIONS, type Call } from './call';
 import { invalidType } from './errors';
-import { asynchronous, synchronous, type Operation, type Prepared } from './operation';
-import type { OutputOptions, TensorLayout } from './types';
+import { asynchronous, synchronous } from './operation';
+import type { OutputOptions, TensorLayout, VjpOperation, VjpOperationSync } from './types';
+import {
+  asynchronousVjp,
+  synchronousVjp,
+  type DifferentiableOperation,
+  type PreparedGradient,
+} from './vjp';
 
 /** Options of both sparse products. */
 export interface SparseOptions extends OutputOptions {
@@ -57,6 +63,22 @@ export interface SparseWeightedSumOptions extends SparseOptions {
   };
 }
 
+/** Gradients of {@link sparseDot}, in the layout of the call. */
+export interface SparseDotGradients {
+  /** (B,H,L,D) */
+  query: Float32Array;
+  /** (B,H,S,D) */
+  key: Float32Array;
+}
+
+/** Gradients of {@link sparseWeightedSum}. */
+export interface SparseWeightedSumGradients {
+  /** (B,H,L,k), 0 where an index is −1 */
+  weights: Float32Array;
+  /** (B,H,S,E) in the layout of the call */
+  value: Float32Array;
+}
+
 const OPTIONS = [
   ...CALL_OPTIONS,
   'out',
@@ -96,12 +118,13 @@ function readLists(call: Call, sizes: ReturnType<typeof readSizes>) {
   return { clusters, labels, indices, queryLengths, keyLengths };
 }
 
-const dotOperation: Operation = {
+const dotOperation: DifferentiableOperation = {
   name: 'sparseDot',
   native: 'sparseDot',
+  gradient: { native: 'sparseDotGradient', options: ['query', 'key'] },
   options: [...OPTIONS, 'query', 'key'],
   shape: ATTENTION_SHAPE,
-  prepare(call: Call): Prepared {
+  prepare(call: Call): PreparedGradient {
     const sizes = readSizes(call);
     const { batch, heads, queryLength, keyLength, layout, k } = sizes;
     const headDim = call.dimension('headDim', 1);
@@ -112,16 +135,18 @@ const dotOperation: Operation = {
     return {
       request: [sizes, lists, { headDim, query, key, output }],
       result: () => call.deliver(),
+      saved: () => ({ ...sizes, ...lists, headDim, query, key }),
     };
   },
 };
 
-const sumOperation: Operation = {
+const sumOperation: DifferentiableOperation = {
   name: 'sparseWeightedSum',
   native: 'sparseWeightedSum',
+  gradient: { native: 'sparseWeightedSumGradient', options: ['weights', 'value'] },
   options: [...OPTIONS, 'weights', 'value'],
   shape: ATTENTION_SHAPE,
-  prepare(call: Call): Prepared {
+  prepare(call: Call): PreparedGradient {
     const sizes = readSizes(call);
     const { batch, heads, queryLength, keyLength, layout, k } = sizes;
     const headDim = call.dimension('headDim', 1, 0);
@@ -133,6 +158,7 @@ const sumOperation: Operation = {
     return {
       request: [sizes, lists, { valueDim, weights, value, output }],
       result: () => call.deliver(),
+      saved: () => ({ ...sizes, ...lists, valueDim, weights, value }),
     };
   },
 };
@@ -164,3 +190,27 @@ export const sparseWeightedSum =
 /** {@link sparseWeightedSum} on the calling thread, which it blocks; borrows the inputs. */
 export const sparseWeightedSumSync =
   synchronous<(options: SparseWeightedSumOptions) => Float32Array>(sumOperation);
+
+/** {@link sparseDot} with its gradients: gradOutput is not read where an index is −1. */
+export const sparseDotVjp =
+  asynchronousVjp<VjpOperation<SparseDotOptions, { output: Float32Array }, SparseDotGradients>>(
+    dotOperation,
+  );
+
+/** {@link sparseDotVjp} on the calling thread; borrows the inputs until `dispose()`. */
+export const sparseDotVjpSync =
+  synchronousVjp<VjpOperationSync<SparseDotOptions, { output: Float32Array }, SparseDotGradients>>(
+    dotOperation,
+  );
+
+/** {@link sparseWeightedSum} with its gradients. */
+export const sparseWeightedSumVjp =
+  asynchronousVjp<
+    VjpOperation<SparseWeightedSumOptions, { output: Float32Array }, SparseWeightedSumGradients>
+  >(sumOperation);
+
+/** {@link sparseWeightedSumVjp} on the calling thread; borrows the inputs until `dispose()`. */
+export const sparseWeightedSumVjpSync =
+  synchronousVjp<
+    VjpOperationSync<SparseWeightedSumOptions, { output: Float32Array }, SparseWeightedSumGradients>
+  >(sumOperation);

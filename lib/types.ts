@@ -91,3 +91,82 @@ export interface DetailedOperationSync<Options, Details> {
   (options: Options & { details?: false | undefined }): Float32Array;
   (options: Options & { details?: boolean | undefined }): Float32Array | Details;
 }
+
+/** Options of the `backward` of the synchronous Vjp forms. */
+export interface BackwardOptions<Name extends string> {
+  /** The gradients that are wanted; the others cost nothing. Default all. */
+  gradients?: readonly Name[] | undefined;
+}
+
+/** Options of the `backward` of the asynchronous Vjp forms. */
+export interface AsyncBackwardOptions<Name extends string> extends BackwardOptions<Name> {
+  /** Rejects the promise with the signal's reason. */
+  signal?: AbortSignal | undefined;
+}
+
+/** What both Vjp forms have beside `backward`. */
+export interface Disposable {
+  /**
+   * Frees the saved state; `backward` then fails with ERR_UNSUPPORTED. Calls in progress finish, a
+   * second dispose does nothing. A state that is forgotten is freed by the garbage collector.
+   */
+  dispose(): void;
+  /** The same, for `using`. */
+  [Symbol.dispose](): void;
+}
+
+/** The result of a synchronous Vjp form: the value of the operation, and its gradients. */
+export interface VjpSync<Gradients> extends Disposable {
+  /** What the operation returns; the state keeps no reference to it. */
+  output: Float32Array;
+  /**
+   * The gradients of Σ gradOutput·output, in shape and layout of the options whose names they bear.
+   * May be called any number of times before dispose(). The state borrows the float arrays of the
+   * call: they must still hold what they held then.
+   *
+   * @param gradOutput as many elements as `output`, in its layout
+   * @throws ERR_INVALID_ARG_TYPE, ERR_SHAPE_MISMATCH for a wrong `gradOutput` or an input that was
+   * detached or resized, ERR_OUT_OF_RANGE for an unknown name in `gradients`, ERR_NON_FINITE for a
+   * NaN or an infinity in a row that is read, ERR_UNSUPPORTED after dispose(), ERR_OUT_OF_MEMORY
+   */
+  backward<Name extends keyof Gradients & string = keyof Gradients & string>(
+    gradOutput: Float32Array,
+    options?: BackwardOptions<Name>,
+  ): Pick<Gradients, Name>;
+}
+
+/** What an asynchronous Vjp form resolves to: the value of the operation, and its gradients. */
+export interface Vjp<Gradients> extends Disposable {
+  /** What the operation returns; the state keeps no reference to it. */
+  output: Float32Array;
+  /**
+   * As in {@link VjpSync}, on the thread pool. The state holds copies of the inputs, and
+   * `gradOutput` is copied at the call: all of them may change or go away meanwhile.
+   */
+  backward<Name extends keyof Gradients & string = keyof Gradients & string>(
+    gradOutput: Float32Array,
+    options?: AsyncBackwardOptions<Name>,
+  ): Promise<Pick<Gradients, Name>>;
+}
+
+/** The asynchronous Vjp form of an operation; `details: true` adds what else it knows. */
+export interface VjpOperation<Options, Details, Gradients> {
+  (options: Options & { details: true }): Promise<Details & Vjp<Gradients>>;
+  (options: Options): Promise<Vjp<Gradients>>;
+}
+
+/** The synchronous Vjp form of an operation; `details: true` adds what else it knows. */
+export interface VjpOperationSync<Options, Details, Gradients> {
+  (options: Options & { details: true }): Details & VjpSync<Gradients>;
+  (options: Options): VjpSync<Gradients>;
+}
+
+/** Gradients of the inputs that all attention kinds share, in the layout of the call. */
+export interface AttentionGradients {
+  /** (B,H,L,D) */
+  query: Float32Array;
+  /** (B,H,S,D) */
+  key: Float32Array;
+  /** (B,H,S,E) */
+  value: Float32Array;
+}

@@ -2,6 +2,8 @@
 
 #include <node_api.h>
 
+#include <cstdio>
+
 #include "native/binding/environment.h"
 #include "native/binding/errors.h"
 #include "native/binding/operation.h"
@@ -20,29 +22,29 @@ bool add(napi_env env, napi_value exports, const char* name, napi_callback callb
 
 /// `name` and its `nameAsync`.
 template <typename Problem>
-bool add(napi_env env, napi_value exports, const char* name, const char* async_name) {
+bool add(napi_env env, napi_value exports, const char* name) {
+  char async_name[64];
+  std::snprintf(async_name, sizeof async_name, "%sAsync", name);
   return add(env, exports, name, run_sync<Problem>) &&
          add(env, exports, async_name, run_async<Problem>);
 }
 
 bool add_all(napi_env env, napi_value exports) {
-  return add<AttentionProblem>(env, exports, "attention", "attentionAsync") &&
-         add<ClusteredAttentionProblem>(env, exports, "clustered", "clusteredAsync") &&
-         add<CentroidAttentionProblem>(env, exports, "centroidAttention",
-                                       "centroidAttentionAsync") &&
-         add<CastAttentionProblem>(env, exports, "castAttention", "castAttentionAsync") &&
-         add<CentroidPoolProblem>(env, exports, "centroidPool", "centroidPoolAsync") &&
-         add<CentroidEncodeProblem>(env, exports, "centroidEncode", "centroidEncodeAsync") &&
-         add<LshPlanesProblem>(env, exports, "lshPlanes", "lshPlanesAsync") &&
-         add<HashProblem>(env, exports, "hash", "hashAsync") &&
-         add<HammingKMeansProblem>(env, exports, "hammingKMeans", "hammingKMeansAsync") &&
-         add<KMeansProblem>(env, exports, "kMeans", "kMeansAsync") &&
-         add<AggregateProblem>(env, exports, "aggregate", "aggregateAsync") &&
-         add<BroadcastProblem>(env, exports, "broadcast", "broadcastAsync") &&
-         add<TopKProblem>(env, exports, "topK", "topKAsync") &&
-         add<SparseDotProblem>(env, exports, "sparseDot", "sparseDotAsync") &&
-         add<SparseWeightedSumProblem>(env, exports, "sparseWeightedSum",
-                                       "sparseWeightedSumAsync") &&
+  return add<AttentionProblem>(env, exports, "attention") &&
+         add<ClusteredAttentionProblem>(env, exports, "clustered") &&
+         add<CentroidAttentionProblem>(env, exports, "centroidAttention") &&
+         add<CastAttentionProblem>(env, exports, "castAttention") &&
+         add<CentroidPoolProblem>(env, exports, "centroidPool") &&
+         add<CentroidEncodeProblem>(env, exports, "centroidEncode") &&
+         add<LshPlanesProblem>(env, exports, "lshPlanes") &&
+         add<HashProblem>(env, exports, "hash") &&
+         add<HammingKMeansProblem>(env, exports, "hammingKMeans") &&
+         add<KMeansProblem>(env, exports, "kMeans") &&
+         add<AggregateProblem>(env, exports, "aggregate") &&
+         add<BroadcastProblem>(env, exports, "broadcast") &&
+         add<TopKProblem>(env, exports, "topK") &&
+         add<SparseDotProblem>(env, exports, "sparseDot") &&
+         add<SparseWeightedSumProblem>(env, exports, "sparseWeightedSum") &&
          add(env, exports, "info", info) && add(env, exports, "getNumThreads", get_num_threads) &&
          add(env, exports, "setNumThreads", set_num_threads) &&
          add(env, exports, "measurePeak", measure_peak);

@@ -7,6 +7,7 @@
 
 #include "native/binding/request.h"
 #include "native/core/context.h"
+#include "native/core/gradient_problem.h"
 #include "native/core/problem.h"
 #include "native/dispatch.h"
 
@@ -38,6 +39,19 @@ void decode(Request& request, BroadcastProblem& problem);
 void decode(Request& request, TopKProblem& problem);
 void decode(Request& request, SparseDotProblem& problem);
 void decode(Request& request, SparseWeightedSumProblem& problem);
+
+// A gradient's request is that of the forward, with the results that were saved instead of those to
+// write, `gradOutput`, and `<option>Gradient` for every gradient that is wanted.
+void decode(Request& request, AttentionGradientProblem& problem);
+void decode(Request& request, ClusteredAttentionGradientProblem& problem);
+void decode(Request& request, CentroidAttentionGradientProblem& problem);
+void decode(Request& request, CastAttentionGradientProblem& problem);
+void decode(Request& request, CentroidPoolGradientProblem& problem);
+void decode(Request& request, CentroidEncodeGradientProblem& problem);
+void decode(Request& request, AggregateGradientProblem& problem);
+void decode(Request& request, BroadcastGradientProblem& problem);
+void decode(Request& request, SparseDotGradientProblem& problem);
+void decode(Request& request, SparseWeightedSumGradientProblem& problem);
 
 }  // namespace binding
 }  // namespace cluster_attention

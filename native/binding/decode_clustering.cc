@@ -5,6 +5,39 @@
 
 namespace cluster_attention {
 namespace binding {
+namespace {
+
+/// Elements of an array with a row for each position, and with a row for each cluster.
+template <typename Problem>
+int64_t position_count(const Problem& problem) {
+  return element_count(problem.batch, problem.length, problem.dim);
+}
+template <typename Problem>
+int64_t cluster_count(const Problem& problem) {
+  return element_count(problem.batch, problem.clusters, problem.dim);
+}
+
+void decode_inputs(Request& request, AggregateProblem& problem) {
+  problem.batch = request.size("batch");
+  problem.length = request.size("length");
+  problem.dim = request.size("dim", 1);
+  problem.clusters = request.size("clusters", 1);
+  problem.reduce = request.choice("reduce", Reduce::sum);
+  request.rows("inputs", problem.inputs, Layout::bhld, problem.batch, problem.heads, problem.length,
+               problem.dim);
+  request.array("labels", problem.labels, element_count(problem.batch, problem.length));
+}
+
+void decode_inputs(Request& request, BroadcastProblem& problem) {
+  problem.batch = request.size("batch");
+  problem.length = request.size("length");
+  problem.dim = request.size("dim", 1);
+  problem.clusters = request.size("clusters", 1);
+  request.array("inputs", problem.inputs, cluster_count(problem));
+  request.array("labels", problem.labels, element_count(problem.batch, problem.length));
+}
+
+}  // namespace
 
 Status run(const LshPlanesProblem& problem, const CallSettings&, Context& context) {
   if (context.cancelled()) return Status::cancelled();
@@ -71,28 +104,28 @@ void decode(Request& request, KMeansProblem& problem) {
 }
 
 void decode(Request& request, AggregateProblem& problem) {
-  problem.batch = request.size("batch");
-  problem.length = request.size("length");
-  problem.dim = request.size("dim", 1);
-  problem.clusters = request.size("clusters", 1);
-  problem.reduce = request.choice("reduce", Reduce::sum);
-  request.rows("inputs", problem.inputs, Layout::bhld, problem.batch, problem.heads, problem.length,
-               problem.dim);
-  request.array("labels", problem.labels, element_count(problem.batch, problem.length));
-  request.array("output", problem.output,
-                element_count(problem.batch, problem.clusters, problem.dim));
+  decode_inputs(request, problem);
+  request.array("output", problem.output, cluster_count(problem));
+}
+
+void decode(Request& request, AggregateGradientProblem& problem) {
+  AggregateProblem& forward = problem.forward;
+  decode_inputs(request, forward);
+  request.array("gradOutput", problem.output_gradient, cluster_count(forward));
+  request.rows("inputsGradient", problem.inputs, Layout::bhld, forward.batch, forward.heads,
+               forward.length, forward.dim, Presence::optional);
 }
 
 void decode(Request& request, BroadcastProblem& problem) {
-  problem.batch = request.size("batch");
-  problem.length = request.size("length");
-  problem.dim = request.size("dim", 1);
-  problem.clusters = request.size("clusters", 1);
-  request.array("inputs", problem.inputs,
-                element_count(problem.batch, problem.clusters, problem.dim));
-  request.array("labels", problem.labels, element_count(problem.batch, problem.length));
-  request.array("output", problem.output,
-                element_count(problem.batch, problem.length, problem.dim));
+  decode_inputs(request, problem);
+  request.array("output", problem.output, position_count(problem));
+}
+
+void decode(Request& request, BroadcastGradientProblem& problem) {
+  decode_inputs(request, problem.forward);
+  request.array("gradOutput", problem.output_gradient, position_count(problem.forward));
+  request.array("inputsGradient", problem.inputs, cluster_count(problem.forward),
+                Presence::optional);
 }
 
 }  // namespace binding

@@ -38,6 +38,43 @@ void decode_indices(Request& request, const AttentionShape& shape, SparseIndices
   }
 }
 
+/// Elements of an array (B,H,L,k).
+template <typename Problem>
+int64_t listed_count(const Problem& problem) {
+  const AttentionShape& shape = problem.shape;
+  return element_count(shape.batch, shape.heads, shape.query_length, problem.sparse.k);
+}
+
+/// The inputs of a product. Returns the layout of its tensors.
+Layout decode_inputs(Request& request, SparseDotProblem& problem) {
+  const AttentionShape shape = decode_shape(request, Inner::head_dim);
+  const Layout layout = request.choice("layout", Layout::blhd);
+  problem.shape = shape;
+  problem.sparse = decode_sizes(request);
+  request.rows("query", problem.query, layout, shape.batch, shape.heads, shape.query_length,
+               shape.head_dim);
+  request.rows("key", problem.key, layout, shape.batch, shape.heads, shape.key_length,
+               shape.head_dim);
+  decode_indices(request, shape, problem.sparse);
+  request.lengths("queryLengths", problem.query_lengths, shape.batch, shape.query_length);
+  request.lengths("keyLengths", problem.key_lengths, shape.batch, shape.key_length);
+  return layout;
+}
+
+Layout decode_inputs(Request& request, SparseWeightedSumProblem& problem) {
+  const AttentionShape shape = decode_shape(request, Inner::value_dim);
+  const Layout layout = request.choice("layout", Layout::blhd);
+  problem.shape = shape;
+  problem.sparse = decode_sizes(request);
+  request.array("weights", problem.weights, listed_count(problem));
+  request.rows("value", problem.value, layout, shape.batch, shape.heads, shape.key_length,
+               shape.value_dim);
+  decode_indices(request, shape, problem.sparse);
+  request.lengths("queryLengths", problem.query_lengths, shape.batch, shape.query_length);
+  request.lengths("keyLengths", problem.key_lengths, shape.batch, shape.key_length);
+  return layout;
+}
+
 }  // namespace
 
 void decode(Request& request, TopKProblem& problem) {
@@ -52,35 +89,36 @@ void decode(Request& request, TopKProblem& problem) {
 }
 
 void decode(Request& request, SparseDotProblem& problem) {
-  const AttentionShape shape = decode_shape(request, Inner::head_dim);
-  const Layout layout = request.choice("layout", Layout::blhd);
-  problem.shape = shape;
-  problem.sparse = decode_sizes(request);
-  request.rows("query", problem.query, layout, shape.batch, shape.heads, shape.query_length,
-               shape.head_dim);
-  request.rows("key", problem.key, layout, shape.batch, shape.heads, shape.key_length,
-               shape.head_dim);
-  decode_indices(request, shape, problem.sparse);
-  request.lengths("queryLengths", problem.query_lengths, shape.batch, shape.query_length);
-  request.lengths("keyLengths", problem.key_lengths, shape.batch, shape.key_length);
-  request.array("output", problem.output,
-                element_count(shape.batch, shape.heads, shape.query_length, problem.sparse.k));
+  decode_inputs(request, problem);
+  request.array("output", problem.output, listed_count(problem));
+}
+
+void decode(Request& request, SparseDotGradientProblem& problem) {
+  const Layout layout = decode_inputs(request, problem.forward);
+  const AttentionShape& shape = problem.forward.shape;
+  request.array("gradOutput", problem.output_gradient, listed_count(problem.forward));
+  request.rows("queryGradient", problem.query, layout, shape.batch, shape.heads, shape.query_length,
+               shape.head_dim, Presence::optional);
+  request.rows("keyGradient", problem.key, layout, shape.batch, shape.heads, shape.key_length,
+               shape.head_dim, Presence::optional);
 }
 
 void decode(Request& request, SparseWeightedSumProblem& problem) {
-  const AttentionShape shape = decode_shape(request, Inner::value_dim);
-  const Layout layout = request.choice("layout", Layout::blhd);
-  problem.shape = shape;
-  problem.sparse = decode_sizes(request);
-  request.array("weights", problem.weights,
-                element_count(shape.batch, shape.heads, shape.query_length, problem.sparse.k));
-  request.rows("value", problem.value, layout, shape.batch, shape.heads, shape.key_length,
-               shape.value_dim);
-  decode_indices(request, shape, problem.sparse);
-  request.lengths("queryLengths", problem.query_lengths, shape.batch, shape.query_length);
-  request.lengths("keyLengths", problem.key_lengths, shape.batch, shape.key_length);
+  const Layout layout = decode_inputs(request, problem);
+  const AttentionShape& shape = problem.shape;
   request.rows("output", problem.output, layout, shape.batch, shape.heads, shape.query_length,
                shape.value_dim);
+}
+
+void decode(Request& request, SparseWeightedSumGradientProblem& problem) {
+  const Layout layout = decode_inputs(request, problem.forward);
+  const AttentionShape& shape = problem.forward.shape;
+  request.rows("gradOutput", problem.output_gradient, layout, shape.batch, shape.heads,
+               shape.query_length, shape.value_dim);
+  request.array("weightsGradient", problem.weights, listed_count(problem.forward),
+                Presence::optional);
+  request.rows("valueGradient", problem.value, layout, shape.batch, shape.heads, shape.key_length,
+               shape.value_dim, Presence::optional);
 }
 
 }  // namespace binding

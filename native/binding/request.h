@@ -85,7 +85,7 @@ class Request {
   /// A (batch, heads, rows, columns) tensor in one of the two layouts.
   template <typename T>
   void rows(const char* name, RowView<T>& view, Layout layout, int64_t batch, int64_t heads,
-            int64_t rows, int64_t columns);
+            int64_t rows, int64_t columns, Presence presence = Presence::required);
 
   /// Fetches the pointers of all noted arrays. Nothing may be read from the request afterwards.
   bool resolve();
@@ -146,10 +146,10 @@ void Request::array(const char* name, T*& destination, int64_t elements, Presenc
 
 template <typename T>
 void Request::rows(const char* name, RowView<T>& view, Layout layout, int64_t batch, int64_t heads,
-                   int64_t rows, int64_t columns) {
+                   int64_t rows, int64_t columns, Presence presence) {
   const int64_t elements = element_count(batch, heads, rows, columns);
   if (elements >= 0) view = dense_rows<T>(nullptr, layout, heads, rows, columns);
-  array(name, view.data, elements);
+  array(name, view.data, elements, presence);
 }
 
 }  // namespace binding
