@@ -13,6 +13,7 @@
 #include "native/kernels/hash.h"
 #include "native/kernels/kmeans.h"
 #include "native/kernels/sparse.h"
+#include "native/kernels/sparse_gradient.h"
 #include "native/kernels/top_k.h"
 
 namespace cluster_attention {
@@ -91,6 +92,26 @@ Status run(const SparseDotProblem& problem, const CallSettings& settings, Contex
 Status run(const SparseWeightedSumProblem& problem, const CallSettings& settings,
            Context& context) {
   return execute(problem, settings, context, kernels::sparse_weighted_sum);
+}
+
+Status run(const AggregateGradientProblem& problem, const CallSettings& settings,
+           Context& context) {
+  return execute(problem, settings, context, kernels::aggregate_gradient);
+}
+
+Status run(const BroadcastGradientProblem& problem, const CallSettings& settings,
+           Context& context) {
+  return execute(problem, settings, context, kernels::broadcast_gradient);
+}
+
+Status run(const SparseDotGradientProblem& problem, const CallSettings& settings,
+           Context& context) {
+  return execute(problem, settings, context, kernels::sparse_dot_gradient);
+}
+
+Status run(const SparseWeightedSumGradientProblem& problem, const CallSettings& settings,
+           Context& context) {
+  return execute(problem, settings, context, kernels::sparse_weighted_sum_gradient);
 }
 
 }  // namespace cluster_attention

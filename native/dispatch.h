@@ -5,6 +5,7 @@
 // argument that holds it.
 
 #include "native/core/context.h"
+#include "native/core/gradient_problem.h"
 #include "native/core/problem.h"
 #include "native/core/settings.h"
 #include "native/core/status.h"
@@ -26,5 +27,14 @@ Status run(const BroadcastProblem& problem, const CallSettings& settings, Contex
 Status run(const TopKProblem& problem, const CallSettings& settings, Context& context);
 Status run(const SparseDotProblem& problem, const CallSettings& settings, Context& context);
 Status run(const SparseWeightedSumProblem& problem, const CallSettings& settings, Context& context);
+
+Status run(const AttentionGradientProblem& problem, const CallSettings& settings, Context& context);
+Status run(const ClusteredAttentionGradientProblem& problem, const CallSettings& settings,
+           Context& context);
+Status run(const AggregateGradientProblem& problem, const CallSettings& settings, Context& context);
+Status run(const BroadcastGradientProblem& problem, const CallSettings& settings, Context& context);
+Status run(const SparseDotGradientProblem& problem, const CallSettings& settings, Context& context);
+Status run(const SparseWeightedSumGradientProblem& problem, const CallSettings& settings,
+           Context& context);
 
 }  // namespace cluster_attention

@@ -47,12 +47,26 @@ bool in_cluster(const ClusteredAttentionProblem& problem, int64_t b, int64_t h, 
          problem.given_labels[(b * shape.heads + h) * shape.query_length + row] >= 0;
 }
 
+// A gradient goes by the labels that the forward call has found.
+bool labelled(const ClusteredAttentionProblem& problem, int64_t b, int64_t h, int64_t row) {
+  const AttentionShape& shape = problem.inputs.shape;
+  return problem.labels[(b * shape.heads + h) * shape.query_length + row] >= 0;
+}
+
 bool member(const AggregateProblem& problem, int64_t b, int64_t h, int64_t row) {
   return problem.labels[(b * problem.heads + h) * problem.length + row] >= 0;
 }
 
+bool has_members(const AggregateProblem& problem, int64_t sequence, int64_t, int64_t cluster) {
+  return contains(problem.labels + sequence * problem.length, problem.length, cluster);
+}
+
 bool taken(const BroadcastProblem& problem, int64_t b, int64_t, int64_t row) {
   return contains(problem.labels + b * problem.length, problem.length, row);
+}
+
+bool takes(const BroadcastProblem& problem, int64_t b, int64_t, int64_t row) {
+  return problem.labels[b * problem.length + row] >= 0;
 }
 
 /// Inputs of centroid attention are read unless their weight is 0 or no centroid lists them.
@@ -103,7 +117,9 @@ bool listed(const Problem& problem, int64_t b, int64_t h, int64_t row) {
   return false;
 }
 
-bool used_weight(const SparseWeightedSumProblem& problem, int64_t sequence, int64_t, int64_t row) {
+/// Slots (row = query * k + place) that hold a real key.
+template <typename Problem>
+bool filled(const Problem& problem, int64_t sequence, int64_t, int64_t row) {
   const AttentionShape& shape = problem.shape;
   const int64_t k = problem.sparse.k;
   const int64_t b = sequence / shape.heads;
@@ -111,6 +127,16 @@ bool used_weight(const SparseWeightedSumProblem& problem, int64_t sequence, int6
   const int32_t* keys = listed_keys(problem.sparse, shape, sequence, row / k);
   return keys != nullptr && keys[row % k] >= 0 &&
          keys[row % k] < real_length(problem.key_lengths, b, shape.key_length);
+}
+
+/// Queries with at least one real key.
+template <typename Problem>
+bool lists_key(const Problem& problem, int64_t b, int64_t h, int64_t query) {
+  const int64_t k = problem.sparse.k;
+  for (int64_t place = 0; place < k; ++place) {
+    if (filled(problem, b * problem.shape.heads + h, 0, query * k + place)) return true;
+  }
+  return false;
 }
 
 }  // namespace
@@ -236,6 +262,18 @@ template <typename T>
 void ProblemArrays::add(const char* name, T*& data, int64_t elements) {
   if (data == nullptr) return;
   append(name, &data, element_type<T>(), !std::is_const_v<T>, elements);
+}
+
+void ProblemArrays::add_gradients(AttentionGradients& gradients, const AttentionShape& shape) {
+  add("queryGradient", gradients.query, elements_of(shape, shape.query_length, shape.head_dim));
+  add("keyGradient", gradients.key, elements_of(shape, shape.key_length, shape.head_dim));
+  add("valueGradient", gradients.value, elements_of(shape, shape.key_length, shape.value_dim));
+}
+
+template <typename T>
+void ProblemArrays::add_state(const char* name, T*& data, int64_t elements) {
+  if (data == nullptr) return;
+  append(name, &data, element_type<T>(), false, elements).is_state = true;
 }
 
 void ProblemArrays::add_attention(AttentionInputs& inputs, ReadsRow reads_query,
@@ -398,7 +436,7 @@ void ProblemArrays::describe(SparseDotProblem& problem) {
   const AttentionShape& shape = problem.shape;
   add("query", problem.query, shape, shape.query_length, shape.head_dim, problem.query_lengths);
   add("key", problem.key, shape, shape.key_length, shape.head_dim, problem.key_lengths,
-      reads<SparseDotProblem, listed>);
+      reads<SparseDotProblem, listed<SparseDotProblem>>);
   add_lists(problem.sparse, shape);
   add("queryLengths", problem.query_lengths, shape.batch);
   add("keyLengths", problem.key_lengths, shape.batch);
@@ -408,13 +446,94 @@ void ProblemArrays::describe(SparseDotProblem& problem) {
 void ProblemArrays::describe(SparseWeightedSumProblem& problem) {
   const AttentionShape& shape = problem.shape;
   add("weights", problem.weights, shape.batch * shape.heads, shape.query_length * problem.sparse.k,
-      1, nullptr, reads<SparseWeightedSumProblem, used_weight>);
+      1, nullptr, reads<SparseWeightedSumProblem, filled<SparseWeightedSumProblem>>);
   add("value", problem.value, shape, shape.key_length, shape.value_dim, problem.key_lengths,
-      reads<SparseWeightedSumProblem, listed>);
+      reads<SparseWeightedSumProblem, listed<SparseWeightedSumProblem>>);
   add_lists(problem.sparse, shape);
   add("queryLengths", problem.query_lengths, shape.batch);
   add("keyLengths", problem.key_lengths, shape.batch);
   add("output", problem.output, elements_of(shape, shape.query_length, shape.value_dim));
+}
+
+// ---- what each gradient holds -------------------------------------------------------------------
+
+void ProblemArrays::describe(AttentionGradientProblem& problem) {
+  AttentionInputs& inputs = problem.forward.inputs;
+  const AttentionShape& shape = inputs.shape;
+  add_attention(inputs, nullptr, nullptr);
+  add("gradOutput", problem.output_gradient, shape, shape.query_length, shape.value_dim,
+      inputs.query_lengths);
+  add_lengths(inputs);
+  add_state("output", problem.forward.output.data,
+            elements_of(shape, shape.query_length, shape.value_dim));
+  add_state("logsumexp", problem.forward.logsumexp, elements_of(shape, shape.query_length));
+  add_gradients(problem.gradients, shape);
+}
+
+void ProblemArrays::describe(ClusteredAttentionGradientProblem& problem) {
+  ClusteredAttentionProblem& forward = problem.forward;
+  AttentionInputs& inputs = forward.inputs;
+  const AttentionShape& shape = inputs.shape;
+  add_attention(inputs, reads<ClusteredAttentionProblem, labelled>, nullptr);
+  add("gradOutput", problem.output_gradient, shape, shape.query_length, shape.value_dim,
+      inputs.query_lengths, reads<ClusteredAttentionProblem, labelled>);
+  add_lengths(inputs);
+  add_state("labels", forward.labels, elements_of(shape, shape.query_length));
+  add_state("indices", forward.indices, elements_of(shape, forward.clusters, forward.top_k));
+  add_state("clusterValues", forward.cluster_values,
+            elements_of(shape, forward.clusters, shape.value_dim));
+  add_state("clusterLogsumexp", forward.cluster_logsumexp, elements_of(shape, forward.clusters));
+  add_gradients(problem.gradients, shape);
+}
+
+void ProblemArrays::describe(AggregateGradientProblem& problem) {
+  AggregateProblem& forward = problem.forward;
+  const int64_t sequences = forward.batch * forward.heads;
+  add("gradOutput", problem.output_gradient, sequences, forward.clusters, forward.dim, nullptr,
+      reads<AggregateProblem, has_members>);
+  add("labels", forward.labels, sequences * forward.length);
+  add("inputsGradient", problem.inputs, sequences * forward.length * forward.dim);
+}
+
+void ProblemArrays::describe(BroadcastGradientProblem& problem) {
+  BroadcastProblem& forward = problem.forward;
+  add("gradOutput", problem.output_gradient, forward.batch, forward.length, forward.dim, nullptr,
+      reads<BroadcastProblem, takes>);
+  add("labels", forward.labels, forward.batch * forward.length);
+  add("inputsGradient", problem.inputs, forward.batch * forward.clusters * forward.dim);
+}
+
+void ProblemArrays::describe(SparseDotGradientProblem& problem) {
+  SparseDotProblem& forward = problem.forward;
+  const AttentionShape& shape = forward.shape;
+  add("query", forward.query, shape, shape.query_length, shape.head_dim, forward.query_lengths,
+      reads<SparseDotProblem, lists_key<SparseDotProblem>>);
+  add("key", forward.key, shape, shape.key_length, shape.head_dim, forward.key_lengths,
+      reads<SparseDotProblem, listed<SparseDotProblem>>);
+  add("gradOutput", problem.output_gradient, shape.batch * shape.heads,
+      shape.query_length * forward.sparse.k, 1, nullptr,
+      reads<SparseDotProblem, filled<SparseDotProblem>>);
+  add_lists(forward.sparse, shape);
+  add("queryLengths", forward.query_lengths, shape.batch);
+  add("keyLengths", forward.key_lengths, shape.batch);
+  add("queryGradient", problem.query, elements_of(shape, shape.query_length, shape.head_dim));
+  add("keyGradient", problem.key, elements_of(shape, shape.key_length, shape.head_dim));
+}
+
+void ProblemArrays::describe(SparseWeightedSumGradientProblem& problem) {
+  SparseWeightedSumProblem& forward = problem.forward;
+  const AttentionShape& shape = forward.shape;
+  add("weights", forward.weights, shape.batch * shape.heads, shape.query_length * forward.sparse.k,
+      1, nullptr, reads<SparseWeightedSumProblem, filled<SparseWeightedSumProblem>>);
+  add("value", forward.value, shape, shape.key_length, shape.value_dim, forward.key_lengths,
+      reads<SparseWeightedSumProblem, listed<SparseWeightedSumProblem>>);
+  add("gradOutput", problem.output_gradient, shape, shape.query_length, shape.value_dim,
+      forward.query_lengths, reads<SparseWeightedSumProblem, lists_key<SparseWeightedSumProblem>>);
+  add_lists(forward.sparse, shape);
+  add("queryLengths", forward.query_lengths, shape.batch);
+  add("keyLengths", forward.key_lengths, shape.batch);
+  add("weightsGradient", problem.weights, elements_of(shape, shape.query_length, forward.sparse.k));
+  add("valueGradient", problem.value, elements_of(shape, shape.key_length, shape.value_dim));
 }
 
 }  // namespace cluster_attention

@@ -4,12 +4,14 @@
 // NaN or Inf behind a non-finite result, and the transfers to and from a device.
 
 #include "native/core/context.h"
+#include "native/core/gradient_problem.h"
 #include "native/core/problem.h"
 #include "native/core/status.h"
 
 namespace cluster_attention {
 
-/// Whether row `row` of (batch, head) of an argument takes part in the result of `problem`.
+/// Whether row `row` of (batch, head) of an argument takes part in the result of `problem`; of a
+/// gradient, `problem` is the forward problem.
 using ReadsRow = bool (*)(const void* problem, int64_t batch, int64_t head, int64_t row);
 
 enum class ElementType : int32_t { float32, float64, int32, uint64 };
@@ -24,6 +26,7 @@ struct ProblemArray {
   void* slot = nullptr;   // address of the problem's pointer
   ElementType type = ElementType::float32;
   bool is_result = false;  // written by the kernel, not read
+  bool is_state = false;   // a result of the forward call that its gradient reads
   int64_t elements = 0;
 
   // Float arguments.
@@ -35,7 +38,7 @@ struct ProblemArray {
   const int32_t* lengths = nullptr;  // (batch): rows past it are padding
   ReadsRow reads = nullptr;          // null: every real row is read
 
-  bool is_float_argument() const { return type == ElementType::float32 && !is_result; }
+  bool is_float_argument() const { return type == ElementType::float32 && !is_result && !is_state; }
   int64_t bytes() const { return elements * element_size(type); }
   /// What the problem points to.
   void* data() const;
@@ -51,7 +54,7 @@ class ProblemArrays {
 
   /// Lists the arrays of `problem`, which must outlive this object.
   template <typename Problem>
-  explicit ProblemArrays(Problem& problem) : problem_(&problem) {
+  explicit ProblemArrays(Problem& problem) : problem_(forward_of(problem, 0)) {
     describe(problem);
   }
 
@@ -64,6 +67,16 @@ class ProblemArrays {
   Status find_non_finite() const;
 
  private:
+  /// The forward problem of a gradient problem, else the problem itself.
+  template <typename Problem>
+  static auto forward_of(const Problem& problem, int) -> decltype(&problem.forward) {
+    return &problem.forward;
+  }
+  template <typename Problem>
+  static const Problem* forward_of(const Problem& problem, long) {
+    return &problem;
+  }
+
   ProblemArray& append(const char* name, void* slot, ElementType type, bool is_result,
                        int64_t elements);
   // Float arguments.
@@ -76,6 +89,10 @@ class ProblemArrays {
   template <typename T>
   void add(const char* name, T*& data, int64_t elements);
   void add(const char* name, OutputRows& rows, int64_t elements) { add(name, rows.data, elements); }
+  void add_gradients(AttentionGradients& gradients, const AttentionShape& shape);
+  // Results of the forward call.
+  template <typename T>
+  void add_state(const char* name, T*& data, int64_t elements);
   void add_lists(SparseIndices& sparse, const AttentionShape& shape);
   void add_lengths(AttentionInputs& inputs);
 
@@ -93,6 +110,12 @@ class ProblemArrays {
   void describe(TopKProblem& problem);
   void describe(SparseDotProblem& problem);
   void describe(SparseWeightedSumProblem& problem);
+  void describe(AttentionGradientProblem& problem);
+  void describe(ClusteredAttentionGradientProblem& problem);
+  void describe(AggregateGradientProblem& problem);
+  void describe(BroadcastGradientProblem& problem);
+  void describe(SparseDotGradientProblem& problem);
+  void describe(SparseWeightedSumGradientProblem& problem);
 
   const void* problem_;
   ProblemArray arrays_[kMaximum];

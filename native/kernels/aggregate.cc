@@ -17,6 +17,8 @@ namespace {
 constexpr int64_t kDimBlock = 256;
 /// Clusters that one task owns.
 constexpr int64_t kClustersPerTask = 8;
+/// Rows whose gradients one task writes.
+constexpr int64_t kRowsPerTask = 1024;
 
 }  // namespace
 
@@ -91,6 +93,52 @@ Status aggregate(const AggregateProblem& problem, Context& context) {
   };
   return context.parallel(sequences * blocks, sum_block,
                           2.0 * rows * static_cast<double>(problem.dim));
+}
+
+Status aggregate_gradient(const AggregateGradientProblem& problem, Context& context) {
+  const AggregateProblem& forward = problem.forward;
+  const int64_t sequences = forward.batch * forward.heads;
+  const int64_t clusters = forward.clusters;
+  const int64_t length = forward.length;
+  const int64_t dim = forward.dim;
+  if (problem.inputs.data == nullptr) return Status::success();
+  int32_t* counts = context.workspace().allocate_zeroed<int32_t>(checked_size(sequences, clusters));
+  if (counts == nullptr) return Status::out_of_memory();
+
+  FirstIndex bad_label;
+  const auto count = [&](int64_t sequence, int) {
+    for (int64_t i = sequence * length; i < (sequence + 1) * length; ++i) {
+      const int32_t label = forward.labels[i];
+      if (label < -1 || label >= clusters) return bad_label.report(i);
+      if (label >= 0) ++counts[sequence * clusters + label];
+    }
+  };
+  const double rows = static_cast<double>(sequences * length);
+  CA_RETURN_IF_ERROR(context.parallel(sequences, count, rows));
+  CA_RETURN_IF_ERROR(bad_label.status("labels"));
+
+  const int64_t chunks = divide_up(length, kRowsPerTask);
+  const auto spread = [&](int64_t task, int) {
+    const int64_t sequence = task / chunks;
+    const int64_t begin = task % chunks * kRowsPerTask;
+    bool finite = true;
+    for (int64_t i = begin; i < std::min(begin + kRowsPerTask, length); ++i) {
+      float* target = problem.inputs.row(sequence / forward.heads, sequence % forward.heads, i);
+      const int32_t label = forward.labels[sequence * length + i];
+      if (label < 0) {
+        std::fill_n(target, dim, 0.0f);
+        continue;
+      }
+      const int64_t cluster = sequence * clusters + label;
+      const float* row = problem.output_gradient + cluster * dim;
+      const float divisor =
+          forward.reduce == Reduce::mean ? static_cast<float>(counts[cluster]) : 1.0f;
+      for (int64_t d = 0; d < dim; ++d) target[d] = row[d] / divisor;
+      finite = finite && all_finite(target, dim);
+    }
+    if (!finite) context.mark_non_finite();
+  };
+  return context.parallel(sequences * chunks, spread, rows * static_cast<double>(dim));
 }
 
 }  // namespace cluster_attention::kernels

@@ -4,13 +4,18 @@
 //
 // Method: a counting sort by label; every cluster has one owner, which adds its members in index
 // order in double precision, so that the result depends on nothing but the members.
+//
+// Gradient: every member takes its cluster's row of the output gradient (divided by the number of
+// members for the mean).
 
 #include "native/core/context.h"
+#include "native/core/gradient_problem.h"
 #include "native/core/problem.h"
 
 namespace cluster_attention::kernels {
 
 Status aggregate(const AggregateProblem& problem, Context& context);
+Status aggregate_gradient(const AggregateGradientProblem& problem, Context& context);
 
 /// Aggregates clusters of one sequence that sort_by_label() has sorted; false if a value written is
 /// not finite. Needs no context: callers share out ranges of clusters by passing order as it is,

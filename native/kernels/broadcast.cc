@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "native/core/shape.h"
+#include "native/kernels/aggregate.h"
 #include "native/kernels/finite.h"
 #include "native/kernels/first_index.h"
 
@@ -50,6 +51,21 @@ Status broadcast(const BroadcastProblem& problem, Context& context) {
   CA_RETURN_IF_ERROR(context.parallel(problem.batch * chunks, copy_rows,
                                       static_cast<double>(problem.batch * length * dim)));
   return bad_label.status("labels");
+}
+
+Status broadcast_gradient(const BroadcastGradientProblem& problem, Context& context) {
+  const BroadcastProblem& forward = problem.forward;
+  if (problem.inputs == nullptr) return Status::success();
+  AggregateProblem sum;
+  sum.batch = forward.batch;
+  sum.length = forward.length;
+  sum.dim = forward.dim;
+  sum.clusters = forward.clusters;
+  sum.reduce = Reduce::sum;
+  sum.inputs = dense_rows(problem.output_gradient, forward.length, forward.dim);
+  sum.labels = forward.labels;
+  sum.output = problem.inputs;
+  return aggregate(sum, context);
 }
 
 }  // namespace cluster_attention::kernels

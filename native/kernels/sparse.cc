@@ -14,8 +14,6 @@ namespace cluster_attention::kernels {
 
 namespace {
 
-constexpr float kNone = -std::numeric_limits<float>::infinity();
-
 /// Scratch of one worker; `width` columns of the gathered rows are followed by zeros, so that a
 /// product may read whole vectors.
 struct Scratch {
@@ -82,9 +80,10 @@ int64_t gather(const float* rows, int64_t row_stride, int64_t dim, const int32_t
 
 // ---- sparse_dot ---------------------------------------------------------------------------------
 
-/// Dot products of one query with the keys it lists. False if one is not finite.
+/// Dot products of one query with the keys it lists, `none` in empty slots. False if one is not
+/// finite.
 bool dot_query(const SparseDotProblem& problem, const ListedSequence& sequence, int64_t l,
-               const int32_t* list) {
+               const int32_t* list, float none) {
   const int64_t k = problem.sparse.k;
   const float* query = problem.query.row(sequence.batch, sequence.head, l);
   float* output = problem.output + (sequence.index * problem.shape.query_length + l) * k;
@@ -93,7 +92,7 @@ bool dot_query(const SparseDotProblem& problem, const ListedSequence& sequence, 
   bool finite = true;
   for (int64_t t = 0; t < k; ++t) {
     prefetch_listed(keys, problem.key.row_stride, dim, list, k, t);
-    output[t] = kNone;
+    output[t] = none;
     if (list[t] < 0 || list[t] >= sequence.keys) continue;
     output[t] = simd().dot(query, keys + list[t] * problem.key.row_stride, dim);
     finite = finite && std::isfinite(output[t]);
@@ -103,7 +102,7 @@ bool dot_query(const SparseDotProblem& problem, const ListedSequence& sequence, 
 
 /// Dot products of some queries of one cluster with the keys of its list.
 bool dot_cluster(const SparseDotProblem& problem, const ListedSequence& sequence,
-                 const ClusterMembers& members, const Scratch& scratch) {
+                 const ClusterMembers& members, float none, const Scratch& scratch) {
   // gathered: (k,D), queries in lanes: (D,lanes) -> product: (k,lanes)
   const int64_t k = problem.sparse.k;
   const int64_t dim = problem.shape.head_dim;
@@ -124,7 +123,7 @@ bool dot_cluster(const SparseDotProblem& problem, const ListedSequence& sequence
   }
   for (int64_t i = 0; i < members.count && empty > 0; ++i) {
     float* row = output + members.queries[i] * k;
-    for (int64_t t = 0; t < empty; ++t) row[scratch.slots[t]] = kNone;
+    for (int64_t t = 0; t < empty; ++t) row[scratch.slots[t]] = none;
   }
   return finite;
 }
@@ -187,18 +186,22 @@ bool sum_cluster(const SparseWeightedSumProblem& problem, const ListedSequence& 
 }  // namespace
 
 Status sparse_dot(const SparseDotProblem& problem, Context& context) {
+  return sparse_products(problem, -std::numeric_limits<float>::infinity(), context);
+}
+
+Status sparse_products(const SparseDotProblem& problem, float none, Context& context) {
   const int64_t k = problem.sparse.k;
   const int64_t dim = problem.shape.head_dim;
   SparseLists lists(problem.shape, problem.sparse, problem.query_lengths, problem.key_lengths);
   CA_RETURN_IF_ERROR(lists.open(context));
   const auto no_product = [&](const ListedSequence& sequence, int64_t l) {
     float* row = problem.output + (sequence.index * problem.shape.query_length + l) * k;
-    std::fill(row, row + k, kNone);
+    std::fill(row, row + k, none);
   };
   if (!lists.per_cluster()) {
     return lists.for_each_query(context, no_product,
                                 [&](const ListedSequence& sequence, int64_t l, const int32_t* list,
-                                    int) { return dot_query(problem, sequence, l, list); });
+                                    int) { return dot_query(problem, sequence, l, list, none); });
   }
   const int64_t lanes = simd().lanes;
   ScratchSet scratch;
@@ -207,7 +210,7 @@ Status sparse_dot(const SparseDotProblem& problem, Context& context) {
   return lists.for_each_cluster(
       context, no_product,
       [&](const ListedSequence& sequence, const ClusterMembers& members, int worker) {
-        return dot_cluster(problem, sequence, members, scratch.of(worker));
+        return dot_cluster(problem, sequence, members, none, scratch.of(worker));
       });
 }
 

@@ -20,4 +20,7 @@ namespace cluster_attention::kernels {
 Status sparse_dot(const SparseDotProblem& problem, Context& context);
 Status sparse_weighted_sum(const SparseWeightedSumProblem& problem, Context& context);
 
+/// sparse_dot() with another value than -Inf where there is no key.
+Status sparse_products(const SparseDotProblem& problem, float none, Context& context);
+
 }  // namespace cluster_attention::kernels

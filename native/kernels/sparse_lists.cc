@@ -57,4 +57,21 @@ Status SparseLists::open(Context& context) {
   return bad_index.status("indices");
 }
 
+Status SparseLists::invert(Context& context) {
+  const int64_t sequences = shape_.batch * shape_.heads;
+  const int64_t keys = shape_.key_length;
+  const int64_t size = lists_per_sequence() * sparse_.k;
+  key_offsets_ = context.workspace().allocate<int64_t>(checked_size(sequences, keys + 1));
+  slots_ = context.workspace().allocate<int64_t>(checked_size(sequences, size));
+  if (key_offsets_ == nullptr || slots_ == nullptr) return Status::out_of_memory();
+  const auto sort = [&](int64_t index, int) {
+    const int64_t lists = per_cluster() ? sparse_.clusters : at(index).queries;
+    const Status status =
+        sort_by_label(sparse_.indices + index * size, lists * sparse_.k, keys, "indices",
+                      index * size, key_offsets_ + index * (keys + 1), slots_ + index * size);
+    if (!status.ok()) context.fail(status);
+  };
+  return context.parallel(sequences, sort, 4.0 * static_cast<double>(sequences * (size + keys)));
+}
+
 }  // namespace cluster_attention::kernels

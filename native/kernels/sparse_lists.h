@@ -28,6 +28,12 @@ struct ClusterMembers {
   const int32_t* list = nullptr;  // (k)
 };
 
+/// The slots that hold one key.
+struct KeySlots {
+  const int64_t* slots = nullptr;  // (count)
+  int64_t count = 0;
+};
+
 class SparseLists {
  public:
   SparseLists(const AttentionShape& shape, const SparseIndices& sparse,
@@ -95,8 +101,43 @@ class SparseLists {
     return context.parallel(tasks(), walk, operations());
   }
 
+  /// Sorts the slots of all lists by the key that they hold, for for_each_key().
+  Status invert(Context& context);
+
+  /// body(sequence, key, slots, worker) for every key: the slots (list * k + place) that hold it,
+  /// ascending; none for a padded one.
+  template <typename Body>
+  Status for_each_key(Context& context, Body&& body) const {
+    const int64_t key_chunks = divide_up(shape_.key_length, kKeysPerTask);
+    const auto walk = [&](int64_t task, int worker) {
+      const ListedSequence sequence = at(task / key_chunks);
+      const int64_t* offsets = key_offsets_ + sequence.index * (shape_.key_length + 1);
+      const int64_t* slots = slots_ + sequence.index * lists_per_sequence() * sparse_.k;
+      const int64_t begin = task % key_chunks * kKeysPerTask;
+      bool finite = true;
+      for (int64_t key = begin; key < std::min(begin + kKeysPerTask, shape_.key_length); ++key) {
+        const int64_t count = key < sequence.keys ? offsets[key + 1] - offsets[key] : 0;
+        finite = body(sequence, key, KeySlots{slots + offsets[key], count}, worker) && finite;
+      }
+      if (!finite) context.mark_non_finite();
+    };
+    return context.parallel(shape_.batch * shape_.heads * key_chunks, walk, operations());
+  }
+
+  /// body(l, place) for every query l whose list holds the slot.
+  template <typename Body>
+  void for_each_query_of(const ListedSequence& sequence, int64_t slot, Body&& body) const {
+    const int64_t list = slot / sparse_.k;
+    const int64_t place = slot % sparse_.k;
+    if (!per_cluster()) return body(list, place);
+    const int32_t* offsets = offsets_ + sequence.index * (sparse_.clusters + 1);
+    const int32_t* order = order_ + sequence.index * shape_.query_length;
+    for (int64_t i = offsets[list]; i < offsets[list + 1]; ++i) body(order[i], place);
+  }
+
  private:
   static constexpr int64_t kQueriesPerTask = 512;
+  static constexpr int64_t kKeysPerTask = 64;
 
   int64_t chunks() const { return divide_up(shape_.query_length, kQueriesPerTask); }
   int64_t tasks() const { return shape_.batch * shape_.heads * chunks(); }
@@ -104,6 +145,9 @@ class SparseLists {
     const int64_t queries = shape_.batch * shape_.heads * shape_.query_length;
     return 2.0 * static_cast<double>(queries * sparse_.k) *
            static_cast<double>(std::max(shape_.head_dim, shape_.value_dim));
+  }
+  int64_t lists_per_sequence() const {
+    return per_cluster() ? sparse_.clusters : shape_.query_length;
   }
   const int32_t* list(int64_t row) const { return sparse_.indices + row * sparse_.k; }
   ListedSequence at(int64_t index) const;
@@ -113,8 +157,10 @@ class SparseLists {
   SparseIndices sparse_;
   const int32_t* query_lengths_;
   const int32_t* key_lengths_;
-  int32_t* offsets_ = nullptr;  // (B,H,C+1)
-  int32_t* order_ = nullptr;    // (B,H,L)
+  int32_t* offsets_ = nullptr;      // (B,H,C+1)
+  int32_t* order_ = nullptr;        // (B,H,L)
+  int64_t* key_offsets_ = nullptr;  // (B,H,S+1)
+  int64_t* slots_ = nullptr;        // (B,H,lists*k)
 };
 
 }  // namespace cluster_attention::kernels

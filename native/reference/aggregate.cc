@@ -40,4 +40,25 @@ std::vector<double> aggregate(const AggregateProblem& problem) {
   return output;
 }
 
+std::vector<double> aggregate_gradient(const AggregateGradientProblem& problem) {
+  const AggregateProblem& forward = problem.forward;
+  const int64_t sequences = forward.batch * forward.heads;
+  std::vector<double> gradient(sequences * forward.length * forward.dim);
+  for (int64_t sequence = 0; sequence < sequences; ++sequence) {
+    const int32_t* labels = forward.labels + sequence * forward.length;
+    const std::vector<int32_t> counts =
+        count_labels({labels, labels + forward.length}, forward.clusters);
+    for (int64_t i = 0; i < forward.length; ++i) {
+      const int32_t j = labels[i];
+      if (j < 0) continue;
+      const float* row = problem.output_gradient + (sequence * forward.clusters + j) * forward.dim;
+      for (int64_t d = 0; d < forward.dim; ++d) {
+        gradient[(sequence * forward.length + i) * forward.dim + d] =
+            forward.reduce == Reduce::mean ? double{row[d]} / counts[j] : double{row[d]};
+      }
+    }
+  }
+  return gradient;
+}
+
 }  // namespace cluster_attention::reference

@@ -65,4 +65,47 @@ std::vector<double> sparse_weighted_sum(const SparseWeightedSumProblem& problem)
   return output;
 }
 
+SparseDotGradients sparse_dot_gradient(const SparseDotGradientProblem& problem) {
+  const SparseDotProblem& forward = problem.forward;
+  const AttentionShape& shape = forward.shape;
+  const int64_t sequences = shape.batch * shape.heads;
+  SparseDotGradients gradients{std::vector<double>(sequences * shape.query_length * shape.head_dim),
+                               std::vector<double>(sequences * shape.key_length * shape.head_dim)};
+  for_each_pair(forward, [&](int64_t sequence, int64_t l, int64_t t, int64_t s) {
+    const float* query = forward.query.row(sequence / shape.heads, sequence % shape.heads, l);
+    const float* key = forward.key.row(sequence / shape.heads, sequence % shape.heads, s);
+    const int64_t query_row = sequence * shape.query_length + l;
+    const int64_t key_row = sequence * shape.key_length + s;
+    const double gradient = problem.output_gradient[query_row * forward.sparse.k + t];
+    for (int64_t d = 0; d < shape.head_dim; ++d) {
+      gradients.query[query_row * shape.head_dim + d] += gradient * double{key[d]};
+      gradients.key[key_row * shape.head_dim + d] += gradient * double{query[d]};
+    }
+  });
+  return gradients;
+}
+
+SparseWeightedSumGradients sparse_weighted_sum_gradient(
+    const SparseWeightedSumGradientProblem& problem) {
+  const SparseWeightedSumProblem& forward = problem.forward;
+  const AttentionShape& shape = forward.shape;
+  const int64_t sequences = shape.batch * shape.heads;
+  SparseWeightedSumGradients gradients{
+      std::vector<double>(sequences * shape.query_length * forward.sparse.k),
+      std::vector<double>(sequences * shape.key_length * shape.value_dim)};
+  for_each_pair(forward, [&](int64_t sequence, int64_t l, int64_t t, int64_t s) {
+    const float* value = forward.value.row(sequence / shape.heads, sequence % shape.heads, s);
+    const float* gradient =
+        problem.output_gradient.row(sequence / shape.heads, sequence % shape.heads, l);
+    const int64_t slot = (sequence * shape.query_length + l) * forward.sparse.k + t;
+    const int64_t key_row = sequence * shape.key_length + s;
+    for (int64_t e = 0; e < shape.value_dim; ++e) {
+      gradients.weights[slot] += double{gradient[e]} * double{value[e]};
+      gradients.value[key_row * shape.value_dim + e] +=
+          double{forward.weights[slot]} * double{gradient[e]};
+    }
+  });
+  return gradients;
+}
+
 }  // namespace cluster_attention::reference

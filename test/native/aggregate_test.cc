@@ -3,6 +3,7 @@
 #include "test/native/attention_arrays.h"
 #include "test/native/checks.h"
 #include "test/native/compare.h"
+#include "test/native/gradients.h"
 
 namespace cluster_attention::test {
 
@@ -107,6 +108,84 @@ TEST("aggregate: NaN and Inf are named") {
   Fixture fixture(find_case("prime"));
   check_non_finite(fixture.problem, fixture.arrays, fixture.inputs, "inputs", 17 * 10 + 4,
                    17 * 11 + 1);
+}
+
+// ---- gradient -----------------------------------------------------------------------------------
+
+struct GradientFixture : Fixture {
+  AggregateGradientProblem gradient;
+  float* output_gradient;
+
+  explicit GradientFixture(const Case& which, Reduce reduce = Reduce::mean)
+      : Fixture(which, reduce) {
+    const int64_t outputs = sequences() * problem.clusters * problem.dim;
+    output_gradient = arrays.floats(outputs, 3);
+    gradient.forward = problem;
+    gradient.output_gradient = output_gradient;
+    gradient.inputs =
+        same_view(problem.inputs, arrays.output<float>(sequences() * problem.length * problem.dim));
+  }
+  std::vector<float> result() const {
+    return read_view(gradient.inputs, problem.batch, problem.heads, problem.length, problem.dim);
+  }
+};
+
+AggregateGradientProblem one_gradient(AggregateGradientProblem problem, int64_t sequence) {
+  const AggregateProblem& forward = problem.forward;
+  problem.output_gradient = part(problem.output_gradient, sequence, forward.clusters * forward.dim);
+  problem.inputs = alone(problem.inputs, sequence / forward.heads, sequence % forward.heads);
+  problem.forward = one_sequence(forward, sequence);
+  return problem;
+}
+
+TEST_ONCE("aggregate gradient: the reference agrees with finite differences") {
+  for (const char* name : {"one", "more-clusters-than-queries", "ragged-transposed"}) {
+    for (Reduce reduce : {Reduce::mean, Reduce::sum}) {
+      const Scope scope(name);
+      GradientFixture fixture(find_case(name), reduce);
+      const AggregateProblem& forward = fixture.problem;
+      const std::vector<float> weights =
+          read(fixture.output_gradient, fixture.sequences() * forward.clusters * forward.dim);
+      check_finite_differences(
+          "inputs", forward.inputs, forward.batch, forward.heads, forward.length, forward.dim,
+          reference::aggregate_gradient(fixture.gradient),
+          [&] { return inner_product(reference::aggregate(forward), weights); });
+    }
+  }
+}
+
+TEST("aggregate gradient: matches the reference") {
+  for (const Case& one : cases()) {
+    for (Reduce reduce : {Reduce::mean, Reduce::sum}) {
+      const Scope scope(one.name);
+      GradientFixture fixture(one, reduce);
+      CHECK_RUNS(fixture.gradient, fixture.arrays);
+      fixture.arrays.snapshot();
+      CHECK_CLOSE(fixture.result(), reference::aggregate_gradient(fixture.gradient), 1e-7);
+    }
+  }
+}
+
+TEST("aggregate gradient: threads, batches, faults, cancellation") {
+  for (const char* name : {"ragged", "ragged-transposed", "usual", "long-queries"}) {
+    const Scope scope(name);
+    GradientFixture fixture(find_case(name));
+    check_promises(fixture.gradient, fixture.arrays, fixture.sequences(), one_gradient);
+  }
+}
+
+TEST("aggregate gradient: bad labels and non-finite values are named where they are read") {
+  GradientFixture fixture(find_case("prime"));
+  const int64_t cluster = fixture.labels[0];
+  check_non_finite(fixture.gradient, fixture.arrays, fixture.output_gradient, "gradOutput",
+                   cluster * fixture.problem.dim + 2);
+  std::fill_n(fixture.labels, fixture.problem.length, 1);
+  fixture.output_gradient[0] = std::numeric_limits<float>::quiet_NaN();  // of an empty cluster
+  CHECK_RUNS(fixture.gradient, fixture.arrays);
+  check_non_finite(fixture.gradient, fixture.arrays, fixture.output_gradient, "gradOutput",
+                   fixture.problem.dim + 2);
+  fixture.labels[70] = 7;
+  CHECK_EQUAL(describe(run_fresh(fixture.gradient, fixture.arrays)), "out_of_range labels[70]");
 }
 
 }  // namespace
