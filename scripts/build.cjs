@@ -65,7 +65,7 @@ function buildAddon() {
   });
 }
 
-module.exports = { buildAddon, cmake };
+module.exports = { buildAddon, cmake, has };
 
 if (require.main === module) {
   try {
