@@ -25,7 +25,10 @@ template <typename Problem>
 Status execute(Problem problem, const CallSettings& settings, Context& context,
                Status (*kernel)(const Problem&, Context&)) {
   const ProblemArrays arrays(problem);
-  if (settings.precision == Precision::bfloat16) CA_RETURN_IF_ERROR(arrays.round(context));
+  if (settings.precision == Precision::bfloat16) {
+    CA_RETURN_IF_ERROR(arrays.round(context));
+    context.set_bfloat16_operands();
+  }
   CA_RETURN_IF_ERROR(kernel(problem, context));
   if (settings.non_finite == NonFinite::error && context.saw_non_finite()) {
     return arrays.find_non_finite();

@@ -23,6 +23,11 @@ class Context {
 
   bool cancelled() const { return abort_ != nullptr && *abort_ != 0; }
 
+  /// Set when precision: 'bfloat16' has rounded the operands of the call's problem; intermediate
+  /// values are float32 all the same.
+  void set_bfloat16_operands() { bfloat16_operands_ = true; }
+  bool bfloat16_operands() const { return bfloat16_operands_; }
+
   /// Kernels call this when a result is NaN or Inf; the dispatcher then looks for the cause.
   void mark_non_finite() { non_finite_.store(true, std::memory_order_relaxed); }
   bool saw_non_finite() const { return non_finite_.load(std::memory_order_relaxed); }
@@ -57,6 +62,7 @@ class Context {
   int threads_;
   const volatile int32_t* abort_;
   Workspace workspace_;
+  bool bfloat16_operands_ = false;
   std::atomic<bool> non_finite_{false};
   std::atomic<bool> failed_{false};
   Status failure_;

@@ -197,6 +197,7 @@ class AttentionKernel {
     step.keys = std::min(block.keys, tile.end - block.first);
     step.head_dim = shape_.head_dim;
     step.value_dim = shape_.value_dim;
+    step.bfloat16 = context_.bfloat16_operands();
     int32_t visible[kMaximumLanes];
     if (problem_.causal) {
       for (int64_t i = 0; i < simd_.lanes; ++i) {

@@ -159,6 +159,7 @@ class ClusterChunk {
     block.head_dim = shape_.head_dim;
     block.value_dim = shape_.value_dim;
     block.key_factor = factor;
+    block.bfloat16 = state_.context.bfloat16_operands();
     state_.simd.attend(block);
   }
 

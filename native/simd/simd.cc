@@ -7,6 +7,7 @@
 #include <functional>
 
 #include "native/simd/targets.h"
+#include "native/simd/tile_registers.h"
 
 namespace cluster_attention {
 
@@ -17,7 +18,7 @@ struct Target {
   bool offered;
 };
 
-constexpr int kMaximumTargets = 4;
+constexpr int kMaximumTargets = 5;
 
 /// All targets of this build, best first, with whether the processor offers them.
 struct Targets {
@@ -37,7 +38,9 @@ struct Targets {
     const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
                         __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("bmi2");
-    add(simd_avx512_vpopcnt(), avx512 && __builtin_cpu_supports("avx512vpopcntdq"));
+    const bool vpopcnt = avx512 && __builtin_cpu_supports("avx512vpopcntdq");
+    add(simd_avx512_amx(), vpopcnt && request_tile_registers());
+    add(simd_avx512_vpopcnt(), vpopcnt);
     add(simd_avx512(), avx512);
     add(simd_avx2(), __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                          __builtin_cpu_supports("bmi2"));
@@ -89,9 +92,11 @@ const char* available_instruction_sets() { return targets().names; }
 bool set_instruction_set(const char* name) {
   const Simd* table = targets().find(name);
   if (table == nullptr) return false;
-  current().store(table, std::memory_order_relaxed);
+  set_simd(*table);
   return true;
 }
+
+void set_simd(const Simd& table) { current().store(&table, std::memory_order_relaxed); }
 
 float prune_candidates(Candidate* candidates, int32_t* count, int64_t k) {
   std::nth_element(candidates, candidates + k - 1, candidates + *count, std::greater<Candidate>());

@@ -55,6 +55,7 @@ struct AttendTile {
   const float* key_factor = nullptr;  // (keys), optional: multiplies the logit of each key
   const float* key_weight = nullptr;  // (keys), optional: multiplies exp(logit) of each key, > 0
   TileSelector* selector = nullptr;   // optional: sees the dot products, before the scale
+  bool bfloat16 = false;  // queries, keys and values are bfloat16: weights may be rounded to it too
 
   float* maximum = nullptr;  // (lanes), in and out; -Inf before the first key
   float* sum = nullptr;      // (lanes), in and out
@@ -64,9 +65,10 @@ struct AttendTile {
 };
 
 struct Simd {
-  const char* name;  // "avx512", "avx2", "baseline", ...
-  int64_t lanes;     // columns of a tile
-  int64_t width;     // columns are computed in multiples of this
+  const char* name;          // "avx512", "avx2", "baseline", ...
+  bool multiplies_bfloat16;  // attend() makes use of AttendTile::bfloat16
+  int64_t lanes;             // columns of a tile
+  int64_t width;             // columns are computed in multiples of this
 
   /// packed[d * lanes + i] = rows[index ? index[i] : i][d] for i < columns, 0 for the other lanes
   /// of the last vector in use.
@@ -141,6 +143,8 @@ const char* available_instruction_sets();
 /// Chooses one by name; false (and no change) when this machine does not offer it. The environment
 /// variable CLUSTER_ATTENTION_INSTRUCTION_SET does the same at load.
 bool set_instruction_set(const char* name);
+/// Makes any table the one in use: tests run models of instruction sets that the machine lacks.
+void set_simd(const Simd& table);
 
 /// Prunes a lane's candidates to the k best (in no order), returns the new threshold. Shared by all
 /// instruction sets: defined outside the files that are compiled for one of them.

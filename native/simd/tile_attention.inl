@@ -68,6 +68,24 @@ bool rows_are_finite(const float* rows, int64_t row_stride, int64_t count, int64
   return poison == 0.0f;
 }
 
+/// scores = keys times queries.
+void score_block(const AttendTile& t, const float* key, int64_t rows) {
+#if defined(CA_TILE_REGISTERS)
+  if (t.bfloat16) return score_bfloat16(t, key, rows);
+#endif
+  multiply(key, t.key_stride, 1, rows, t.head_dim, t.packed_query, kLanes, t.columns, t.scores,
+           kLanes, false);
+}
+
+/// output += weights times values.
+void add_values(const AttendTile& t, const float* value, int64_t rows) {
+#if defined(CA_TILE_REGISTERS)
+  if (t.bfloat16) return add_values_bfloat16(t, value, rows);
+#endif
+  multiply(value, 1, t.value_stride, t.value_dim, rows, t.scores, kLanes, t.columns, t.output,
+           kLanes, true);
+}
+
 void attend(const AttendTile& t) {
   // query: (columns, head_dim) in lanes; key: (keys, head_dim); value: (keys, value_dim)
   const int64_t vectors = vectors_of(t.columns);
@@ -84,8 +102,7 @@ void attend(const AttendTile& t) {
   for (int64_t first = 0; first < most; first += kKeyBlock) {
     const int64_t rows = most - first < kKeyBlock ? most - first : kKeyBlock;
     const bool hidden = first + rows > fewest;
-    multiply(t.key + first * t.key_stride, t.key_stride, 1, rows, t.head_dim, t.packed_query,
-             kLanes, t.columns, t.scores, kLanes, false);
+    score_block(t, t.key + first * t.key_stride, rows);
     if (t.selector != nullptr) select_scores(t.scores, rows, t.columns, *t.selector, first);
     if (t.key_factor != nullptr) {
       for (int64_t r = 0; r < rows; ++r) {
@@ -112,8 +129,7 @@ void attend(const AttendTile& t) {
     if (hidden && !rows_are_finite(value, t.value_stride, rows, t.value_dim)) {
       accumulate_visible(t, value, rows, first);
     } else {
-      multiply(value, 1, t.value_stride, t.value_dim, rows, t.scores, kLanes, t.columns, t.output,
-               kLanes, true);
+      add_values(t, value, rows);
     }
   }
 }

@@ -1,6 +1,7 @@
 // The tile kernels of simd.h for one instruction set. Included once by each target file, which
 // defines CA_WIDTH (floats per vector), CA_TILE_ROWS x CA_TILE_VECTORS (accumulators that fit its
-// registers) and CA_SIMD_NAME, inside namespace cluster_attention { namespace { ... } }.
+// registers), CA_SIMD_NAME and, where there are any, CA_TILE_REGISTERS, inside namespace
+// cluster_attention { namespace { ... } }.
 
 // Each part stands on those before it.
 // clang-format off
@@ -16,12 +17,36 @@ inline int64_t vectors_of(int64_t columns) { return (columns + kWidth - 1) / kWi
 #include "native/simd/tile_packing.inl"
 #include "native/simd/tile_product.inl"
 #include "native/simd/tile_selection.inl"
+#if defined(CA_TILE_REGISTERS)
+#include "native/simd/tile_bfloat16.inl"
+#endif
 #include "native/simd/tile_attention.inl"
 #include "native/simd/tile_rows.inl"
 #include "native/simd/tile_peak.inl"
 // clang-format on
 
-constexpr Simd kSimd = {CA_SIMD_NAME, kLanes,         kWidth,          pack,         unpack,
-                        multiply,     attend,         thin_candidates, softmax_rows, argmax_rows,
-                        sign_bits,    assign_hamming, count_bits,      exp2_array,   weigh_array,
-                        dot,          sum_rows,       multiply_adds};
+#if defined(CA_TILE_REGISTERS)
+constexpr bool kMultipliesBfloat16 = true;
+#else
+constexpr bool kMultipliesBfloat16 = false;
+#endif
+
+constexpr Simd kSimd = {CA_SIMD_NAME,
+                        kMultipliesBfloat16,
+                        kLanes,
+                        kWidth,
+                        pack,
+                        unpack,
+                        multiply,
+                        attend,
+                        thin_candidates,
+                        softmax_rows,
+                        argmax_rows,
+                        sign_bits,
+                        assign_hamming,
+                        count_bits,
+                        exp2_array,
+                        weigh_array,
+                        dot,
+                        sum_rows,
+                        multiply_adds};

@@ -66,7 +66,7 @@ inline uint32_t greater(Vec a, Vec b) {
   return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)));
 }
 #else
-#if defined(__ARM_NEON)
+#if defined(__ARM_NEON) && CA_WIDTH == 4
 inline Vec fma(Vec a, Vec b, Vec c) { return vfmaq_f32(c, a, b); }
 #else
 inline Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }

@@ -5,6 +5,7 @@
 #include "test/native/attention_arrays.h"
 #include "test/native/checks.h"
 #include "test/native/compare.h"
+#include "test/native/tile_register_model.h"
 
 namespace cluster_attention::test {
 
@@ -161,14 +162,67 @@ TEST("attention: finite inputs past the range of float32 are an overflow") {
   CHECK_EQUAL(describe(run_fresh(fixture.problem, fixture.arrays)), "overflow");
 }
 
-TEST("attention: bfloat16 rounds the inputs") {
-  Fixture fixture(find_case("prime"));
+RoundedInputs rounded_inputs(const Fixture& fixture) {
   const AttentionShape& s = fixture.inputs.shape;
   const int64_t sequences = s.batch * s.heads;
-  check_bfloat16(fixture.problem, fixture.arrays,
-                 {{fixture.query, sequences * s.query_length * s.head_dim},
-                  {fixture.key, sequences * s.key_length * s.head_dim},
-                  {fixture.value, sequences * s.key_length * s.value_dim}});
+  return {{fixture.query, sequences * s.query_length * s.head_dim},
+          {fixture.key, sequences * s.key_length * s.head_dim},
+          {fixture.value, sequences * s.key_length * s.value_dim}};
+}
+
+constexpr CallSettings kBfloat16 = {NonFinite::error, Precision::bfloat16};
+
+/// The reference on rounded inputs; dot products of bfloat16 values keep the accuracy of float32.
+void check_bfloat16_reference() {
+  for (const Case& one : cases()) {
+    for (bool causal : {false, true}) {
+      const Scope scope(one.name + (causal ? " causal" : ""));
+      Fixture fixture(one, causal);
+      CHECK_EQUAL(describe(run_fresh(fixture.problem, fixture.arrays, 2, kBfloat16)), "ok");
+      round_in_place(rounded_inputs(fixture));
+      const reference::AttentionResult expected = reference::attention(fixture.problem);
+      CHECK_CLOSE(fixture.result(), expected.output, bfloat16_bound());
+      CHECK_CLOSE(fixture.logsumexp(), expected.logsumexp);
+    }
+  }
+}
+
+/// NaN in a value that only later queries see, and in one query.
+void check_bfloat16_nan() {
+  Fixture fixture(find_case("tile-129"), true);
+  const AttentionShape& shape = fixture.inputs.shape;
+  const int64_t bad = shape.key_length / 2;
+  fixture.value[bad * shape.value_dim] = std::numeric_limits<float>::quiet_NaN();
+  CHECK_EQUAL(describe(run_fresh(fixture.problem, fixture.arrays, 2, kBfloat16)),
+              "non_finite value[" + std::to_string(bad * shape.value_dim) + "]");
+  CHECK(run_fresh(fixture.problem, fixture.arrays, 2, {NonFinite::propagate, Precision::bfloat16})
+            .ok());
+  const std::vector<float> result = fixture.result();
+  for (int64_t l = 0; l < shape.query_length; ++l) {
+    const bool sees = bad <= l + shape.key_length - shape.query_length;
+    CHECK_EQUAL(std::isnan(result[l * shape.value_dim]), sees);
+  }
+}
+
+TEST("attention: bfloat16 rounds the inputs") {
+  check_bfloat16_reference();
+  check_bfloat16_nan();
+}
+
+TEST_ONCE("attention: bfloat16 in tile registers, on a model of them") {
+  const TileRegisterModelInUse model;
+  check_bfloat16_reference();
+  check_bfloat16_nan();
+  Fixture fixture(find_case("prime"));
+  CHECK_EQUAL(describe(run_fresh(fixture.problem, fixture.arrays, 2, kBfloat16)), "ok");
+  const std::vector<float> two_threads = fixture.result();
+  CHECK_EQUAL(describe(run_fresh(fixture.problem, fixture.arrays, 8, kBfloat16)), "ok");
+  CHECK(fixture.result() == two_threads);
+  round_in_place(rounded_inputs(fixture));
+  CHECK_RUNS(fixture.problem, fixture.arrays);
+  const std::vector<float> expected = fixture.result();
+  CHECK(two_threads != expected);  // the weights were rounded: the registers were in use
+  CHECK_CLOSE(two_threads, std::vector<double>(expected.begin(), expected.end()), 1.6e-3);
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 #include "test/native/attention_arrays.h"
 #include "test/native/checks.h"
 #include "test/native/compare.h"
+#include "test/native/tile_register_model.h"
 
 namespace cluster_attention::test {
 
@@ -311,16 +312,43 @@ TEST("CAST: infinities that only lower the logits are found") {
   }
 }
 
-TEST("CAST: bfloat16 rounds the inputs") {
-  Fixture fixture(find_case("prime"), Selection::top_k);
+RoundedInputs rounded_inputs(const Fixture& fixture) {
   const AttentionShape& s = fixture.inputs.shape;
   const int64_t rows = s.batch * s.heads * s.key_length;
-  check_bfloat16(fixture.problem, fixture.arrays,
-                 {{fixture.query, rows * s.head_dim},
-                  {fixture.key, rows * s.head_dim},
-                  {fixture.value, rows * s.value_dim},
-                  {fixture.surrogates, s.heads * fixture.problem.clusters * s.head_dim},
-                  {fixture.gate, s.batch * s.key_length}});
+  return {{fixture.query, rows * s.head_dim},
+          {fixture.key, rows * s.head_dim},
+          {fixture.value, rows * s.value_dim},
+          {fixture.surrogates, s.heads * fixture.problem.clusters * s.head_dim},
+          {fixture.gate, s.batch * s.key_length}};
+}
+
+/// Where weights are rounded too, the selection is still that of rounded inputs.
+void check_rounded_weights() {
+  for (const char* name : {"prime", "width-65", "width-64-130", "ragged-keys", "usual"}) {
+    const Scope scope(name);
+    Fixture fixture(find_case(name), Selection::top_k);
+    CHECK_EQUAL(describe(run_fresh(fixture.problem, fixture.arrays, 2, {{}, Precision::bfloat16})),
+                "ok");
+    const std::vector<float> actual = fixture.result();
+    const std::vector<int32_t> indices = fixture.indices();
+    round_in_place(rounded_inputs(fixture));
+    CHECK_RUNS(fixture.problem, fixture.arrays);
+    const std::vector<float> expected = fixture.result();
+    CHECK(actual != expected);
+    CHECK_CLOSE(actual, std::vector<double>(expected.begin(), expected.end()), bfloat16_bound());
+    CHECK_SAME(indices, fixture.indices());
+  }
+}
+
+TEST("CAST: bfloat16 rounds the inputs") {
+  if (simd().multiplies_bfloat16) return check_rounded_weights();
+  Fixture fixture(find_case("prime"), Selection::top_k);
+  check_bfloat16(fixture.problem, fixture.arrays, rounded_inputs(fixture));
+}
+
+TEST_ONCE("CAST: bfloat16 in tile registers, on a model of them") {
+  const TileRegisterModelInUse model;
+  check_rounded_weights();
 }
 
 }  // namespace

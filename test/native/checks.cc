@@ -26,4 +26,10 @@ float round_to_bfloat16(float value) {
   return value;
 }
 
+void round_in_place(const RoundedInputs& inputs) {
+  for (const auto& [data, count] : inputs) {
+    for (int64_t i = 0; i < count; ++i) data[i] = round_to_bfloat16(data[i]);
+  }
+}
+
 }  // namespace cluster_attention::test

@@ -7,7 +7,9 @@
 #include <string>
 
 #include "native/dispatch.h"
+#include "native/simd/simd.h"
 #include "test/native/attention_arrays.h"
+#include "test/native/compare.h"
 
 namespace cluster_attention::test {
 
@@ -146,20 +148,23 @@ void check_silent_infinity(Fixture& fixture) {
   }
 }
 
-/// bfloat16 is the fp32 kernel on rounded inputs: rounding them beforehand gives the same bits.
 float round_to_bfloat16(float value);
+
+/// Inputs that precision: 'bfloat16' rounds: data and number of elements.
+using RoundedInputs = std::vector<std::pair<float*, int64_t>>;
+void round_in_place(const RoundedInputs& inputs);
+
+/// bfloat16 is the fp32 kernel on rounded inputs: rounding them beforehand gives the same bits.
 template <typename Problem>
-void check_bfloat16(const Problem& problem, Arrays& arrays,
-                    const std::vector<std::pair<float*, int64_t>>& inputs) {
-  CallSettings settings;
-  settings.precision = Precision::bfloat16;
-  CHECK_EQUAL(describe(run_fresh(problem, arrays, 2, settings)), "ok");
+void check_bfloat16(const Problem& problem, Arrays& arrays, const RoundedInputs& inputs) {
+  CHECK_EQUAL(describe(run_fresh(problem, arrays, 2, {{}, Precision::bfloat16})), "ok");
   const auto actual = arrays.snapshot();
-  for (const auto& [data, count] : inputs) {
-    for (int64_t i = 0; i < count; ++i) data[i] = round_to_bfloat16(data[i]);
-  }
+  round_in_place(inputs);
   CHECK_EQUAL(describe(run_fresh(problem, arrays)), "ok");
   check_same_bytes(actual, arrays.snapshot(), "bfloat16 against rounded inputs");
 }
+
+/// Where products are made of bfloat16 values, weights are rounded to it as well.
+inline double bfloat16_bound() { return simd().multiplies_bfloat16 ? 0x1p-8 : kRelativeL2; }
 
 }  // namespace cluster_attention::test
