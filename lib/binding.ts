@@ -22,6 +22,7 @@ export type NativeOperation =
   | 'topK'
   | 'sparseDot'
   | 'sparseWeightedSum'
+  | 'matmul'
   | 'attentionGradient'
   | 'clusteredGradient'
   | 'centroidAttentionGradient'

@@ -234,16 +234,27 @@ export class Call {
 
   /**
    * The array that the native code writes: `out` itself, or a private one where the call must not
-   * write `out` before it has succeeded. To be asked for after all inputs.
+   * write `out` before it has succeeded. To be asked for after all inputs. `accumulate` says that
+   * the native code adds to what `out` holds.
    */
-  output(axes: Axes): Float32Array {
+  output(axes: Axes, accumulate = false): Float32Array {
     this.#outputAxes = axes;
     const value = this.#values['out'];
     if (!isAbsent(value)) this.#out = this.#checkedOut(value, axes);
     const direct =
       this.#out !== undefined && this.#form === 'sync' && !intrinsics.isShared(this.#out);
-    this.#output = direct ? this.#out! : allocate('Float32Array', 'output', axes);
+    if (direct) return (this.#output = this.#out!);
+    this.#output = allocate('Float32Array', 'output', axes);
+    if (accumulate) this.#keepContent(this.#output);
     return this.#output;
+  }
+
+  /** What the call adds to; without `out` there is nothing. */
+  #keepContent(output: Float32Array): void {
+    const out = this.#out;
+    if (out === undefined) return;
+    const length = intrinsics.lengthOf(output);
+    intrinsics.copyInto(output, intrinsics.fixedView(out, 'Float32Array', length));
   }
 
   #checkedOut(value: unknown, axes: Axes): Float32Array {

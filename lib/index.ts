@@ -38,6 +38,8 @@ export { topK, topKSync } from './top-k';
 export type { TopKOptions, TopKResult } from './top-k';
 export { sparseDot, sparseDotSync, sparseWeightedSum, sparseWeightedSumSync } from './sparse';
 export type { SparseDotOptions, SparseOptions, SparseWeightedSumOptions } from './sparse';
+export { matmul, matmulSync } from './matmul';
+export type { MatmulOptions } from './matmul';
 export { info } from './info';
 export type { Info } from './info';
 export { getNumThreads, setNumThreads } from './threads';

@@ -12,6 +12,7 @@
 #include "native/kernels/hamming_kmeans.h"
 #include "native/kernels/hash.h"
 #include "native/kernels/kmeans.h"
+#include "native/kernels/matmul.h"
 #include "native/kernels/sparse.h"
 #include "native/kernels/sparse_gradient.h"
 #include "native/kernels/top_k.h"
@@ -95,6 +96,10 @@ Status run(const SparseDotProblem& problem, const CallSettings& settings, Contex
 Status run(const SparseWeightedSumProblem& problem, const CallSettings& settings,
            Context& context) {
   return execute(problem, settings, context, kernels::sparse_weighted_sum);
+}
+
+Status run(const MatmulProblem& problem, const CallSettings& settings, Context& context) {
+  return execute(problem, settings, context, kernels::matmul);
 }
 
 Status run(const AggregateGradientProblem& problem, const CallSettings& settings,

@@ -27,6 +27,7 @@ Status run(const BroadcastProblem& problem, const CallSettings& settings, Contex
 Status run(const TopKProblem& problem, const CallSettings& settings, Context& context);
 Status run(const SparseDotProblem& problem, const CallSettings& settings, Context& context);
 Status run(const SparseWeightedSumProblem& problem, const CallSettings& settings, Context& context);
+Status run(const MatmulProblem& problem, const CallSettings& settings, Context& context);
 
 Status run(const AttentionGradientProblem& problem, const CallSettings& settings, Context& context);
 Status run(const ClusteredAttentionGradientProblem& problem, const CallSettings& settings,

@@ -455,6 +455,13 @@ void ProblemArrays::describe(SparseWeightedSumProblem& problem) {
   add("output", problem.output, elements_of(shape, shape.query_length, shape.value_dim));
 }
 
+void ProblemArrays::describe(MatmulProblem& problem) {
+  // How many columns a row has matters only to the flat index: transposes read the same elements.
+  add("a", problem.a, problem.batch, problem.rows, problem.depth);
+  add("b", problem.b, problem.batch, problem.depth, problem.columns);
+  add("output", problem.output, problem.batch * problem.rows * problem.columns);
+}
+
 // ---- what each gradient holds -------------------------------------------------------------------
 
 void ProblemArrays::describe(AttentionGradientProblem& problem) {

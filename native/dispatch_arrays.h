@@ -110,6 +110,7 @@ class ProblemArrays {
   void describe(TopKProblem& problem);
   void describe(SparseDotProblem& problem);
   void describe(SparseWeightedSumProblem& problem);
+  void describe(MatmulProblem& problem);
   void describe(AttentionGradientProblem& problem);
   void describe(ClusteredAttentionGradientProblem& problem);
   void describe(AggregateGradientProblem& problem);

@@ -379,6 +379,53 @@ Case cast_case(int64_t length) {
   return result;
 }
 
+/// A linear layer: (N,width) times the transpose of (width,width).
+struct MatmulData {
+  MatmulData(int64_t rows, int64_t width)
+      : a(gaussian(rows * width, 1)),
+        b(gaussian(width * width, 2)),
+        output(static_cast<size_t>(rows * width)) {
+    problem.rows = rows;
+    problem.columns = width;
+    problem.depth = width;
+    problem.transpose_b = true;
+    problem.a = a.data();
+    problem.b = b.data();
+    problem.output = output.data();
+  }
+
+  std::vector<float> a;
+  std::vector<float> b;
+  std::vector<float> output;
+  MatmulProblem problem;
+};
+
+Case matmul_case(int64_t length, int64_t width) {
+  auto data = std::make_shared<MatmulData>(length, width);
+  Case result;
+  result.operations = 2.0 * static_cast<double>(length * width * width);
+  result.run = [data = data.get()](Context& context) {
+    return cluster_attention::run(data->problem, {}, context);
+  };
+  result.error = [data = data.get(), width] {
+    ErrorSum error;
+    for (int64_t sample = 0; sample < kSampledRows; ++sample) {
+      const int64_t row = sample * (data->problem.rows - 1) / (kSampledRows - 1);
+      for (int64_t column = 0; column < width; ++column) {
+        double sum = 0.0;
+        for (int64_t k = 0; k < width; ++k) {
+          sum += double{data->a[static_cast<size_t>(row * width + k)]} *
+                 double{data->b[static_cast<size_t>(column * width + k)]};
+        }
+        error.add(sum, data->output[static_cast<size_t>(row * width + column)]);
+      }
+    }
+    return error.value();
+  };
+  result.storage = data;
+  return result;
+}
+
 }  // namespace
 
 const std::vector<std::string>& kernel_names() {
@@ -390,6 +437,8 @@ const std::vector<std::string>& kernel_names() {
       "centroidAttention/M=64",
       "centroidAttention/M=N/4",
       "castAttention",
+      "matmul/512",
+      "matmul/64",
   };
   return names;
 }
@@ -407,6 +456,8 @@ Case make_case(const std::string& kernel, int64_t length) {
   if (kernel == "centroidAttention/M=64") result = centroid_case(length, 64);
   if (kernel == "centroidAttention/M=N/4") result = centroid_case(length, length / 4);
   if (kernel == "castAttention") result = cast_case(length);
+  if (kernel == "matmul/512") result = matmul_case(length, 512);
+  if (kernel == "matmul/64") result = matmul_case(length, 64);
   if (result.run) result.kernel = kernel;
   return result;
 }

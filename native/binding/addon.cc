@@ -45,7 +45,8 @@ bool add_all(napi_env env, napi_value exports) {
          add<TopKProblem>(env, exports, "topK") &&
          add<SparseDotProblem>(env, exports, "sparseDot") &&
          add<SparseWeightedSumProblem>(env, exports, "sparseWeightedSum") &&
-         add(env, exports, "info", info) && add(env, exports, "getNumThreads", get_num_threads) &&
+         add<MatmulProblem>(env, exports, "matmul") && add(env, exports, "info", info) &&
+         add(env, exports, "getNumThreads", get_num_threads) &&
          add(env, exports, "setNumThreads", set_num_threads) &&
          add(env, exports, "measurePeak", measure_peak);
 }

@@ -39,6 +39,7 @@ void decode(Request& request, BroadcastProblem& problem);
 void decode(Request& request, TopKProblem& problem);
 void decode(Request& request, SparseDotProblem& problem);
 void decode(Request& request, SparseWeightedSumProblem& problem);
+void decode(Request& request, MatmulProblem& problem);
 
 // A gradient's request is that of the forward, with the results that were saved instead of those to
 // write, `gradOutput`, and `<option>Gradient` for every gradient that is wanted.

@@ -270,4 +270,20 @@ struct CastAttentionProblem {
   double* coverage = nullptr;              // (B), optional; share of real tokens in some cluster
 };
 
+// ---- §8 what a model needs around them ----------------------------------------------------------
+
+/// output = A B (+ output), for each entry of a batch.
+struct MatmulProblem {
+  int64_t batch = 1;
+  int64_t rows = 0;
+  int64_t columns = 0;
+  int64_t depth = 0;
+  bool transpose_a = false;
+  bool transpose_b = false;
+  bool accumulate = false;   // adds to what `output` holds
+  const float* a = nullptr;  // (batch,rows,depth), transposed: (batch,depth,rows)
+  const float* b = nullptr;  // (batch,depth,columns), transposed: (batch,columns,depth)
+  float* output = nullptr;   // (batch,rows,columns)
+};
+
 }  // namespace cluster_attention

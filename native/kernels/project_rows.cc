@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "native/core/shape.h"
+#include "native/kernels/finite.h"
 #include "native/simd/simd.h"
 
 namespace cluster_attention::kernels {
@@ -10,6 +11,15 @@ namespace cluster_attention::kernels {
 namespace {
 
 constexpr int64_t kRowsPerTask = 64;
+/// A panel of this depth stays in the first-level cache while the rows of a task pass by; the sums
+/// of the blocks are added in order.
+constexpr int64_t kDepthBlock = 256;
+
+void put_row(const float* source, int64_t columns, bool accumulate, float* target) {
+  for (int64_t c = 0; c < columns; ++c) {
+    target[c] = accumulate ? target[c] + source[c] : source[c];
+  }
+}
 
 /// Allocates the panels and calls fill(group, first column, columns, panel) for each.
 template <typename Fill>
@@ -53,11 +63,14 @@ Status pack_transposed_weight(const float* source, int64_t groups, int64_t depth
 }
 
 Status project_rows(const GroupedRows<const float>& input, int64_t rows, const PackedWeight& weight,
-                    const GroupedRows<float>& output, Context& context) {
+                    const GroupedRows<float>& output, Context& context,
+                    const ProjectionMode& mode) {
   const int64_t lanes = simd().lanes;
   const int64_t panels = divide_up(weight.columns, lanes);
   const int64_t blocks = divide_up(rows, kRowsPerTask);
-  return context.parallel(weight.groups * blocks * panels, [&](int64_t task, int) {
+  const double operations = 2.0 * static_cast<double>(weight.groups * rows) *
+                            static_cast<double>(weight.columns * weight.depth);
+  const auto project = [&](int64_t task, int) {
     // (rows, depth) x (depth, columns): consecutive tasks share the block of rows
     const int64_t group = task / (blocks * panels);
     const int64_t first_row = task / panels % blocks * kRowsPerTask;
@@ -69,19 +82,23 @@ Status project_rows(const GroupedRows<const float>& input, int64_t rows, const P
     const float* b = weight.panels + (group * panels + panel) * weight.depth * lanes;
     float* target =
         output.data + first_row * output.row_stride + group * output.group_stride + first;
-    if (columns % simd().width == 0) {
-      simd().multiply(a, input.row_stride, 1, count, weight.depth, b, lanes, columns, target,
-                      output.row_stride, false);
-      return;
-    }
     // The product is rounded up to whole vectors, which must not overwrite what lies behind.
     float product[kRowsPerTask * kMaximumLanes];
-    simd().multiply(a, input.row_stride, 1, count, weight.depth, b, lanes, columns, product, lanes,
-                    false);
-    for (int64_t r = 0; r < count; ++r) {
-      std::copy(product + r * lanes, product + r * lanes + columns, target + r * output.row_stride);
+    const bool direct = columns % simd().width == 0;
+    float* sums = direct ? target : product;
+    const int64_t stride = direct ? output.row_stride : lanes;
+    for (int64_t k = 0; k < weight.depth; k += kDepthBlock) {
+      simd().multiply(a + k * input.element_stride, input.row_stride, input.element_stride, count,
+                      std::min(kDepthBlock, weight.depth - k), b + k * lanes, lanes, columns, sums,
+                      stride, k > 0 || (direct && mode.accumulate));
     }
-  });
+    for (int64_t r = 0; r < count; ++r) {
+      float* row = target + r * output.row_stride;
+      if (!direct) put_row(product + r * lanes, columns, mode.accumulate, row);
+      if (mode.watch_non_finite && !all_finite(row, columns)) context.mark_non_finite();
+    }
+  };
+  return context.parallel(weight.groups * blocks * panels, project, operations);
 }
 
 }  // namespace cluster_attention::kernels

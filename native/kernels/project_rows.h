@@ -4,7 +4,7 @@
 // or for one weight per group (head), each group having its own columns of the rows.
 //
 // Method: the weight is packed once into panels of simd().lanes columns, zero-padded; tasks are
-// blocks of rows times one panel. fp32, sums over k in order.
+// blocks of rows times one panel. fp32, sums over k in blocks that are added in order.
 
 #include <cstdint>
 
@@ -35,9 +35,16 @@ struct GroupedRows {
   T* data = nullptr;
   int64_t row_stride = 0;
   int64_t group_stride = 0;
+  int64_t element_stride = 1;  // of the input alone: another one reads a transposed matrix
+};
+
+struct ProjectionMode {
+  bool accumulate = false;        // adds to the output
+  bool watch_non_finite = false;  // tells the context of a NaN or Inf in the output
 };
 
 Status project_rows(const GroupedRows<const float>& input, int64_t rows, const PackedWeight& weight,
-                    const GroupedRows<float>& output, Context& context);
+                    const GroupedRows<float>& output, Context& context,
+                    const ProjectionMode& mode = {});
 
 }  // namespace cluster_attention::kernels

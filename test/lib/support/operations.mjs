@@ -6,6 +6,7 @@
 import { attentionOperations } from './operations/attention.mjs';
 import { centroidOperations } from './operations/centroid.mjs';
 import { clusteringOperations } from './operations/clustering.mjs';
+import { matmulOperations } from './operations/matmul.mjs';
 import { sparseOperations } from './operations/sparse.mjs';
 
 export const operations = {
@@ -13,6 +14,7 @@ export const operations = {
   ...centroidOperations,
   ...clusteringOperations,
   ...sparseOperations,
+  ...matmulOperations,
 };
 export const names = Object.keys(operations);
 
