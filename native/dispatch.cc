@@ -6,6 +6,7 @@
 #include "native/kernels/broadcast.h"
 #include "native/kernels/cast_attention.h"
 #include "native/kernels/centroid_attention.h"
+#include "native/kernels/centroid_attention_gradient.h"
 #include "native/kernels/centroid_encode.h"
 #include "native/kernels/centroid_pool.h"
 #include "native/kernels/clustered_attention.h"
@@ -120,6 +121,11 @@ Status run(const SparseDotGradientProblem& problem, const CallSettings& settings
 Status run(const SparseWeightedSumGradientProblem& problem, const CallSettings& settings,
            Context& context) {
   return execute(problem, settings, context, kernels::sparse_weighted_sum_gradient);
+}
+
+Status run(const CentroidAttentionGradientProblem& problem, const CallSettings& settings,
+           Context& context) {
+  return execute(problem, settings, context, kernels::centroid_attention_gradient);
 }
 
 }  // namespace cluster_attention

@@ -37,5 +37,7 @@ Status run(const BroadcastGradientProblem& problem, const CallSettings& settings
 Status run(const SparseDotGradientProblem& problem, const CallSettings& settings, Context& context);
 Status run(const SparseWeightedSumGradientProblem& problem, const CallSettings& settings,
            Context& context);
+Status run(const CentroidAttentionGradientProblem& problem, const CallSettings& settings,
+           Context& context);
 
 }  // namespace cluster_attention

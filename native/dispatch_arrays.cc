@@ -543,4 +543,21 @@ void ProblemArrays::describe(SparseWeightedSumGradientProblem& problem) {
   add("valueGradient", problem.value, elements_of(shape, shape.key_length, shape.value_dim));
 }
 
+void ProblemArrays::describe(CentroidAttentionGradientProblem& problem) {
+  CentroidAttentionProblem& forward = problem.forward;
+  AttentionInputs& inputs = forward.inputs;
+  const AttentionShape& shape = inputs.shape;
+  add_attention(inputs, nullptr, reads<CentroidAttentionProblem, active_input>);
+  add("weights", forward.weights, shape.batch, shape.key_length, 1, inputs.key_lengths);
+  add("gradOutput", problem.output_gradient, shape, shape.query_length, shape.value_dim,
+      inputs.query_lengths);
+  add_lengths(inputs);
+  add("neighbors", forward.neighbors, shape.batch * shape.query_length * forward.neighbor_count);
+  add_state("output", forward.output.data, elements_of(shape, shape.query_length, shape.value_dim));
+  add_state("masses", forward.masses, elements_of(shape, shape.query_length));
+  add_state("logsumexp", forward.logsumexp, elements_of(shape, shape.query_length));
+  add_gradients(problem.gradients, shape);
+  add("weightsGradient", problem.weights, shape.batch * shape.key_length);
+}
+
 }  // namespace cluster_attention

@@ -117,6 +117,7 @@ class ProblemArrays {
   void describe(BroadcastGradientProblem& problem);
   void describe(SparseDotGradientProblem& problem);
   void describe(SparseWeightedSumGradientProblem& problem);
+  void describe(CentroidAttentionGradientProblem& problem);
 
   const void* problem_;
   ProblemArray arrays_[kMaximum];

@@ -63,10 +63,11 @@ struct ClusteredAttentionGradientProblem {
 };
 
 struct CentroidAttentionGradientProblem {
-  CentroidAttentionProblem forward;  // with output, masses and logsumexp
-  InputRows output_gradient;         // (B,H,M,E)
+  /// With output, masses (for Collect::mean) and logsumexp (for Normalize::inputs).
+  CentroidAttentionProblem forward;
+  InputRows output_gradient;  // (B,H,M,E)
   AttentionGradients gradients;
-  float* weights = nullptr;  // (B,N)
+  float* weights = nullptr;  // (B,N), 0 for an input of weight 0: it is removed
 };
 
 struct CentroidPoolGradientProblem {

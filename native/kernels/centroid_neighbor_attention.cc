@@ -212,6 +212,9 @@ double NeighborAttention::normalize_over_inputs(const CentroidSequence& sequence
                                                 float* scores, const Scratch& scratch) const {
   const int32_t* list = lists_.list(sequence.batch, centroid);
   const int64_t count = lists_.count(sequence.batch, centroid);
+  if (sequence.logsumexp != nullptr) {
+    sequence.logsumexp[centroid] = -std::numeric_limits<float>::infinity();
+  }
   if (count == 0) return 0.0;
   std::copy(scores, scores + count, scratch.terms);
   const float maximum = exponentiate(scratch.terms, count);
@@ -226,7 +229,11 @@ double NeighborAttention::normalize_over_inputs(const CentroidSequence& sequence
     scratch.terms[slot] *= factor;
     scores[slot] = scores[slot] - maximum - logarithm;
   }
-  return problem_->objective != nullptr ? log_sum_exp(maximum, sum) : 0.0;
+  const double logsumexp = log_sum_exp(maximum, sum);
+  if (sequence.logsumexp != nullptr) {
+    sequence.logsumexp[centroid] = static_cast<float>(logsumexp);
+  }
+  return logsumexp;
 }
 
 /// output_j = sum over slots of assignment times value row, 0 for a list without inputs.

@@ -16,6 +16,7 @@ CentroidSequence centroid_sequence(const CentroidAttentionProblem& problem,
   const int64_t head = sequence % shape.heads;
   CentroidSequence result;
   result.batch = batch;
+  result.head = head;
   result.centroids = real_length(inputs.query_lengths, batch, shape.query_length);
   result.inputs = active.count(batch);
   result.index = active.index(batch);
@@ -30,6 +31,9 @@ CentroidSequence centroid_sequence(const CentroidAttentionProblem& problem,
   result.output_stride = problem.output.row_stride;
   if (problem.labels != nullptr) result.labels = problem.labels + sequence * shape.key_length;
   if (problem.masses != nullptr) result.masses = problem.masses + sequence * shape.query_length;
+  if (problem.logsumexp != nullptr) {
+    result.logsumexp = problem.logsumexp + sequence * shape.query_length;
+  }
   return result;
 }
 

@@ -10,6 +10,7 @@ namespace cluster_attention::kernels {
 /// One (batch, head) of a centroid attention problem.
 struct CentroidSequence {
   int64_t batch = 0;
+  int64_t head = 0;
   int64_t centroids = 0;           // the real ones
   int64_t inputs = 0;              // the active ones
   const int32_t* index = nullptr;  // (inputs), where they lie; null: in order
@@ -22,8 +23,9 @@ struct CentroidSequence {
   int64_t value_stride = 0;
   float* output = nullptr;  // (M,E)
   int64_t output_stride = 0;
-  int32_t* labels = nullptr;  // (N), null when not wanted
-  float* masses = nullptr;    // (M), likewise
+  int32_t* labels = nullptr;   // (N), null when not wanted
+  float* masses = nullptr;     // (M), likewise
+  float* logsumexp = nullptr;  // (M), likewise
 };
 
 CentroidSequence centroid_sequence(const CentroidAttentionProblem& problem,

@@ -189,6 +189,7 @@ void SoftmaxOverInputs::merge(int64_t sequence_index, int64_t tile_index, Contex
     float* output = sequence.output + j * sequence.output_stride;
     std::fill(output, output + shape.value_dim, 0.0f);
     if (sequence.masses != nullptr) sequence.masses[j] = 0.0f;
+    if (sequence.logsumexp != nullptr) sequence.logsumexp[j] = -kInfinity;
   }
   if (columns == 0) return;
 
@@ -202,7 +203,9 @@ void SoftmaxOverInputs::merge(int64_t sequence_index, int64_t tile_index, Contex
     const SoftmaxState lane{total.maximum[i], total.sum[i]};
     normalizer[i] = lane.normalizer() * mean;
     objective += log_sum_exp(lane.maximum, lane.sum);
-    negative_logsumexp_[sequence_index * shape.query_length + first + i] = -lane.logsumexp();
+    const float logsumexp = lane.logsumexp();
+    negative_logsumexp_[sequence_index * shape.query_length + first + i] = -logsumexp;
+    if (sequence.logsumexp != nullptr) sequence.logsumexp[first + i] = logsumexp;
     if (sequence.masses != nullptr) {
       sequence.masses[first + i] = lane.sum == lane.sum ? 1.0f : lane.sum;
     }

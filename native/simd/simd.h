@@ -98,6 +98,15 @@ struct Simd {
   void (*softmax_rows)(float* score, int64_t rows, int64_t columns, float scale_log2,
                        float* maximum, float* sum, float* minimum);
 
+  /// Backward of a softmax, in place. share: its values p; change: the gradients by them, from each
+  /// of which offset[r] (null: 0) is taken first, leaving x. Then total[i] = sum_r p x,
+  ///     change[r][i] = weight[i] p (x - total[i]), the gradients by the logits (times weight),
+  ///     share[r][i] = weight[i] p                                        (weight null: 1)
+  /// where total is not taken away unless `centred`: a softmax along the rows, not down the lanes,
+  /// has its own total in offset.
+  void (*softmax_gradient)(float* share, float* change, int64_t rows, int64_t columns,
+                           const float* offset, const float* weight, bool centred, float* total);
+
   /// Running argmax down the lanes over value = score[r][i] * scale + (bias ? bias[r] : 0): best
   /// and best_row are updated where a row is strictly better; rows count from first_row.
   void (*argmax_rows)(const float* score, int64_t rows, int64_t columns, float scale,

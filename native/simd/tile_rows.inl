@@ -35,6 +35,31 @@ void softmax_rows(float* score, int64_t rows, int64_t columns, float scale_log2,
   }
 }
 
+void softmax_gradient(float* share, float* change, int64_t rows, int64_t columns,
+                      const float* offset, const float* weight, bool centred, float* total) {
+  for (int64_t v = 0; v < vectors_of(columns); ++v) {
+    float* p = share + v * kWidth;
+    float* x = change + v * kWidth;
+    Vec sum = {};
+    for (int64_t r = 0; r < rows; ++r) {
+      Vec value = load(x + r * kLanes);
+      if (offset != nullptr) {
+        value = value - broadcast(offset[r]);
+        store(x + r * kLanes, value);
+      }
+      sum = fma(load(p + r * kLanes), value, sum);
+    }
+    store(total + v * kWidth, sum);
+    const Vec centre = centred ? sum : Vec{};
+    const Vec factor = weight != nullptr ? load(weight + v * kWidth) : broadcast(1.0f);
+    for (int64_t r = 0; r < rows; ++r) {
+      const Vec weighted = load(p + r * kLanes) * factor;
+      store(p + r * kLanes, weighted);
+      store(x + r * kLanes, weighted * (load(x + r * kLanes) - centre));
+    }
+  }
+}
+
 void argmax_rows(const float* score, int64_t rows, int64_t columns, float scale, const float* bias,
                  int64_t first_row, float* best, int32_t* best_row) {
   const Vec factor = broadcast(scale);

@@ -3,6 +3,7 @@
 // Compares float32 results with the double-precision reference: first the places of NaN and Inf,
 // then the relative L2 error against a bound, and on failure the worst index with both values.
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <sstream>
@@ -16,10 +17,17 @@ namespace cluster_attention::test {
 /// What fp32 kernels must reach for sequences up to 4096.
 constexpr double kRelativeL2 = 3e-6;
 
-/// Empty when `actual` is close enough to `expected`, else what is wrong with it.
+inline double norm(const std::vector<double>& values) {
+  double squared = 0.0;
+  for (double value : values) squared += value * value;
+  return std::sqrt(squared);
+}
+
+/// Empty when `actual` is close enough to `expected`, else what is wrong with it. `magnitude` is
+/// the norm of what cancels in `expected`, where the norm of `expected` itself may be smaller.
 template <typename T>
 std::string difference(const std::vector<T>& actual, const std::vector<double>& expected,
-                       double bound = kRelativeL2) {
+                       double bound = kRelativeL2, double magnitude = 0.0) {
   std::ostringstream message;
   message.precision(9);
   if (actual.size() != expected.size()) {
@@ -46,12 +54,12 @@ std::string difference(const std::vector<T>& actual, const std::vector<double>& 
     }
   }
   const double error = std::sqrt(squared_error);
-  if (squared_norm > 0.0) record_error(error / std::sqrt(squared_norm), bound);
-  // Where everything expected is 0, only 0 is right.
-  if (error <= bound * std::sqrt(squared_norm)) return "";
-  message << "relative L2 error " << error / std::sqrt(squared_norm) << " > " << bound
-          << ", worst at [" << worst_index << "]: " << actual[worst_index] << ", expected "
-          << expected[worst_index];
+  const double scale = std::max(std::sqrt(squared_norm), magnitude);
+  if (scale > 0.0) record_error(error / scale, bound);
+  // Where everything expected is 0 and nothing cancels, only 0 is right.
+  if (error <= bound * scale) return "";
+  message << "relative L2 error " << error / scale << " > " << bound << ", worst at ["
+          << worst_index << "]: " << actual[worst_index] << ", expected " << expected[worst_index];
   return message.str();
 }
 
@@ -81,7 +89,8 @@ std::string inequality(const std::vector<A>& actual, const std::vector<B>& expec
                                       std::string(what) + " " + ca_difference_); \
     }                                                                            \
   } while (0)
-/// CHECK_CLOSE(actual, expected[, bound]), CHECK_SAME(actual, expected): whole vectors.
+/// CHECK_CLOSE(actual, expected[, bound[, magnitude]]), CHECK_SAME(actual, expected): whole
+/// vectors.
 #define CHECK_CLOSE(actual, ...) \
   CHECK_TEXT_(#actual, ::cluster_attention::test::difference(actual, __VA_ARGS__))
 #define CHECK_SAME(actual, expected) \

@@ -1,0 +1,88 @@
+#include "test/native/centroid_arrays.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace cluster_attention::test {
+
+std::string CentroidOptions::name() const {
+  return std::string(normalize == Normalize::centroids ? " centroids" : " inputs") +
+         (aggregate == Collect::sum ? " sum" : " mean") + (weights ? " weights" : "") +
+         (neighbors ? " neighbors" : "");
+}
+
+std::vector<CentroidOptions> all_centroid_options() {
+  std::vector<CentroidOptions> list;
+  for (Normalize normalize : {Normalize::centroids, Normalize::inputs}) {
+    for (Collect aggregate : {Collect::sum, Collect::mean}) {
+      for (int bits = 0; bits < 4; ++bits) {
+        list.push_back({normalize, aggregate, (bits & 1) != 0, (bits & 2) != 0});
+      }
+    }
+  }
+  return list;
+}
+
+CentroidArrays::CentroidArrays(const Case& which, const CentroidOptions& options, Fill fill)
+    : AttentionArrays(which, fill) {
+  const AttentionShape& shape = inputs.shape;
+  problem.inputs = inputs;
+  problem.normalize = options.normalize;
+  problem.aggregate = options.aggregate;
+  if (options.weights) add_weights(which);
+  if (options.neighbors) add_neighbors(which);
+  problem.output = output;
+  problem.labels = arrays.output<int32_t>(sequences() * shape.key_length);
+  problem.masses = arrays.output<float>(sequences() * shape.query_length);
+  problem.objective = arrays.output<double>(shape.batch);
+  if (options.normalize == Normalize::inputs) {
+    problem.logsumexp = arrays.output<float>(sequences() * shape.query_length);
+  }
+}
+
+void CentroidArrays::add_weights(const Case& which) {
+  const AttentionShape& shape = inputs.shape;
+  std::vector<float> values = random_floats(shape.batch * shape.key_length, 31);
+  for (size_t i = 0; i < values.size(); ++i) {
+    values[i] = i % 5 == 2 ? 0.0f : std::abs(values[i]);
+  }
+  weights = arrays.input(values);
+  problem.weights = weights;
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  const OutputRows keys =
+      dense_rows(key, which.layout, shape.heads, shape.key_length, shape.head_dim);
+  const OutputRows inputs_of_values =
+      dense_rows(value, which.layout, shape.heads, shape.key_length, shape.value_dim);
+  for (int64_t i = 2; i < shape.batch * shape.key_length; i += 5) {
+    for (int64_t h = 0; h < shape.heads; ++h) {
+      const int64_t b = i / shape.key_length;
+      std::fill_n(keys.row(b, h, i % shape.key_length), shape.head_dim, nan);
+      std::fill_n(inputs_of_values.row(b, h, i % shape.key_length), shape.value_dim, nan);
+    }
+  }
+}
+
+void CentroidArrays::add_neighbors(const Case& which) {
+  const AttentionShape& shape = inputs.shape;
+  problem.neighbor_count = which.top_k;
+  std::vector<int32_t> lists = random_indices(shape.batch * shape.query_length * which.top_k, -1,
+                                              static_cast<int32_t>(shape.key_length), 32);
+  for (size_t i = 1; i < lists.size(); i += 4) lists[i] = lists[i - 1];
+  neighbors = arrays.input(lists);
+  problem.neighbors = neighbors;
+}
+
+CentroidAttentionProblem one_centroid_batch(CentroidAttentionProblem problem, int64_t b) {
+  const AttentionShape shape = problem.inputs.shape;
+  problem.inputs = alone(problem.inputs, b);
+  problem.output = alone(problem.output, b);
+  problem.weights = part(problem.weights, b, shape.key_length);
+  problem.neighbors = part(problem.neighbors, b, shape.query_length * problem.neighbor_count);
+  problem.labels = part(problem.labels, b, shape.heads * shape.key_length);
+  problem.masses = part(problem.masses, b, shape.heads * shape.query_length);
+  problem.logsumexp = part(problem.logsumexp, b, shape.heads * shape.query_length);
+  problem.objective = part(problem.objective, b, 1);
+  return problem;
+}
+
+}  // namespace cluster_attention::test

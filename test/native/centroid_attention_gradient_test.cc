@@ -1,0 +1,267 @@
+#include <cmath>
+
+#include "native/reference/centroid_attention.h"
+#include "test/native/centroid_arrays.h"
+#include "test/native/checks.h"
+#include "test/native/compare.h"
+#include "test/native/finite_differences.h"
+
+namespace cluster_attention::test {
+
+namespace {
+
+/// A centroid attention that has been run, and everything its backward needs.
+struct GradientArrays : CentroidArrays {
+  Arrays gradients;
+  CentroidAttentionGradientProblem problem;
+  float* output_gradient;
+
+  GradientArrays(const Case& which, const CentroidOptions& options, Fill fill = Fill::gaussian)
+      : CentroidArrays(which, options, fill) {
+    const AttentionShape& shape = inputs.shape;
+    const int64_t elements = sequences() * shape.query_length * shape.value_dim;
+    output_gradient = gradients.floats(elements, 77, fill);
+    poison_padding(output_gradient, which, which.query_lengths, shape.query_length,
+                   shape.value_dim);
+    problem.forward = CentroidArrays::problem;
+    problem.output_gradient =
+        view<const float>(output_gradient, shape.query_length, shape.value_dim, which);
+    problem.gradients.query = output_view(shape.query_length, shape.head_dim, which);
+    problem.gradients.key = output_view(shape.key_length, shape.head_dim, which);
+    problem.gradients.value = output_view(shape.key_length, shape.value_dim, which);
+    if (options.weights) problem.weights = gradients.output<float>(shape.batch * shape.key_length);
+    run_forward();
+  }
+
+  void run_forward() {
+    CHECK_RUNS(problem.forward, arrays);
+    arrays.snapshot();
+  }
+
+  std::vector<float> query_gradient() const {
+    return rows(problem.gradients.query, inputs.shape.query_length, inputs.shape.head_dim);
+  }
+  std::vector<float> key_gradient() const {
+    return rows(problem.gradients.key, inputs.shape.key_length, inputs.shape.head_dim);
+  }
+  std::vector<float> value_gradient() const {
+    return rows(problem.gradients.value, inputs.shape.key_length, inputs.shape.value_dim);
+  }
+  std::vector<float> weights_gradient() const {
+    return read(problem.weights, inputs.shape.batch * inputs.shape.key_length);
+  }
+
+ private:
+  template <typename T>
+  RowView<T> view(T* data, int64_t length, int64_t dim, const Case& which) const {
+    return dense_rows<T>(data, which.layout, which.heads, length, dim);
+  }
+  OutputRows output_view(int64_t length, int64_t dim, const Case& which) {
+    return view(gradients.output<float>(sequences() * length * dim), length, dim, which);
+  }
+  std::vector<float> rows(const OutputRows& view, int64_t length, int64_t dim) const {
+    return read_view(view, inputs.shape.batch, inputs.shape.heads, length, dim);
+  }
+};
+
+CentroidAttentionGradientProblem one_batch(CentroidAttentionGradientProblem problem, int64_t b) {
+  problem.weights = part(problem.weights, b, problem.forward.inputs.shape.key_length);
+  problem.forward = one_centroid_batch(problem.forward, b);
+  problem.output_gradient = alone(problem.output_gradient, b);
+  problem.gradients.query = alone(problem.gradients.query, b);
+  problem.gradients.key = alone(problem.gradients.key, b);
+  problem.gradients.value = alone(problem.gradients.value, b);
+  return problem;
+}
+
+void check_reference(GradientArrays& fixture, double bound = kRelativeL2) {
+  CHECK_RUNS(fixture.problem, fixture.gradients);
+  fixture.gradients.snapshot();
+  const auto expected = reference::centroid_attention_gradient(fixture.problem);
+  // The backward subtracts means: of a single partner nothing is left but rounding.
+  const double magnitude = 0.1 * norm(expected.value);
+  CHECK_CLOSE(fixture.query_gradient(), expected.query, bound, magnitude);
+  CHECK_CLOSE(fixture.key_gradient(), expected.key, bound, magnitude);
+  CHECK_CLOSE(fixture.value_gradient(), expected.value, bound);
+  if (fixture.weights != nullptr) {
+    CHECK_CLOSE(fixture.weights_gradient(), expected.weights, bound, magnitude);
+  }
+}
+
+Case small_case(Layout layout) {
+  Case which = find_case("prime");
+  which.batch = 2;
+  which.heads = 2;
+  which.query_length = 4;
+  which.key_length = 7;
+  which.head_dim = 3;
+  which.value_dim = 2;
+  which.top_k = 4;
+  which.layout = layout;
+  which.query_lengths = {3, 4};
+  which.key_lengths = {7, 5};
+  return which;
+}
+
+TEST_ONCE("centroid attention gradient: the reference is the derivative of the reference") {
+  for (const CentroidOptions& options : all_centroid_options()) {
+    const Scope scope(options.name());
+    GradientArrays fixture(small_case(Layout::bhld), options);
+    const AttentionShape& shape = fixture.inputs.shape;
+    const int64_t queries = fixture.sequences() * shape.query_length * shape.head_dim;
+    const int64_t keys = fixture.sequences() * shape.key_length * shape.head_dim;
+    const int64_t values = fixture.sequences() * shape.key_length * shape.value_dim;
+    round_to_grid(fixture.query, queries);
+    round_to_grid(fixture.key, keys);
+    round_to_grid(fixture.value, values);
+    const int64_t inputs = shape.batch * shape.key_length;
+    for (int64_t i = 0; options.weights && i < inputs; ++i) {
+      if (fixture.weights[i] != 0.0f) fixture.weights[i] += 0.25f;
+    }
+    if (options.weights) round_to_grid(fixture.weights, inputs);
+    std::vector<float> weights =
+        read(fixture.output_gradient, fixture.sequences() * shape.query_length * shape.value_dim);
+    for (float& weight : weights) weight = std::isnan(weight) ? 0.0f : weight;  // padding
+    const auto loss = [&] {
+      return weighted_sum(reference::centroid_attention(fixture.problem.forward).output, weights);
+    };
+    const auto expected = reference::centroid_attention_gradient(fixture.problem);
+    CHECK_CLOSE(finite_differences(fixture.query, queries, loss), expected.query, 1e-8);
+    CHECK_CLOSE(finite_differences(fixture.key, keys, loss), expected.key, 1e-8);
+    CHECK_CLOSE(finite_differences(fixture.value, values, loss), expected.value, 1e-8);
+    if (!options.weights) continue;
+    std::vector<double> by_weights = finite_differences(fixture.weights, inputs, loss);
+    for (int64_t i = 0; i < inputs; ++i) {
+      if (fixture.weights[i] == 0.0f) by_weights[i] = 0.0;  // removed
+    }
+    CHECK_CLOSE(by_weights, expected.weights, 1e-8);
+  }
+}
+
+TEST("centroid attention gradient: matches the reference under all options") {
+  for (const Case& one : cases()) {
+    for (const CentroidOptions& options : all_centroid_options()) {
+      const Scope scope(one.name + options.name());
+      GradientArrays fixture(one, options);
+      check_reference(fixture);
+    }
+  }
+}
+
+TEST("centroid attention gradient: every head dim, scales of any sign") {
+  for (int64_t dim : {1, 3, 64, 65}) {
+    for (float scale : {0.0f, -0.5f, 2.0f}) {
+      for (const CentroidOptions& options : all_centroid_options()) {
+        const Scope scope("D " + std::to_string(dim) + " scale " + std::to_string(scale) +
+                          options.name());
+        Case which = find_case("tile-129");
+        which.head_dim = dim;
+        which.value_dim = 66 - dim;
+        GradientArrays fixture(which, options);
+        fixture.problem.forward.inputs.scale = scale / std::sqrt(static_cast<float>(dim));
+        fixture.run_forward();
+        check_reference(fixture, 2 * kRelativeL2);
+      }
+    }
+  }
+}
+
+TEST("centroid attention gradient: neighbors that list every input change nothing") {
+  for (Normalize normalize : {Normalize::centroids, Normalize::inputs}) {
+    Case which = find_case("tile-25");
+    which.top_k = which.key_length;
+    GradientArrays fixture(which, {normalize, Collect::mean, true, true});
+    for (int64_t i = 0; i < which.query_length * which.key_length; ++i) {
+      fixture.neighbors[i] = static_cast<int32_t>(which.key_length - 1 - i % which.key_length);
+    }
+    fixture.run_forward();
+    check_reference(fixture);
+    fixture.problem.forward.neighbors = nullptr;
+    check_reference(fixture);
+  }
+}
+
+TEST("centroid attention gradient: what is not wanted does not change the others") {
+  for (const CentroidOptions& options : all_centroid_options()) {
+    const Scope scope(options.name());
+    GradientArrays fixture(find_case("ragged"), options);
+    const CentroidAttentionGradientProblem all = fixture.problem;
+    CHECK_RUNS(all, fixture.gradients);
+    const std::vector<float> query = fixture.query_gradient();
+    const std::vector<float> key = fixture.key_gradient();
+    const std::vector<float> value = fixture.value_gradient();
+    const auto run_with = [&](bool with_query, bool with_key, bool with_value) {
+      CentroidAttentionGradientProblem some = all;
+      if (!with_query) some.gradients.query.data = nullptr;
+      if (!with_key) some.gradients.key.data = nullptr;
+      if (!with_value) some.gradients.value.data = nullptr;
+      some.weights = nullptr;
+      CHECK_RUNS(some, fixture.gradients);
+      if (with_query) CHECK_SAME(fixture.query_gradient(), query);
+      if (with_key) CHECK_SAME(fixture.key_gradient(), key);
+      if (with_value) CHECK_SAME(fixture.value_gradient(), value);
+    };
+    run_with(true, false, false);
+    run_with(false, true, false);
+    run_with(false, false, true);
+    run_with(true, true, true);
+  }
+}
+
+TEST("centroid attention gradient: threads, batches, faults, cancellation") {
+  for (const char* name : {"ragged", "ragged-transposed", "usual", "long-queries", "long-keys"}) {
+    for (const CentroidOptions& options : all_centroid_options()) {
+      if (options.aggregate == Collect::mean) continue;
+      const Scope scope(name + options.name());
+      GradientArrays fixture(find_case(name), options);
+      check_promises(fixture.problem, fixture.gradients, fixture.inputs.shape.batch, one_batch);
+    }
+  }
+}
+
+TEST("centroid attention gradient: a long sequence, cut into parts") {
+  Case which = find_case("usual");
+  which.batch = which.heads = 1;
+  which.query_length = 150;
+  which.key_length = 4001;
+  which.head_dim = 24;
+  for (Normalize normalize : {Normalize::centroids, Normalize::inputs}) {
+    GradientArrays fixture(which, {normalize, Collect::mean, true});
+    check_threads(fixture.problem, fixture.gradients);
+    check_reference(fixture);
+  }
+}
+
+TEST("centroid attention gradient: bfloat16 rounds the inputs and the gradient of the output") {
+  GradientArrays fixture(find_case("usual"), {Normalize::centroids, Collect::sum, true});
+  const AttentionShape& shape = fixture.inputs.shape;
+  const int64_t sequences = fixture.sequences();
+  check_bfloat16(fixture.problem, fixture.gradients,
+                 {{fixture.query, sequences * shape.query_length * shape.head_dim},
+                  {fixture.key, sequences * shape.key_length * shape.head_dim},
+                  {fixture.value, sequences * shape.key_length * shape.value_dim},
+                  {fixture.weights, shape.batch * shape.key_length},
+                  {fixture.output_gradient, sequences * shape.query_length * shape.value_dim}});
+}
+
+TEST("centroid attention gradient: NaN and Inf are named") {
+  for (const CentroidOptions& options : all_centroid_options()) {
+    const Scope scope(options.name());
+    GradientArrays fixture(find_case("prime"), options);
+    if (options.neighbors) std::fill_n(fixture.neighbors, 61 * 5, 3);
+    fixture.run_forward();
+    check_non_finite(fixture.problem, fixture.gradients, fixture.query, "query", 17 * 61 + 3,
+                     17 * 62 + 3);
+    check_non_finite(fixture.problem, fixture.gradients, fixture.key, "key", 17 * 56 + 3);
+    check_non_finite(fixture.problem, fixture.gradients, fixture.value, "value", 13 * 56 + 3);
+    check_non_finite(fixture.problem, fixture.gradients, fixture.output_gradient, "gradOutput",
+                     13 * 61 + 3, 13 * 62 + 3);
+    if (options.weights) {
+      check_non_finite(fixture.problem, fixture.gradients, fixture.weights, "weights", 3);
+    }
+  }
+}
+
+}  // namespace
+
+}  // namespace cluster_attention::test
