@@ -1,5 +1,6 @@
 /** Loads the native addon and states what it offers. */
 import { join } from 'node:path';
+import { type Addon, explain, loadAddon } from './addon';
 import { bindingLoad, type Failure } from './errors';
 
 /** What a native operation reads: plain values and arrays, see native/binding/decode.h. */
@@ -73,36 +74,14 @@ export const Activation = { softmax: 0, laplace: 1 } as const;
 
 const root = join(__dirname, '..');
 
-/** Finds build/Release or the prebuilt file that fits this platform. Comes without types. */
-const nodeGypBuild = require('node-gyp-build') as { resolve(root: string): string };
-
-const BUILD_IT =
-  `Build it on this machine with: node "${join(root, 'scripts', 'build.cjs')}" ` +
-  '(needs CMake 3.20 or newer and a C++17 compiler)';
-
-/** The file of the addon that would be loaded; throws when there is none. */
-function resolve(): string {
-  try {
-    return nodeGypBuild.resolve(root);
-  } catch (cause) {
-    const platform = `${process.platform}-${process.arch}`;
-    throw bindingLoad(
-      `no native addon for ${platform} (Node ${process.versions.node}): looked in ` +
-        `${join(root, 'build', 'Release')} and in ${join(root, 'prebuilds', platform)}. ${BUILD_IT}`,
-      cause,
-    );
-  }
+function load(): Addon {
+  const found = loadAddon(root);
+  if (!Array.isArray(found)) return found;
+  const last = found.findLast(({ cause }) => cause !== undefined);
+  throw bindingLoad(explain(root, found), last?.cause);
 }
 
-function load(file: string): Binding {
-  try {
-    return require(file) as Binding;
-  } catch (cause) {
-    const reason = cause instanceof Error ? cause.message : String(cause);
-    throw bindingLoad(`the native addon ${file} does not load: ${reason}. ${BUILD_IT}`, cause);
-  }
-}
-
+const addon = load();
 /** Path of the addon in use. */
-export const bindingFile = resolve();
-export const binding = load(bindingFile);
+export const bindingFile = addon.file;
+export const binding = addon.exports as Binding;

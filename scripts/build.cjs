@@ -56,16 +56,21 @@ function cmake(folder, definitions) {
   run('cmake', ['--build', build, '--config', 'Release', '--parallel', jobs]);
 }
 
-function buildAddon() {
-  cmake('build/addon', {
+/** What CMake is told to build the addon. */
+function addonDefinitions() {
+  return {
     CA_BUILD_ADDON: 'ON',
     CA_BUILD_TESTS: 'OFF',
     CA_NODE_INCLUDE_DIRS: require('node-api-headers').include_dir,
     CA_PACKAGE_VERSION: require('../package.json').version,
-  });
+  };
 }
 
-module.exports = { buildAddon, cmake, has };
+function buildAddon() {
+  cmake('build/addon', addonDefinitions());
+}
+
+module.exports = { addonDefinitions, buildAddon, cmake, has };
 
 if (require.main === module) {
   try {

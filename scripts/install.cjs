@@ -5,7 +5,6 @@
 
 const { existsSync } = require('node:fs');
 const { join } = require('node:path');
-const nodeGypBuild = require('node-gyp-build');
 const { buildAddon } = require('./build.cjs');
 
 const root = join(__dirname, '..');
@@ -16,14 +15,13 @@ function wantsSource() {
   return value === 'true' || value.split(',').includes('cluster-attention');
 }
 
-/** Why the addon that is there does not load; undefined when it does. */
+/** Why no addon that is there loads; undefined when one does. */
 function loadFailure() {
-  try {
-    nodeGypBuild(root);
-    return undefined;
-  } catch (error) {
-    return error.message.trim();
-  }
+  const loader = join(root, 'dist', 'addon.js');
+  if (!existsSync(loader)) return 'this is a checkout of the source'; // the library is compiled later
+  const found = require(loader).loadAddon(root);
+  if (!Array.isArray(found)) return undefined;
+  return found.map(({ file, reason }) => `${file}: ${reason}`).join('; ');
 }
 
 /** Why the addon must be built; undefined when the one that is there will do. */

@@ -4,6 +4,7 @@
 
 #include "native/binding/errors.h"
 #include "native/core/thread_pool.h"
+#include "native/core/wait.h"
 
 namespace cluster_attention {
 namespace binding {
@@ -119,7 +120,7 @@ void Environment::clean_up(void* data) {
   {
     std::unique_lock<std::mutex> lock(environment->mutex_);
     environment->unfinished_ -= abandoned;
-    environment->all_finished_.wait(lock, [&] { return environment->unfinished_ == 0; });
+    while (environment->unfinished_ != 0) wait(environment->all_finished_, lock);
   }
   while (running != nullptr) {
     PendingCall* call = running;

@@ -10,6 +10,8 @@
 #include <system_error>
 #include <thread>
 
+#include "native/core/wait.h"
+
 namespace cluster_attention {
 
 namespace {
@@ -158,7 +160,7 @@ void ThreadPool::State::main_loop() {
       guard.unlock();
       watch([&] { return arrivals.load(std::memory_order_relaxed) != seen; });
       guard.lock();
-      if (arrivals.load(std::memory_order_relaxed) == seen) work_arrived.wait(guard);
+      if (arrivals.load(std::memory_order_relaxed) == seen) wait(work_arrived, guard);
     }
   }
   --started;
@@ -227,7 +229,7 @@ void ThreadPool::run(int64_t count, int workers, const volatile int32_t* abort,
   guard.unlock();  // no helper can join any more
   watch([&job] { return job.inside.load(std::memory_order_relaxed) == 0; });
   guard.lock();
-  state_->job_left.wait(guard, [&job] { return job.inside == 0; });
+  while (job.inside != 0) wait(state_->job_left, guard);
 }
 
 bool ThreadPool::post(CallFunction function, void* context) {

@@ -1,0 +1,22 @@
+#!/usr/bin/env node
+'use strict';
+// Takes the place of node-gyp for prebuildify, which runs it in the folder whose build/Release it
+// then reads. node-gyp itself would download Node's headers; CMake finds them in an npm package.
+
+const { join } = require('node:path');
+const { addonDefinitions, cmake } = require('./build.cjs');
+
+const { PREBUILD_ARCH: arch, PREBUILD_PLATFORM: platform } = process.env;
+
+const cross = {
+  CMAKE_SYSTEM_NAME: 'Linux',
+  CMAKE_SYSTEM_PROCESSOR: 'aarch64',
+  CMAKE_CXX_COMPILER: 'aarch64-linux-gnu-g++',
+};
+
+const folder = join('build', 'prebuild', `${platform}-${arch}`, 'cmake');
+cmake(folder, {
+  ...addonDefinitions(),
+  ...(arch !== process.arch && cross),
+  CA_OUTPUT_DIRECTORY: join(process.cwd(), 'build', 'Release'),
+});

@@ -1,0 +1,90 @@
+// What is in the tarball, how large it is, and which systems the prebuilt addons ask for.
+import { execFileSync } from 'node:child_process';
+import { readdirSync, statSync } from 'node:fs';
+import { join } from 'node:path';
+import { describe, expect, inject, test } from 'vitest';
+import { run } from './project.mjs';
+
+const root = inject('root');
+const list = (program, args) =>
+  execFileSync(program, args, { cwd: root, encoding: 'utf8' }).trim().split('\n');
+
+const packed = list('tar', ['-tzf', inject('tarball')])
+  .map((path) => path.replace(/^package\//, ''))
+  .sort();
+const tracked = list('git', ['ls-files', '--cached', '--others', '--exclude-standard']);
+
+describe('the tarball', () => {
+  test('holds the library, its source, the prebuilt addons and the documents, nothing else', () => {
+    const source = tracked.filter(
+      (path) =>
+        (/^(native|cuda)\//.test(path) && !path.startsWith('native/reference/')) ||
+        path.startsWith('lib/') ||
+        /^docs\/[^/]*\.md$/.test(path),
+    );
+    const compiled = source
+      .filter((path) => /^lib\/.*\.ts$/.test(path))
+      .flatMap((path) => {
+        const file = path.replace(/^lib/, 'dist').replace(/\.ts$/, '');
+        return [`${file}.js`, `${file}.d.ts`];
+      });
+    const prebuilt = ['x64', 'arm64'].map(
+      (arch) => `prebuilds/linux-${arch}/cluster-attention.node`,
+    );
+    const rest = [
+      'CMakeLists.txt',
+      'CONTRIBUTING.md',
+      'LICENSE',
+      'README.md',
+      'package.json',
+      'scripts/build.cjs',
+      'scripts/install.cjs',
+    ];
+    expect(packed).toEqual([...source, ...compiled, ...prebuilt, ...rest].sort());
+  });
+
+  test('has no binding.gyp, from which package managers would make up a build of their own', () => {
+    expect(packed).not.toContain('binding.gyp');
+  });
+
+  test('is smaller than 20 MB', () => {
+    expect(statSync(inject('tarball')).size).toBeLessThan(20e6);
+  });
+
+  test.each([
+    ['publint', ['--strict']],
+    ['attw', ['--no-emoji', '--format', 'ascii']],
+  ])('satisfies %s', (tool, flags) => {
+    const program = join(root, 'node_modules', '.bin', tool);
+    const { status, output } = run(root, program, [inject('tarball'), ...flags]);
+    expect(output).toMatch(/All good|No problems found/);
+    expect(status).toBe(0);
+  });
+});
+
+describe('the prebuilt addons', () => {
+  // Debian 11, Ubuntu 20.04, RHEL 9 and Amazon Linux 2023 have these or newer.
+  const newest = { GLIBC: [2, 29], GLIBCXX: [3, 4, 22], CXXABI: [1, 3, 11], GCC: [3, 4] };
+
+  const files = ['x64', 'arm64'].flatMap((arch) =>
+    readdirSync(join(root, 'prebuilds', `linux-${arch}`)).map((name) => [arch, name]),
+  );
+
+  const compare = (a, b) => a.map((part, i) => part - (b[i] ?? 0)).find((step) => step) ?? 0;
+
+  test.each(files)('ask for no newer C or C++ library: %s %s', (arch, name) => {
+    const objdump = arch === 'arm64' ? 'aarch64-linux-gnu-objdump' : 'objdump';
+    const symbols = execFileSync(objdump, ['-T', join(root, 'prebuilds', `linux-${arch}`, name)], {
+      encoding: 'utf8',
+      maxBuffer: 2 ** 26,
+    });
+    const versions = [...symbols.matchAll(/\b(GLIBC|GLIBCXX|CXXABI|GCC)_([\d.]+)/g)];
+    expect(versions.length).toBeGreaterThan(10);
+    const tooNew = versions
+      .filter(
+        ([, library, version]) => compare(version.split('.').map(Number), newest[library]) > 0,
+      )
+      .map(([text]) => text);
+    expect([...new Set(tooNew)]).toEqual([]);
+  });
+});

@@ -1,0 +1,104 @@
+// An empty project somewhere else, as a user has it, and the README's examples to run in it.
+import { spawnSync } from 'node:child_process';
+import {
+  accessSync,
+  constants,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
+import { delimiter, join } from 'node:path';
+import { inject } from 'vitest';
+
+const tools = inject('tools');
+
+/** The Node binary of a major version. */
+export const nodeOf = (major) => join(tools, `node${major}`, 'bin', 'node');
+/** The command line of npm of a major version, to be run by a Node binary. */
+export const npmOf = (major) => join(tools, `npm${major}`, 'bin', 'npm-cli.js');
+
+/** The JavaScript blocks of the README: the first is CommonJS, the second an ES module. */
+export function examplesOfReadme() {
+  const readme = readFileSync(join(inject('root'), 'README.md'), 'utf8');
+  return [...readme.matchAll(/```js\n([\s\S]*?)```/g)].map(([, code]) => code);
+}
+
+/** An empty project in a fresh folder, `name` part of its path. */
+export function project(name = 'project') {
+  const folder = join(mkdtempSync(join(inject('work'), 'user-')), name);
+  mkdirSync(folder);
+  writeFileSync(join(folder, 'package.json'), '{ "private": true }\n');
+  return folder;
+}
+
+/** Runs a program in a folder; its exit code and all that it printed. */
+export function run(folder, program, args, { env = {}, ...options } = {}) {
+  const { status, signal, stdout, stderr, error } = spawnSync(program, args, {
+    cwd: folder,
+    encoding: 'utf8',
+    env: { ...cleanEnvironment(), ...env },
+    ...options,
+  });
+  if (error) throw error;
+  return { status, signal, output: `${stdout}${stderr}` };
+}
+
+/** The environment of a user's shell, without what npm and the test runner put into this one. */
+function cleanEnvironment() {
+  const kept = Object.entries(process.env).filter(
+    ([name]) =>
+      !/^(npm_(?!config_(registry|cache|userconfig))|NODE_(OPTIONS|PATH|ENV|V8_COVERAGE)|VITEST|CLUSTER_|CMAKE_)/.test(
+        name,
+      ),
+  );
+  return Object.fromEntries(kept);
+}
+
+/** Installs a tarball with an npm of its own version. */
+export function install(folder, tarball, { flags = [], node = nodeOf(20), npm = 11, env } = {}) {
+  const quiet = ['--no-audit', '--no-fund', '--foreground-scripts'];
+  // npm 12 needs a newer Node than 20.
+  const runner = npm === 12 ? nodeOf(24) : node;
+  return run(folder, runner, [npmOf(npm), 'install', tarball, ...quiet, ...flags], { env });
+}
+
+/** Writes a file of the project and runs it. */
+export function execute(folder, file, code, { node = nodeOf(20), ...options } = {}) {
+  writeFileSync(join(folder, file), code);
+  return run(folder, node, [file], options);
+}
+
+/** Runs the README's examples; throws what went wrong. */
+export function runExamples(folder, options) {
+  const [commonjs, module] = examplesOfReadme();
+  for (const [file, code] of [
+    ['example.cjs', commonjs],
+    ['example.mjs', module],
+  ]) {
+    const { status, output } = execute(folder, file, code, options);
+    if (status !== 0) throw new Error(`${file} failed:\n${output}`);
+  }
+}
+
+function find(program) {
+  for (const folder of process.env.PATH.split(delimiter)) {
+    const file = join(folder, program);
+    try {
+      accessSync(file, constants.X_OK);
+      return file;
+    } catch {
+      // the next folder
+    }
+  }
+  throw new Error(`${program} is not on PATH`);
+}
+
+/** A folder to be the whole PATH: Node, a shell, and the programs named. */
+export function pathWith(...programs) {
+  const folder = mkdtempSync(join(inject('work'), 'path-'));
+  for (const program of ['sh', ...programs]) symlinkSync(find(program), join(folder, program));
+  symlinkSync(nodeOf(20), join(folder, 'node'));
+  return folder;
+}

@@ -1,0 +1,62 @@
+// The types as users' compilers meet them, without @types/node and with every check on.
+import { writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { beforeAll, expect, inject, test } from 'vitest';
+import { install, project, run } from './project.mjs';
+
+const code = `
+import { attention, attentionSync, improvedClusteredAttentionSync, info } from 'cluster-attention';
+import type { AttentionOptions } from 'cluster-attention';
+
+const shape = { batch: 1, heads: 2, queryLength: 4, headDim: 4 };
+const rows = new Float32Array(32);
+const options = { query: rows, key: rows, value: rows, shape } satisfies AttentionOptions;
+const output: Float32Array = attentionSync(options);
+const details: Promise<{ output: Float32Array; logsumexp: Float32Array }> = attention({
+  ...options,
+  details: true,
+});
+const { labels }: { labels: Int32Array } = improvedClusteredAttentionSync({
+  ...options,
+  clusters: 2,
+  details: true,
+});
+// @ts-expect-error clusters is required
+improvedClusteredAttentionSync(options);
+// @ts-expect-error no such layout
+attentionSync({ ...options, layout: 'LBHD' });
+console.log(output, details, labels, info().threads);
+`;
+
+let folder;
+beforeAll(() => {
+  folder = project();
+  expect(install(folder, inject('tarball')).status).toBe(0);
+});
+
+test.each([
+  ['node16', 'node16', 'cts'],
+  ['node16', 'node16', 'mts'],
+  ['nodenext', 'nodenext', 'cts'],
+  ['nodenext', 'nodenext', 'mts'],
+  ['esnext', 'bundler', 'ts'],
+])('module %s, moduleResolution %s, .%s', (module, moduleResolution, extension) => {
+  const file = `${moduleResolution}.${extension}`;
+  writeFileSync(join(folder, file), code);
+  const compilerOptions = {
+    lib: ['ES2022', 'DOM'],
+    module,
+    moduleResolution,
+    noEmit: true,
+    skipLibCheck: false,
+    strict: true,
+    target: 'ES2022',
+    types: [],
+  };
+  const settings = join(folder, `${file}.json`);
+  writeFileSync(settings, JSON.stringify({ compilerOptions, files: [file] }));
+  const tsc = join(inject('root'), 'node_modules', '.bin', 'tsc');
+  const { status, output } = run(folder, tsc, ['-p', settings]);
+  expect(output).toBe('');
+  expect(status).toBe(0);
+});
