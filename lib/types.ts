@@ -1,3 +1,4 @@
+/// <reference lib="esnext.disposable" preserve="true" />
 /** Option types that several operations share. */
 
 /** Where an operation runs. 'auto' takes a GPU when one can be used, otherwise the CPU. */

@@ -15,7 +15,7 @@ const LARGEST_ADDON = 2 * 2 ** 20;
 const LARGEST_LIBRARY = 12 * 2 ** 20;
 
 function checkSizes(folder) {
-  for (const name of readdirSync(folder).sort()) {
+  for (const name of readdirSync(folder).toSorted()) {
     const { size } = statSync(join(folder, name));
     const largest = name.endsWith('.node') ? LARGEST_ADDON : LARGEST_LIBRARY;
     console.log(`${join(folder, name)}: ${(size / 2 ** 20).toFixed(2)} MiB`);

@@ -11,8 +11,11 @@ const list = (program, args) =>
 
 const packed = list('tar', ['-tzf', inject('tarball')])
   .map((path) => path.replace(/^package\//, ''))
-  .sort();
+  .toSorted();
 const tracked = list('git', ['ls-files', '--cached', '--others', '--exclude-standard']);
+
+/** Of two versions: negative, 0 or positive. */
+const compare = (a, b) => a.map((part, i) => part - (b[i] ?? 0)).find((step) => step) ?? 0;
 
 describe('the tarball', () => {
   test('holds the library, its source, the prebuilt addons and the documents, nothing else', () => {
@@ -40,7 +43,7 @@ describe('the tarball', () => {
       'scripts/build.cjs',
       'scripts/install.cjs',
     ];
-    expect(packed).toEqual([...source, ...compiled, ...prebuilt, ...rest].sort());
+    expect(packed).toEqual([...source, ...compiled, ...prebuilt, ...rest].toSorted());
   });
 
   test('has no binding.gyp, from which package managers would make up a build of their own', () => {
@@ -53,12 +56,11 @@ describe('the tarball', () => {
 
   test.each([
     ['publint', ['--strict']],
-    ['attw', ['--no-emoji', '--format', 'ascii']],
+    ['attw', ['--profile', 'node16', '--no-emoji', '--format', 'ascii']],
   ])('satisfies %s', (tool, flags) => {
     const program = join(root, 'node_modules', '.bin', tool);
     const { status, output } = run(root, program, [inject('tarball'), ...flags]);
-    expect(output).toMatch(/All good|No problems found/);
-    expect(status).toBe(0);
+    expect(status, output).toBe(0);
   });
 });
 
@@ -69,8 +71,6 @@ describe('the prebuilt addons', () => {
   const files = ['x64', 'arm64'].flatMap((arch) =>
     readdirSync(join(root, 'prebuilds', `linux-${arch}`)).map((name) => [arch, name]),
   );
-
-  const compare = (a, b) => a.map((part, i) => part - (b[i] ?? 0)).find((step) => step) ?? 0;
 
   test.each(files)('ask for no newer C or C++ library: %s %s', (arch, name) => {
     const objdump = arch === 'arm64' ? 'aarch64-linux-gnu-objdump' : 'objdump';
