@@ -65,7 +65,7 @@ const aggregateOperation: DifferentiableOperation = {
     return {
       request: [sizes, { reduce, inputs, labels, output }],
       result: () => call.deliver(),
-      saved: () => ({ ...sizes, reduce, inputs, labels }),
+      saved: () => ({ ...sizes, reduce, labels }),
     };
   },
 };
@@ -85,7 +85,7 @@ const broadcastOperation: DifferentiableOperation = {
     return {
       request: [sizes, { inputs, labels, output }],
       result: () => call.deliver(),
-      saved: () => ({ ...sizes, inputs, labels }),
+      saved: () => ({ ...sizes, labels }),
     };
   },
 };

@@ -32,12 +32,36 @@ export { hammingKMeans, hammingKMeansSync } from './hamming-k-means';
 export type { HammingKMeansOptions, HammingKMeansResult } from './hamming-k-means';
 export { kMeans, kMeansSync } from './k-means';
 export type { KMeansOptions, KMeansResult } from './k-means';
-export { aggregate, aggregateSync, broadcast, broadcastSync } from './aggregate';
-export type { AggregateOptions, BroadcastOptions } from './aggregate';
+export {
+  aggregate,
+  aggregateSync,
+  aggregateVjp,
+  aggregateVjpSync,
+  broadcast,
+  broadcastSync,
+  broadcastVjp,
+  broadcastVjpSync,
+} from './aggregate';
+export type { AggregateGradients, AggregateOptions, BroadcastOptions } from './aggregate';
 export { topK, topKSync } from './top-k';
 export type { TopKOptions, TopKResult } from './top-k';
-export { sparseDot, sparseDotSync, sparseWeightedSum, sparseWeightedSumSync } from './sparse';
-export type { SparseDotOptions, SparseOptions, SparseWeightedSumOptions } from './sparse';
+export {
+  sparseDot,
+  sparseDotSync,
+  sparseDotVjp,
+  sparseDotVjpSync,
+  sparseWeightedSum,
+  sparseWeightedSumSync,
+  sparseWeightedSumVjp,
+  sparseWeightedSumVjpSync,
+} from './sparse';
+export type {
+  SparseDotGradients,
+  SparseDotOptions,
+  SparseOptions,
+  SparseWeightedSumGradients,
+  SparseWeightedSumOptions,
+} from './sparse';
 export { matmul, matmulSync } from './matmul';
 export type { MatmulOptions } from './matmul';
 export { info } from './info';
@@ -45,12 +69,19 @@ export type { Info } from './info';
 export { getNumThreads, setNumThreads } from './threads';
 export type { ClusterAttentionError, ErrorCode } from './errors';
 export type {
+  AsyncBackwardOptions,
+  AttentionGradients,
   AttentionOptions,
   AttentionShape,
+  BackwardOptions,
   CallOptions,
   DetailedOperation,
   DetailedOperationSync,
   Device,
   OutputOptions,
   TensorLayout,
+  Vjp,
+  VjpOperation,
+  VjpOperationSync,
+  VjpSync,
 } from './types';

@@ -25,10 +25,7 @@ import { isAbsent, readOwn } from './options';
 
 /** A call whose gradients may be asked for. */
 export interface PreparedGradient extends Prepared {
-  /**
-   * The fields that the native gradient reads, after the call has succeeded: the float options that
-   * gradients belong to under their own names.
-   */
+  /** The fields that the native gradient reads, once the call has succeeded. */
   saved(): object;
 }
 
@@ -49,8 +46,7 @@ export function synchronousVjp<Callable>(operation: DifferentiableOperation): Ca
     const call = new Call(name, 'sync', options, operation, true);
     const prepared = operation.prepare(call);
     runSync(operation, call, prepared);
-    const value = valueOf(prepared);
-    return withGradients(value, new SavedState(operation, call, prepared.saved(), value), 'sync');
+    return withGradients(operation, call, prepared, 'sync');
   });
 }
 
@@ -62,25 +58,30 @@ export function asynchronousVjp<Callable>(operation: DifferentiableOperation): C
     call.signal?.throwIfAborted();
     const prepared = operation.prepare(call);
     await runAsync(operation, call, prepared);
-    const value = valueOf(prepared);
-    return withGradients(value, new SavedState(operation, call, prepared.saved(), value), 'async');
+    return withGradients(operation, call, prepared, 'async');
   });
 }
 
-function valueOf(prepared: Prepared): object {
+function withGradients(
+  operation: DifferentiableOperation,
+  call: Call,
+  prepared: PreparedGradient,
+  form: Form,
+): object {
   const result = prepared.result();
-  return ArrayBuffer.isView(result) ? { output: result } : (result as object);
+  const value = ArrayBuffer.isView(result) ? { output: result } : (result as object);
+  return { ...value, ...methods(new SavedState(operation, call, prepared, value), form) };
 }
 
-/** The functions close over the state alone, so that dispose() leaves nothing behind. */
-function withGradients(value: object, state: SavedState, form: Form): object {
+/** They close over the state alone, so that dispose() leaves nothing behind. */
+function methods(state: SavedState, form: Form): object {
   const backward =
     form === 'sync'
       ? (gradOutput: unknown, options?: unknown): unknown => state.backwardSync(gradOutput, options)
       : (gradOutput: unknown, options?: unknown): unknown =>
           state.backwardAsync(gradOutput, options);
   const dispose = (): void => state.dispose();
-  return { ...value, backward, dispose, [Symbol.dispose]: dispose };
+  return { backward, dispose, [Symbol.dispose]: dispose };
 }
 
 type Fields = Readonly<Record<string, unknown>>;
@@ -96,14 +97,28 @@ class SavedState {
   readonly #operation: DifferentiableOperation;
   readonly #settings: Settings;
   readonly #outputAxes: Axes;
+  /** Lengths of the gradients, by name. */
+  readonly #gradients: ReadonlyMap<string, number>;
   /** Lengths of the arrays, by name: those of the caller can be detached or resized meanwhile. */
   readonly #lengths: ReadonlyMap<string, number>;
   #fields: Fields | undefined;
 
-  constructor(operation: DifferentiableOperation, call: Call, saved: object, value: object) {
+  constructor(
+    operation: DifferentiableOperation,
+    call: Call,
+    prepared: PreparedGradient,
+    value: object,
+  ) {
     this.#operation = operation;
     this.#settings = { nonFinite: call.nonFinite, precision: call.precision };
     this.#outputAxes = call.outputAxes;
+    const given: Fields = Object.assign({}, ...prepared.request);
+    this.#gradients = new Map(
+      operation.gradient.options
+        .filter((name) => intrinsics.kindOf(given[name]) !== undefined)
+        .map((name) => [name, intrinsics.lengthOf(given[name])]),
+    );
+    const saved = prepared.saved();
     const visible = new Set(Object.values(value));
     const lengths = new Map<string, number>();
     const fields: Record<string, unknown> = { ...saved };
@@ -140,9 +155,8 @@ class SavedState {
     const { gradients: wanted, signal } = readOwn('options', options ?? {}, BACKWARD_OPTIONS);
     const source = { gradOutput, signal };
     const call = new Call('backward', form, source, { options: Object.keys(source) });
+    const names = wantedNames(wanted, Array.from(this.#gradients.keys()));
     // From here on no code of the caller runs.
-    const given = this.#operation.gradient.options.filter((name) => this.#lengths.has(name));
-    const names = wantedNames(wanted, given);
     const fields = this.#fields;
     if (fields === undefined) throw disposed('backward');
     this.#checkArrays(fields);
@@ -150,7 +164,7 @@ class SavedState {
     const gradients: Record<string, Float32Array> = {};
     const destinations: Record<string, Float32Array> = {};
     for (const name of names) {
-      const length = this.#lengths.get(name)!;
+      const length = this.#gradients.get(name)!;
       gradients[name] = allocate('Float32Array', `the gradient of ${name}`, { length });
       destinations[`${name}Gradient`] = gradients[name];
     }

@@ -2,8 +2,6 @@
 
 #include <node_api.h>
 
-#include <cstdio>
-
 #include "native/binding/environment.h"
 #include "native/binding/errors.h"
 #include "native/binding/operation.h"
@@ -13,42 +11,32 @@ namespace cluster_attention {
 namespace binding {
 namespace {
 
-bool add(napi_env env, napi_value exports, const char* name, napi_callback callback) {
-  napi_value function = nullptr;
-  return napi_create_function(env, name, NAPI_AUTO_LENGTH, callback, nullptr, &function) ==
-             napi_ok &&
-         napi_set_named_property(env, exports, name, function) == napi_ok;
-}
-
-/// `name` and its `nameAsync`.
-template <typename Problem>
-bool add(napi_env env, napi_value exports, const char* name) {
-  char async_name[64];
-  std::snprintf(async_name, sizeof async_name, "%sAsync", name);
-  return add(env, exports, name, run_sync<Problem>) &&
-         add(env, exports, async_name, run_async<Problem>);
-}
-
 bool add_all(napi_env env, napi_value exports) {
-  return add<AttentionProblem>(env, exports, "attention") &&
-         add<ClusteredAttentionProblem>(env, exports, "clustered") &&
-         add<CentroidAttentionProblem>(env, exports, "centroidAttention") &&
-         add<CastAttentionProblem>(env, exports, "castAttention") &&
-         add<CentroidPoolProblem>(env, exports, "centroidPool") &&
-         add<CentroidEncodeProblem>(env, exports, "centroidEncode") &&
-         add<LshPlanesProblem>(env, exports, "lshPlanes") &&
-         add<HashProblem>(env, exports, "hash") &&
-         add<HammingKMeansProblem>(env, exports, "hammingKMeans") &&
-         add<KMeansProblem>(env, exports, "kMeans") &&
-         add<AggregateProblem>(env, exports, "aggregate") &&
-         add<BroadcastProblem>(env, exports, "broadcast") &&
-         add<TopKProblem>(env, exports, "topK") &&
-         add<SparseDotProblem>(env, exports, "sparseDot") &&
-         add<SparseWeightedSumProblem>(env, exports, "sparseWeightedSum") &&
-         add<MatmulProblem>(env, exports, "matmul") && add(env, exports, "info", info) &&
-         add(env, exports, "getNumThreads", get_num_threads) &&
-         add(env, exports, "setNumThreads", set_num_threads) &&
-         add(env, exports, "measurePeak", measure_peak);
+  return add_operation<AttentionProblem>(env, exports, "attention") &&
+         add_operation<ClusteredAttentionProblem>(env, exports, "clustered") &&
+         add_operation<CentroidAttentionProblem>(env, exports, "centroidAttention") &&
+         add_operation<CastAttentionProblem>(env, exports, "castAttention") &&
+         add_operation<CentroidPoolProblem>(env, exports, "centroidPool") &&
+         add_operation<CentroidEncodeProblem>(env, exports, "centroidEncode") &&
+         add_operation<LshPlanesProblem>(env, exports, "lshPlanes") &&
+         add_operation<HashProblem>(env, exports, "hash") &&
+         add_operation<HammingKMeansProblem>(env, exports, "hammingKMeans") &&
+         add_operation<KMeansProblem>(env, exports, "kMeans") &&
+         add_operation<AggregateProblem>(env, exports, "aggregate") &&
+         add_operation<BroadcastProblem>(env, exports, "broadcast") &&
+         add_operation<TopKProblem>(env, exports, "topK") &&
+         add_operation<SparseDotProblem>(env, exports, "sparseDot") &&
+         add_operation<SparseWeightedSumProblem>(env, exports, "sparseWeightedSum") &&
+         add_operation<MatmulProblem>(env, exports, "matmul") &&
+         add_operation<AggregateGradientProblem>(env, exports, "aggregateGradient") &&
+         add_operation<BroadcastGradientProblem>(env, exports, "broadcastGradient") &&
+         add_operation<SparseDotGradientProblem>(env, exports, "sparseDotGradient") &&
+         add_operation<SparseWeightedSumGradientProblem>(env, exports,
+                                                         "sparseWeightedSumGradient") &&
+         add_function(env, exports, "info", info) &&
+         add_function(env, exports, "getNumThreads", get_num_threads) &&
+         add_function(env, exports, "setNumThreads", set_num_threads) &&
+         add_function(env, exports, "measurePeak", measure_peak);
 }
 
 }  // namespace

@@ -41,8 +41,8 @@ void decode(Request& request, SparseDotProblem& problem);
 void decode(Request& request, SparseWeightedSumProblem& problem);
 void decode(Request& request, MatmulProblem& problem);
 
-// A gradient's request is that of the forward, with the results that were saved instead of those to
-// write, `gradOutput`, and `<option>Gradient` for every gradient that is wanted.
+// A gradient's request holds what it reads of the forward's inputs and results, `gradOutput`, and
+// `<option>Gradient` for every gradient that is wanted.
 void decode(Request& request, AttentionGradientProblem& problem);
 void decode(Request& request, ClusteredAttentionGradientProblem& problem);
 void decode(Request& request, CentroidAttentionGradientProblem& problem);

@@ -17,23 +17,12 @@ int64_t cluster_count(const Problem& problem) {
   return element_count(problem.batch, problem.clusters, problem.dim);
 }
 
-void decode_inputs(Request& request, AggregateProblem& problem) {
+template <typename Problem>
+void decode_labels(Request& request, Problem& problem) {
   problem.batch = request.size("batch");
   problem.length = request.size("length");
   problem.dim = request.size("dim", 1);
   problem.clusters = request.size("clusters", 1);
-  problem.reduce = request.choice("reduce", Reduce::sum);
-  request.rows("inputs", problem.inputs, Layout::bhld, problem.batch, problem.heads, problem.length,
-               problem.dim);
-  request.array("labels", problem.labels, element_count(problem.batch, problem.length));
-}
-
-void decode_inputs(Request& request, BroadcastProblem& problem) {
-  problem.batch = request.size("batch");
-  problem.length = request.size("length");
-  problem.dim = request.size("dim", 1);
-  problem.clusters = request.size("clusters", 1);
-  request.array("inputs", problem.inputs, cluster_count(problem));
   request.array("labels", problem.labels, element_count(problem.batch, problem.length));
 }
 
@@ -104,25 +93,30 @@ void decode(Request& request, KMeansProblem& problem) {
 }
 
 void decode(Request& request, AggregateProblem& problem) {
-  decode_inputs(request, problem);
+  decode_labels(request, problem);
+  problem.reduce = request.choice("reduce", Reduce::sum);
+  request.rows("inputs", problem.inputs, Layout::bhld, problem.batch, problem.heads, problem.length,
+               problem.dim);
   request.array("output", problem.output, cluster_count(problem));
 }
 
 void decode(Request& request, AggregateGradientProblem& problem) {
   AggregateProblem& forward = problem.forward;
-  decode_inputs(request, forward);
+  decode_labels(request, forward);
+  forward.reduce = request.choice("reduce", Reduce::sum);
   request.array("gradOutput", problem.output_gradient, cluster_count(forward));
   request.rows("inputsGradient", problem.inputs, Layout::bhld, forward.batch, forward.heads,
                forward.length, forward.dim, Presence::optional);
 }
 
 void decode(Request& request, BroadcastProblem& problem) {
-  decode_inputs(request, problem);
+  decode_labels(request, problem);
+  request.array("inputs", problem.inputs, cluster_count(problem));
   request.array("output", problem.output, position_count(problem));
 }
 
 void decode(Request& request, BroadcastGradientProblem& problem) {
-  decode_inputs(request, problem.forward);
+  decode_labels(request, problem.forward);
   request.array("gradOutput", problem.output_gradient, position_count(problem.forward));
   request.array("inputsGradient", problem.inputs, cluster_count(problem.forward),
                 Presence::optional);

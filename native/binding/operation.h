@@ -2,10 +2,11 @@
 
 // Turns a problem type into its two JavaScript functions: `run_sync<Problem>` computes on the
 // calling thread, `run_async<Problem>` on the thread pool and returns a promise. Both decode the
-// same request and give the same outcome (errors.h).
+// same request and give the same outcome (errors.h). add_operation<Problem> exports them.
 
 #include <node_api.h>
 
+#include <cstdio>
 #include <new>
 
 #include "native/binding/decode.h"
@@ -79,6 +80,23 @@ napi_value run_async(napi_env env, napi_callback_info info) {
     return nullptr;
   }
   return environment->start(call, request.object());
+}
+
+inline bool add_function(napi_env env, napi_value exports, const char* name,
+                         napi_callback callback) {
+  napi_value function = nullptr;
+  return napi_create_function(env, name, NAPI_AUTO_LENGTH, callback, nullptr, &function) ==
+             napi_ok &&
+         napi_set_named_property(env, exports, name, function) == napi_ok;
+}
+
+/// Exports an operation as `name` and `nameAsync`.
+template <typename Problem>
+bool add_operation(napi_env env, napi_value exports, const char* name) {
+  char async_name[64];
+  std::snprintf(async_name, sizeof async_name, "%sAsync", name);
+  return add_function(env, exports, name, run_sync<Problem>) &&
+         add_function(env, exports, async_name, run_async<Problem>);
 }
 
 }  // namespace binding
