@@ -5,6 +5,7 @@ import {
   readAttentionInputs,
   refuseCausal,
 } from './attention-inputs';
+import { Collect, Normalize } from './binding';
 import { allocate, type Call } from './call';
 import { readCentroidWeighting, type CentroidWeighting } from './centroid-weighting';
 import { asynchronous, synchronous } from './operation';
@@ -43,7 +44,7 @@ export interface CentroidAttentionDetails {
 
 /** Gradients of {@link centroidAttention}, in the layout of the call. */
 export interface CentroidAttentionGradients extends AttentionGradients {
-  /** (B,N), when `weights` were given: as if the weight of an input could also fall below 0 */
+  /** (B,N), when `weights` were given; 0 for an input of weight 0, which is removed */
   weights?: Float32Array;
 }
 
@@ -72,10 +73,13 @@ const operation: DifferentiableOperation = {
     const output = allocateOutput(call, inputs);
     const perCentroid = { batch, heads, queryLength };
     const masses =
-      details || differentiable ? allocate('Float32Array', 'masses', perCentroid) : undefined;
-    const logsumexp = differentiable
-      ? allocate('Float32Array', 'log-sum-exps', perCentroid)
-      : undefined;
+      details || (differentiable && weighting.aggregate === Collect.mean)
+        ? allocate('Float32Array', 'masses', perCentroid)
+        : undefined;
+    const logsumexp =
+      differentiable && weighting.normalize === Normalize.inputs
+        ? allocate('Float32Array', 'log-sum-exps', perCentroid)
+        : undefined;
     const known = details && {
       labels: allocate('Int32Array', 'labels', { batch, heads, keyLength }),
       objective: allocate('Float64Array', 'objective', { batch }),

@@ -23,13 +23,21 @@ export interface CentroidWeighting {
 }
 
 /** The fields of a request that say how M centroids share N inputs. */
+export interface WeightingFields {
+  readonly normalize: number;
+  readonly aggregate: number;
+  readonly weights: Float32Array | undefined;
+  readonly neighbors?: Int32Array;
+  readonly neighborCount: number;
+}
+
 export function readCentroidWeighting(
   call: Call,
   batch: number,
   centroids: number,
   length: number,
   lengths: Int32Array | undefined,
-): object {
+): WeightingFields {
   const normalize = call.choice('normalize', Normalize, Normalize.centroids);
   const aggregate = call.choice('aggregate', Collect, Collect.sum);
   const weights = call.optionalFloats('weights', { batch, length });

@@ -17,8 +17,17 @@ export type {
   ImprovedClusteredAttentionDetails,
   ImprovedClusteredAttentionOptions,
 } from './clustered-attention';
-export { centroidAttention, centroidAttentionSync } from './centroid-attention';
-export type { CentroidAttentionDetails, CentroidAttentionOptions } from './centroid-attention';
+export {
+  centroidAttention,
+  centroidAttentionSync,
+  centroidAttentionVjp,
+  centroidAttentionVjpSync,
+} from './centroid-attention';
+export type {
+  CentroidAttentionDetails,
+  CentroidAttentionGradients,
+  CentroidAttentionOptions,
+} from './centroid-attention';
 export type { CentroidWeighting } from './centroid-weighting';
 export { castAttention, castAttentionSync } from './cast-attention';
 export type { CastAttentionDetails, CastAttentionOptions } from './cast-attention';

@@ -28,6 +28,8 @@ bool add_all(napi_env env, napi_value exports) {
          add_operation<SparseDotProblem>(env, exports, "sparseDot") &&
          add_operation<SparseWeightedSumProblem>(env, exports, "sparseWeightedSum") &&
          add_operation<MatmulProblem>(env, exports, "matmul") &&
+         add_operation<CentroidAttentionGradientProblem>(env, exports,
+                                                         "centroidAttentionGradient") &&
          add_operation<AggregateGradientProblem>(env, exports, "aggregateGradient") &&
          add_operation<BroadcastGradientProblem>(env, exports, "broadcastGradient") &&
          add_operation<SparseDotGradientProblem>(env, exports, "sparseDotGradient") &&

@@ -174,7 +174,8 @@ void decode(Request& request, CentroidAttentionGradientProblem& problem) {
   const AttentionShape& shape = forward.inputs.shape;
   const int64_t centroids = element_count(shape.batch, shape.heads, shape.query_length);
   decode_output(request, "output", forward.output, layout, shape);
-  request.array("masses", forward.masses, centroids);
+  request.array("masses", forward.masses, centroids,
+                forward.aggregate == Collect::mean ? Presence::required : Presence::optional);
   request.array("logsumexp", forward.logsumexp, centroids,
                 forward.normalize == Normalize::inputs ? Presence::required : Presence::optional);
   request.array("weightsGradient", problem.weights, element_count(shape.batch, shape.key_length),

@@ -2,9 +2,10 @@
 // numerically. A case has `options()`, `oracle(options, result)` (the output in float64; `result` is
 // what the package returned, for its discrete choices) and `of`, the options to differentiate by.
 
+import { centroidGradients } from './gradients/centroid.mjs';
 import { sparseGradients } from './gradients/sparse.mjs';
 
-export const gradientCases = { ...sparseGradients };
+export const gradientCases = { ...centroidGradients, ...sparseGradients };
 export const differentiable = Object.keys(gradientCases);
 
 /** Σ gradOutput·output over what is finite: −Infinity stands for "no such entry". */
@@ -26,5 +27,9 @@ export function finiteDifferences(oracle, options, name, gradOutput, epsilon = 1
     moved[index] = before;
     return result;
   };
-  return moved.map((value, i) => (at(i, value + epsilon) - at(i, value - epsilon)) / (2 * epsilon));
+  // An input of weight 0 is removed: its weight has no gradient.
+  const removed = (value) => name === 'weights' && value === 0;
+  return moved.map((value, i) =>
+    removed(value) ? 0 : (at(i, value + epsilon) - at(i, value - epsilon)) / (2 * epsilon),
+  );
 }
