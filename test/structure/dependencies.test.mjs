@@ -98,7 +98,7 @@ describe('the checker itself', () => {
   test.each([
     "import { Call } from './call';",
     "import { types } from 'node:util';",
-    "import load from 'node-gyp-build';",
+    "import headers from 'node-api-headers';",
     "import manifest from '../package.json';",
   ])('allows in lib: %s', (line) => {
     expect(importFaults('lib/attention.ts', line)).toEqual([]);
