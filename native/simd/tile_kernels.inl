@@ -22,6 +22,7 @@ inline int64_t vectors_of(int64_t columns) { return (columns + kWidth - 1) / kWi
 #endif
 #include "native/simd/tile_attention.inl"
 #include "native/simd/tile_rows.inl"
+#include "native/simd/tile_codes.inl"
 #include "native/simd/tile_peak.inl"
 // clang-format on
 
