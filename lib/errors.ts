@@ -34,10 +34,20 @@ function make(
   index?: number,
 ): ClusterAttentionError {
   const error = new Class(message) as ClusterAttentionError;
-  error.code = code;
-  if (argument !== undefined) error.argument = argument;
-  if (index !== undefined) error.index = index;
+  define(error, 'code', code);
+  if (argument !== undefined) define(error, 'argument', argument);
+  if (index !== undefined) define(error, 'index', index);
   return error;
+}
+
+/** Not an assignment: that would ask the prototypes, and Object.prototype may be polluted. */
+function define(error: Error, name: string, value: unknown): void {
+  const attributes = { writable: true, enumerable: true, configurable: true };
+  Object.defineProperty(error, name, {
+    __proto__: null,
+    value,
+    ...attributes,
+  } as PropertyDescriptor);
 }
 
 /** A value as an error message shows it. Runs none of the value's own code. */
@@ -47,8 +57,8 @@ export function describe(value: unknown): string {
       return JSON.stringify(value.length > 40 ? `${value.slice(0, 40)}…` : value);
     case 'number':
       return Object.is(value, -0) ? '-0' : String(value);
-    case 'bigint':
-      return `${value}n`;
+    case 'bigint': // millions of digits help nobody, and take a while
+      return value === BigInt.asIntN(128, value) ? `${value}n` : 'a bigint past 128 bits';
     case 'function':
       return 'a function';
     case 'object':

@@ -112,7 +112,7 @@ class SavedState {
     this.#operation = operation;
     this.#settings = { nonFinite: call.nonFinite, precision: call.precision };
     this.#outputAxes = call.outputAxes;
-    const given: Fields = Object.assign({}, ...prepared.request);
+    const given: Fields = Object.assign(Object.create(null), ...prepared.request);
     this.#gradients = new Map(
       operation.gradient.options
         .filter((name) => intrinsics.kindOf(given[name]) !== undefined)
@@ -161,13 +161,14 @@ class SavedState {
     if (fields === undefined) throw disposed('backward');
     this.#checkArrays(fields);
     const upstream = call.floats('gradOutput', this.#outputAxes);
-    const gradients: Record<string, Float32Array> = {};
-    const destinations: Record<string, Float32Array> = {};
-    for (const name of names) {
-      const length = this.#gradients.get(name)!;
-      gradients[name] = allocate('Float32Array', `the gradient of ${name}`, { length });
-      destinations[`${name}Gradient`] = gradients[name];
-    }
+    const arrays = names.map((name) =>
+      allocate('Float32Array', `the gradient of ${name}`, { length: this.#gradients.get(name)! }),
+    );
+    // Defined, not assigned: a setter on a polluted Object.prototype must not get them.
+    const gradients = Object.fromEntries(names.map((name, i) => [name, arrays[i]!]));
+    const destinations = Object.fromEntries(
+      names.map((name, i) => [`${name}Gradient`, arrays[i]!]),
+    );
     return {
       signal: call.signal,
       request: [fields, { gradOutput: upstream }, destinations],

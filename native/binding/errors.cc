@@ -34,10 +34,16 @@ const char* status_name(StatusCode code) {
   return "unsupported";
 }
 
+/// Not an assignment: that would ask the prototypes, and Object.prototype may be polluted.
+bool define(napi_env env, napi_value object, const char* name, napi_value value) {
+  const napi_property_descriptor property = {
+      name, nullptr, nullptr, nullptr, nullptr, value, napi_default_jsproperty, nullptr};
+  return napi_define_properties(env, object, 1, &property) == napi_ok;
+}
+
 bool set_number(napi_env env, napi_value object, const char* name, int64_t number) {
   napi_value value = nullptr;
-  return napi_create_int64(env, number, &value) == napi_ok &&
-         napi_set_named_property(env, object, name, value) == napi_ok;
+  return napi_create_int64(env, number, &value) == napi_ok && define(env, object, name, value);
 }
 
 }  // namespace
@@ -45,7 +51,7 @@ bool set_number(napi_env env, napi_value object, const char* name, int64_t numbe
 bool set_text(napi_env env, napi_value object, const char* name, const char* text) {
   napi_value value = nullptr;
   return napi_create_string_utf8(env, text, NAPI_AUTO_LENGTH, &value) == napi_ok &&
-         napi_set_named_property(env, object, name, value) == napi_ok;
+         define(env, object, name, value);
 }
 
 napi_value make_outcome(napi_env env, const Status& status) {
@@ -62,16 +68,32 @@ napi_value make_outcome(napi_env env, const Status& status) {
   return nullptr;
 }
 
-void throw_type_error(napi_env env, const char* argument, const char* expected) {
+namespace {
+
+using CreateError = napi_status (*)(napi_env, napi_value code, napi_value message,
+                                    napi_value* error);
+
+/// As napi_throw_error, but the code is defined, not assigned (see define).
+void throw_error(napi_env env, CreateError create, const char* code, const char* argument,
+                 const char* expected) {
   char message[192];
   std::snprintf(message, sizeof message, "%s must be %s in the request", argument, expected);
-  napi_throw_type_error(env, "ERR_INVALID_ARG_TYPE", message);
+  napi_value text = nullptr;
+  napi_value error = nullptr;
+  const bool thrown = napi_create_string_utf8(env, message, NAPI_AUTO_LENGTH, &text) == napi_ok &&
+                      create(env, nullptr, text, &error) == napi_ok &&
+                      set_text(env, error, "code", code) && napi_throw(env, error) == napi_ok;
+  if (!thrown) throw_napi_error(env);
+}
+
+}  // namespace
+
+void throw_type_error(napi_env env, const char* argument, const char* expected) {
+  throw_error(env, napi_create_type_error, "ERR_INVALID_ARG_TYPE", argument, expected);
 }
 
 void throw_range_error(napi_env env, const char* argument, const char* expected) {
-  char message[192];
-  std::snprintf(message, sizeof message, "%s must be %s in the request", argument, expected);
-  napi_throw_range_error(env, "ERR_OUT_OF_RANGE", message);
+  throw_error(env, napi_create_range_error, "ERR_OUT_OF_RANGE", argument, expected);
 }
 
 void throw_napi_error(napi_env env) {

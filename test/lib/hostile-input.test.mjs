@@ -225,6 +225,45 @@ describe.each(names)('%s', (name) => {
     for (const result of polluted) expectSameResult(await result, clean);
   });
 
+  test.each([
+    ['refuses assignments', { value: 5, writable: false }],
+    ['takes assignments away', { get: () => 3, set: () => {} }],
+  ])('errors arrive where Object.prototype %s', async (_what, descriptor) => {
+    const wrong = () => ({ ...minimal(), nonFinite: 'never' });
+    const unfit = [];
+    for (const [input, array] of inputArrays(minimal())) {
+      const bad = array.slice();
+      const real = array instanceof Float32Array;
+      if (real) bad[0] = NaN; // found by the native code
+      unfit.push({ ...minimal(), [input]: real ? bad : bad.subarray(1) });
+    }
+    const polluted = ['code', 'argument', 'index', 'status', 'length', 'query', 'inputs', 'output'];
+    const errors = [];
+    try {
+      for (const option of polluted) {
+        const attributes = { __proto__: null, ...descriptor, configurable: true };
+        // oxlint-disable-next-line no-extend-native
+        Object.defineProperty(Object.prototype, option, attributes);
+      }
+      for (const options of [wrong(), ...unfit]) {
+        for (const form of bothForms) {
+          try {
+            errors.push(await form(options));
+          } catch (error) {
+            errors.push(error);
+          }
+        }
+      }
+    } finally {
+      for (const option of polluted) delete Object.prototype[option];
+    }
+    for (const error of errors) {
+      expect(error).toBeInstanceOf(Error);
+      expect(Object.keys(error)).toContain('code');
+      expect(CODES).toContain(error.code);
+    }
+  });
+
   test('inherited options are not options, an object without prototype is fine', async () => {
     const bare = Object.assign(Object.create(null), minimal());
     if (bare.shape) bare.shape = Object.assign(Object.create(null), bare.shape);

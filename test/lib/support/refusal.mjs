@@ -3,17 +3,7 @@
 import { expect } from 'vitest';
 import { imported, required } from './package.mjs';
 
-export const CODES = [
-  'ERR_INVALID_ARG_TYPE',
-  'ERR_OUT_OF_RANGE',
-  'ERR_SHAPE_MISMATCH',
-  'ERR_NON_FINITE',
-  'ERR_UNSUPPORTED',
-  'ERR_CUDA_UNAVAILABLE',
-  'ERR_OUT_OF_MEMORY',
-  'ERR_DEVICE_LOST',
-  'ERR_BINDING_LOAD',
-];
+export { CODES } from './codes.mjs';
 
 export const WRONG_KIND = { type: TypeError, codes: ['ERR_INVALID_ARG_TYPE'] };
 export const WRONG_VALUE = { type: RangeError, codes: ['ERR_OUT_OF_RANGE'] };

@@ -1,0 +1,15 @@
+// The quick share of the programs of this folder; `npm run test:hard` runs them at full length.
+
+import { describe, expect, test } from 'vitest';
+import { runChild } from './support/program.mjs';
+
+const QUICK = [['hostile-arguments.mjs', { cases: 40, pairs: 60 }]];
+
+describe('quick share', { timeout: 300_000 }, () => {
+  test.each(QUICK)('%s', async (file, parameters) => {
+    const { code, signal, output } = await runChild(new URL(file, import.meta.url), parameters);
+    expect(output).not.toContain('FAILED');
+    expect([code, signal], output).toEqual([0, null]);
+    expect(output).toContain('{"figure"');
+  });
+});
