@@ -101,21 +101,20 @@ bool Request::resolve() {
 }
 
 void Request::resolve(const Field& field) {
-  char expected[96];
-  std::snprintf(expected, sizeof expected, "a %s of %lld elements", array_name(field.type),
-                static_cast<long long>(field.elements));
   bool is_typed_array = false;
   if (!check(napi_is_typedarray(env_, field.value, &is_typed_array))) return;
-  if (!is_typed_array) return fail_type(field.name, expected);
+  if (!is_typed_array) return fail_array(field, &Request::fail_type);
 
   napi_typedarray_type type = napi_int8_array;
   size_t length = 0;
   void* data = nullptr;
   if (!check(napi_get_typedarray_info(env_, field.value, &type, &length, &data, nullptr, nullptr)))
     return;
-  if (type != field.type) return fail_type(field.name, expected);
-  if (static_cast<int64_t>(length) != field.elements) return fail_range(field.name, expected);
-  if (length > 0 && data == nullptr) return fail_range(field.name, expected);
+  if (type != field.type) return fail_array(field, &Request::fail_type);
+  const bool detached = length > 0 && data == nullptr;
+  if (static_cast<int64_t>(length) != field.elements || detached) {
+    return fail_array(field, &Request::fail_range);
+  }
   if (length == 0) data = empty_array;
 
   if (field.maximum >= 0) {
@@ -126,6 +125,13 @@ void Request::resolve(const Field& field) {
     }
   }
   field.store(field.destination, data);
+}
+
+void Request::fail_array(const Field& field, void (Request::*fail)(const char*, const char*)) {
+  char expected[96];
+  std::snprintf(expected, sizeof expected, "a %s of %lld elements", array_name(field.type),
+                static_cast<long long>(field.elements));
+  (this->*fail)(field.name, expected);
 }
 
 void Request::fail_type(const char* name, const char* expected) {

@@ -108,6 +108,8 @@ class Request {
   void resolve(const Field& field);
   void fail_type(const char* name, const char* expected);
   void fail_range(const char* name, const char* expected);
+  /// Says what array was expected.
+  void fail_array(const Field& field, void (Request::*fail)(const char*, const char*));
   bool check(napi_status status);
 
   napi_env env_;

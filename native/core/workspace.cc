@@ -19,6 +19,13 @@ constexpr size_t kAlignment = 64;
 constexpr size_t kKeptBlock = size_t{1} << 14;
 /// What the process keeps at most while no call needs it.
 constexpr size_t kKeptBytes = size_t{128} << 20;
+/// Pieces up to a quarter of a slab are cut from it. Not under the address sanitizer, which sees
+/// only what lies beyond a block.
+#if defined(__SANITIZE_ADDRESS__)
+constexpr size_t kSlab = 0;
+#else
+constexpr size_t kSlab = kKeptBlock;
+#endif
 /// Blocks at least this long are aligned to huge pages and ask for them.
 constexpr size_t kHugePage = size_t{1} << 21;
 
@@ -103,17 +110,36 @@ Workspace::~Workspace() {
   }
 }
 
-void* Workspace::allocate_bytes(size_t bytes) {
-  static_assert(sizeof(Block) <= kAlignment, "the header must fit in front of the block");
-  if (must_fail()) return nullptr;
-  const size_t total = kAlignment + (bytes + kAlignment - 1) / kAlignment * kAlignment;
+Workspace::Block* Workspace::obtain(size_t bytes) {
+  const size_t total = kAlignment + bytes;
   Block* block = total >= kKeptBlock ? Shelf::instance().take(total) : nullptr;
   if (block == nullptr) block = Block::create(total);
   if (block == nullptr) return nullptr;
   block->next = blocks_;
   blocks_ = block;
   bytes_in_use.fetch_add(static_cast<int64_t>(block->bytes), std::memory_order_relaxed);
-  return reinterpret_cast<char*>(block) + kAlignment;
+  return block;
+}
+
+void* Workspace::allocate_bytes(size_t bytes) {
+  static_assert(sizeof(Block) <= kAlignment, "the header must fit in front of the block");
+  if (must_fail()) return nullptr;
+  const size_t needed = (bytes + kAlignment - 1) / kAlignment * kAlignment;
+  const bool is_short = needed <= kSlab / 4;
+  if (is_short && needed <= slab_bytes_) {
+    char* piece = slab_;
+    slab_ += needed;
+    slab_bytes_ -= needed;
+    return piece;
+  }
+  Block* block = obtain(is_short ? kSlab : needed);
+  if (block == nullptr) return nullptr;
+  char* memory = reinterpret_cast<char*>(block) + kAlignment;
+  if (is_short) {
+    slab_ = memory + needed;
+    slab_bytes_ = block->bytes - kAlignment - needed;
+  }
+  return memory;
 }
 
 void Workspace::zero(void* memory, size_t bytes) { std::memset(memory, 0, bytes); }

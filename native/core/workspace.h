@@ -34,11 +34,15 @@ class Workspace {
  private:
   struct Block;
   class Shelf;
+  Block* obtain(size_t bytes);
   static constexpr size_t kMaximumBytes = std::numeric_limits<size_t>::max() / 4;
   void* allocate_bytes(size_t bytes);
   static void zero(void* memory, size_t bytes);
 
   Block* blocks_ = nullptr;
+  // Short pieces are cut from one block: a call asks for dozens of them.
+  char* slab_ = nullptr;
+  size_t slab_bytes_ = 0;
 };
 
 /// For fault tests: the n-th allocation from now fails (1 is the next one), 0 lets all succeed.
