@@ -124,7 +124,8 @@ Workspace::Block* Workspace::obtain(size_t bytes) {
 void* Workspace::allocate_bytes(size_t bytes) {
   static_assert(sizeof(Block) <= kAlignment, "the header must fit in front of the block");
   if (must_fail()) return nullptr;
-  const size_t needed = (bytes + kAlignment - 1) / kAlignment * kAlignment;
+  const size_t needed =
+      bytes == 0 ? kAlignment : (bytes + kAlignment - 1) / kAlignment * kAlignment;
   const bool is_short = needed <= kSlab / 4;
   if (is_short && needed <= slab_bytes_) {
     char* piece = slab_;
