@@ -1,5 +1,5 @@
 #!/usr/bin/env node
-/** `npx cluster-attention info`: what a person runs before trusting the package with a service. */
+/** `npx cluster-attention …`: what a person runs before trusting the package with a service. */
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 
@@ -7,6 +7,11 @@ const HELP = `Usage: cluster-attention <command>
 
 Commands:
   info        version, instruction sets, threads, build and CUDA of this installation
+  bench       time, error and memory of every method on this machine
+  compare     two recordings of bench: what became faster or slower
+  report      recordings of bench as one HTML page
+
+--help after a command lists its options.
 
 Options:
   --help      this text
@@ -32,35 +37,51 @@ function printInfo(): void {
   for (const [name, value] of lines) console.log(`${name!.padEnd(18)}${value}`);
 }
 
-function main(command: string | undefined, surplus: readonly string[]): number {
-  if (surplus.length > 0) {
-    console.error(`cluster-attention: unexpected "${surplus[0]}"; see cluster-attention --help`);
-    return 2;
-  }
+function refuse(problem: string): number {
+  console.error(`cluster-attention: ${problem}; see cluster-attention --help`);
+  return 2;
+}
+
+/** A command without parameters. */
+function alone(surplus: readonly string[], run: () => void): number {
+  if (surplus.length > 0) return refuse(`unexpected "${surplus[0]}"`);
+  run();
+  return 0;
+}
+
+/** Modules are loaded where they are needed: most of them load the addon. */
+async function main(command: string | undefined, parameters: readonly string[]): Promise<number> {
   switch (command) {
     case 'info':
-      printInfo();
-      return 0;
+      return alone(parameters, printInfo);
+    case 'bench':
+      return (require('./bench/bench') as typeof import('./bench/bench')).bench(parameters);
+    case 'compare':
+      return (require('./bench/compare') as typeof import('./bench/compare')).compare(parameters);
+    case 'report':
+      return (require('./bench/report-command') as typeof import('./bench/report-command')).report(
+        parameters,
+      );
     case '--version':
     case '-v':
-      console.log(packageVersion());
-      return 0;
+      return alone(parameters, () => console.log(packageVersion()));
     case 'help':
     case '--help':
     case '-h':
-      process.stdout.write(HELP);
-      return 0;
-    default: {
-      const what = command === undefined ? 'no command' : `unknown command "${command}"`;
-      console.error(`cluster-attention: ${what}; see cluster-attention --help`);
-      return 2;
-    }
+      return alone(parameters, () => process.stdout.write(HELP));
+    default:
+      return refuse(command === undefined ? 'no command' : `unknown command "${command}"`);
   }
 }
 
-try {
-  process.exitCode = main(process.argv[2], process.argv.slice(3));
-} catch (error) {
-  console.error(`cluster-attention: ${error instanceof Error ? error.message : String(error)}`);
-  process.exitCode = 1;
+async function start(): Promise<void> {
+  try {
+    process.exitCode = await main(process.argv[2], process.argv.slice(3));
+  } catch (error) {
+    const refused = error instanceof Error && error.name === 'UsageError';
+    console.error(`cluster-attention: ${error instanceof Error ? error.message : String(error)}`);
+    process.exitCode = refused ? 2 : 1;
+  }
 }
+
+void start();

@@ -39,6 +39,8 @@ describe('the tarball', () => {
       'CONTRIBUTING.md',
       'LICENSE',
       'README.md',
+      'dist/bench/page.css',
+      'dist/bench/page.js',
       'package.json',
       'scripts/build.cjs',
       'scripts/install.cjs',

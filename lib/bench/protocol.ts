@@ -1,0 +1,94 @@
+/**
+ * What the coordinator and the processes that measure say to each other: one JSON object per line,
+ * requests on standard input, replies on standard output, so that a peer may be written in any
+ * language. A process prepares its case, then takes one sample per request, until its input ends.
+ */
+import { createInterface } from 'node:readline';
+import type { InputFile } from './inputs';
+import type { Accuracy, Case } from './record';
+
+/** The first request: what to measure. */
+export interface Task {
+  readonly case: Case;
+  readonly input: InputFile;
+  /** How many rows are checked. */
+  readonly rows: number;
+  /** k of the recall. */
+  readonly recallKeys: number;
+  readonly seed: number;
+}
+
+/** The reply to a task: nothing is timed unless the result is right. */
+export type Preparation =
+  | {
+      readonly status: 'ready';
+      readonly accuracy: Accuracy;
+      readonly memory?: number;
+      readonly flop?: number;
+      /** Calls in a row that make one sample. */
+      readonly repeats: number;
+    }
+  | {
+      readonly status: 'wrong' | 'failed' | 'missing';
+      readonly reason: string;
+      readonly accuracy?: Accuracy;
+    };
+
+/** The reply to {"sample": true}. */
+export interface SampleReply {
+  /** Of one call. */
+  readonly milliseconds: number;
+  /** GFLOP/s, see Result. */
+  readonly peak?: number;
+}
+
+/** A case that is ready to be timed. */
+export interface Prepared {
+  readonly reply: Preparation;
+  run(): unknown;
+  peak?(): number;
+}
+
+async function takeSample({ reply, run, peak }: Prepared): Promise<SampleReply> {
+  if (reply.status !== 'ready') throw new Error('there is nothing to sample');
+  const start = process.hrtime.bigint();
+  for (let call = 0; call < reply.repeats; ++call) {
+    const result = run();
+    if (result instanceof Promise) await result;
+  }
+  const milliseconds = Number(process.hrtime.bigint() - start) / 1e6 / reply.repeats;
+  return { milliseconds, ...(peak && { peak: peak() }) };
+}
+
+/** How often a call of this many milliseconds is repeated for one sample. */
+export function repeatsFor(milliseconds: number): number {
+  return Math.max(1, Math.min(1000, Math.round(SAMPLE / Math.max(milliseconds, 1e-3))));
+}
+
+/** Milliseconds that a sample lasts at least, so that the clock and single interrupts matter little. */
+const SAMPLE = 10;
+
+const reasonOf = (error: unknown): string =>
+  (error instanceof Error ? error.message : String(error)).replaceAll(/\s*\n\s*/g, ' ');
+
+function answer(reply: object): void {
+  process.stdout.write(`${JSON.stringify(reply)}\n`);
+}
+
+/** Serves requests until the input ends. Errors are replies. */
+export async function serve(prepare: (task: Task) => Prepared | Promise<Prepared>): Promise<void> {
+  process.on('SIGINT', () => {}); // of the terminal's Ctrl-C: the coordinator decides
+  let prepared: Prepared | undefined;
+  for await (const line of createInterface({ input: process.stdin })) {
+    try {
+      if (prepared === undefined) {
+        prepared = await prepare(JSON.parse(line) as Task);
+        answer(prepared.reply);
+      } else {
+        answer(await takeSample(prepared));
+      }
+    } catch (error) {
+      answer({ status: 'failed', reason: reasonOf(error) });
+    }
+  }
+}
