@@ -3,12 +3,17 @@
 // dist/bench/page.js and page.css. So the installed package writes reports that work offline,
 // without depending on a charting library.
 
-const { readFileSync, writeFileSync } = require('node:fs');
+const { existsSync, readFileSync, writeFileSync } = require('node:fs');
 const { join } = require('node:path');
 const { buildSync } = require('esbuild');
 
 const root = join(__dirname, '..');
 const target = join(root, 'dist', 'bench');
+
+if (!existsSync(join(root, 'node_modules', '@observablehq', 'plot'))) {
+  console.error('@observablehq/plot is not installed; first: npm install --ignore-scripts');
+  process.exit(1);
+}
 
 const { metafile, outputFiles } = buildSync({
   absWorkingDir: root,
