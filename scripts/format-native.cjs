@@ -8,7 +8,7 @@ const { join } = require('node:path');
 const root = join(__dirname, '..');
 // Newer versions format some lines differently: the one that the sources follow comes first.
 const programs = ['clang-format-14', 'clang-format'];
-const folders = ['native', 'cuda', 'test/native'];
+const folders = ['native', 'cuda', 'test/native', 'test/cuda'];
 const sources = /\.(h|cc|inl|cu|cuh)$/;
 
 function sourceFiles() {

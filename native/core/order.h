@@ -9,10 +9,12 @@
 #include <cstdint>
 #include <cstring>
 
+#include "native/core/host_device.h"
+
 namespace cluster_attention {
 
 /// Maps a float to an unsigned integer with the same order: larger value, larger key.
-static inline uint32_t ordered_key(float value) {
+CA_HOST_DEVICE static inline uint32_t ordered_key(float value) {
   if (value != value) return 0xffffffffu;
   if (value == 0.0f) value = 0.0f;  // -0 becomes +0
   uint32_t bits;
@@ -21,7 +23,7 @@ static inline uint32_t ordered_key(float value) {
 }
 
 /// The float of an ordered_key (NaN payloads and the sign of zero are not kept).
-static inline float value_of_key(uint32_t key) {
+CA_HOST_DEVICE static inline float value_of_key(uint32_t key) {
   const uint32_t bits = (key & 0x80000000u) != 0 ? key & 0x7fffffffu : ~key;
   float value;
   std::memcpy(&value, &bits, sizeof value);
@@ -31,14 +33,14 @@ static inline float value_of_key(uint32_t key) {
 /// A scored index as one integer: the better candidate is the larger integer.
 using Candidate = uint64_t;
 
-static inline Candidate make_candidate(float score, int32_t index) {
+CA_HOST_DEVICE static inline Candidate make_candidate(float score, int32_t index) {
   return (static_cast<uint64_t>(ordered_key(score)) << 32) |
          static_cast<uint32_t>(~static_cast<uint32_t>(index));
 }
-static inline float candidate_score(Candidate candidate) {
+CA_HOST_DEVICE static inline float candidate_score(Candidate candidate) {
   return value_of_key(static_cast<uint32_t>(candidate >> 32));
 }
-static inline int32_t candidate_index(Candidate candidate) {
+CA_HOST_DEVICE static inline int32_t candidate_index(Candidate candidate) {
   return static_cast<int32_t>(~static_cast<uint32_t>(candidate));
 }
 

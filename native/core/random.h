@@ -7,6 +7,8 @@
 #include <cmath>
 #include <cstdint>
 
+#include "native/core/host_device.h"
+
 namespace cluster_attention {
 
 /// What a draw is for; each purpose has a stream of its own.
@@ -22,7 +24,8 @@ struct RandomBlock {
 };
 
 /// Ten rounds of Philox 4x32 on the counter (counter, stream) with the key `seed`.
-inline RandomBlock random_block(uint64_t seed, RandomStream stream, uint64_t counter) {
+CA_HOST_DEVICE inline RandomBlock random_block(uint64_t seed, RandomStream stream,
+                                               uint64_t counter) {
   RandomBlock block{{static_cast<uint32_t>(counter), static_cast<uint32_t>(counter >> 32),
                      static_cast<uint32_t>(stream), 0u}};
   uint32_t key0 = static_cast<uint32_t>(seed);
@@ -41,14 +44,14 @@ inline RandomBlock random_block(uint64_t seed, RandomStream stream, uint64_t cou
 }
 
 /// Uniform in [0, 1), 53 bits.
-inline double random_uniform(uint64_t seed, RandomStream stream, uint64_t counter) {
+CA_HOST_DEVICE inline double random_uniform(uint64_t seed, RandomStream stream, uint64_t counter) {
   const RandomBlock block = random_block(seed, stream, counter);
   const uint64_t bits = (static_cast<uint64_t>(block.word[0]) << 32) | block.word[1];
   return static_cast<double>(bits >> 11) * 0x1.0p-53;
 }
 
 /// Standard normal by Box and Muller, computed in double precision.
-inline double random_normal(uint64_t seed, RandomStream stream, uint64_t counter) {
+CA_HOST_DEVICE inline double random_normal(uint64_t seed, RandomStream stream, uint64_t counter) {
   const RandomBlock block = random_block(seed, stream, counter);
   const uint64_t high = (static_cast<uint64_t>(block.word[0]) << 32) | block.word[1];
   const uint64_t low = (static_cast<uint64_t>(block.word[2]) << 32) | block.word[3];
@@ -61,7 +64,8 @@ inline double random_normal(uint64_t seed, RandomStream stream, uint64_t counter
 /// Image of `index` under a pseudo-random permutation of [0, length): distinct indices give
 /// distinct positions, without a table. A four-round Feistel network on the next even number of
 /// bits, walked until it lands inside.
-inline int64_t random_position(uint64_t seed, RandomStream stream, int64_t length, int64_t index) {
+CA_HOST_DEVICE inline int64_t random_position(uint64_t seed, RandomStream stream, int64_t length,
+                                              int64_t index) {
   int half_bits = 1;
   while ((int64_t{1} << (2 * half_bits)) < length) ++half_bits;
   const uint64_t mask = (uint64_t{1} << half_bits) - 1;

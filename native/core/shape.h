@@ -3,6 +3,8 @@
 #include <cstdint>
 #include <limits>
 
+#include "native/core/host_device.h"
+
 namespace cluster_attention {
 
 /// Product of non-negative sizes; false when it leaves int64_t.
@@ -22,17 +24,17 @@ int64_t checked_size(Sizes... sizes) {
   return fits ? product : -1;
 }
 
-inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
+CA_HOST_DEVICE inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+CA_HOST_DEVICE inline int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
 
 /// Part `part` of `total` items cut into `parts` nearly equal ranges: [begin, end).
 struct Range {
   int64_t begin = 0;
   int64_t end = 0;
-  int64_t size() const { return end - begin; }
+  CA_HOST_DEVICE int64_t size() const { return end - begin; }
 };
 
-inline Range split(int64_t total, int64_t parts, int64_t part) {
+CA_HOST_DEVICE inline Range split(int64_t total, int64_t parts, int64_t part) {
   const int64_t quotient = total / parts;
   const int64_t remainder = total % parts;
   const int64_t begin = part * quotient + (part < remainder ? part : remainder);

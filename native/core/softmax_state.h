@@ -8,6 +8,8 @@
 #include <cmath>
 #include <limits>
 
+#include "native/core/host_device.h"
+
 namespace cluster_attention {
 
 constexpr float kLog2E = 1.44269504088896340736f;
@@ -24,7 +26,7 @@ struct SoftmaxState {
   };
 
   /// Joins the state of other logits of the same row. A state without logits changes nothing.
-  Factors merge(const SoftmaxState& other) {
+  CA_HOST_DEVICE Factors merge(const SoftmaxState& other) {
     const float joint = maximum > other.maximum ? maximum : other.maximum;
     const Factors factors{shift(maximum, joint), shift(other.maximum, joint)};
     maximum = other.maximum != other.maximum ? other.maximum : joint;  // NaN stays NaN
@@ -33,17 +35,17 @@ struct SoftmaxState {
   }
 
   /// Multiplier that turns the summed output into the mean; 0 for a row without logits.
-  float normalizer() const { return sum == 0.0f ? 0.0f : 1.0f / sum; }
+  CA_HOST_DEVICE float normalizer() const { return sum == 0.0f ? 0.0f : 1.0f / sum; }
 
   /// Natural log of the sum of exp(logits); -Inf for a row without logits.
-  float logsumexp() const {
+  CA_HOST_DEVICE float logsumexp() const {
     if (sum == 0.0f) return -std::numeric_limits<float>::infinity();
     return static_cast<float>((static_cast<double>(maximum) + std::log2(static_cast<double>(sum))) *
                               kLn2);
   }
 
   /// 2^(from - to), with a row without logits (from = -Inf) contributing nothing.
-  static float shift(float from, float to) {
+  CA_HOST_DEVICE static float shift(float from, float to) {
     return from == -std::numeric_limits<float>::infinity() ? 0.0f : std::exp2(from - to);
   }
 };

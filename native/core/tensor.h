@@ -2,6 +2,8 @@
 
 #include <cstdint>
 
+#include "native/core/host_device.h"
+
 namespace cluster_attention {
 
 /// Rows of a (batch, heads, rows, columns) tensor; a row is contiguous, the rest is strides, so
@@ -14,10 +16,10 @@ struct RowView {
   int64_t head_stride = 0;
   int64_t row_stride = 0;
 
-  T* sequence(int64_t batch, int64_t head) const {
+  CA_HOST_DEVICE T* sequence(int64_t batch, int64_t head) const {
     return data + batch * batch_stride + head * head_stride;
   }
-  T* row(int64_t batch, int64_t head, int64_t row) const {
+  CA_HOST_DEVICE T* row(int64_t batch, int64_t head, int64_t row) const {
     return sequence(batch, head) + row * row_stride;
   }
 };
@@ -41,7 +43,7 @@ RowView<T> dense_rows(T* data, int64_t rows, int64_t columns) {
 }
 
 /// lengths[batch] where lengths are given, else the full length.
-inline int64_t real_length(const int32_t* lengths, int64_t batch, int64_t full) {
+CA_HOST_DEVICE inline int64_t real_length(const int32_t* lengths, int64_t batch, int64_t full) {
   return lengths != nullptr ? lengths[batch] : full;
 }
 

@@ -40,6 +40,29 @@ class Arrays {
     for (Output& output : outputs_)
       std::memset(output.memory.data(), kPoison, output.memory.size());
   }
+  /// A block of memory as it was allocated; an output's with its fences.
+  struct Region {
+    unsigned char* memory;
+    size_t bytes;
+  };
+  /// The one that holds a pointer of a problem; null memory where it is not from here.
+  Region region_of(const void* pointer) const {
+    for (const auto& input : inputs_) {
+      if (holds(input, pointer)) return {const_cast<unsigned char*>(input.data()), input.size()};
+    }
+    for (const Output& output : outputs_) {
+      if (!holds(output.memory, pointer)) continue;
+      return {const_cast<unsigned char*>(output.memory.data()), output.memory.size()};
+    }
+    return {nullptr, 0};
+  }
+  std::vector<Region> output_regions() {
+    std::vector<Region> regions;
+    for (Output& output : outputs_) regions.push_back({output.memory.data(), output.memory.size()});
+    return regions;
+  }
+  static constexpr size_t kFence = 64;
+
   /// The bytes of all outputs; fails the test if a fence was touched.
   std::vector<unsigned char> snapshot() const {
     std::vector<unsigned char> bytes;
@@ -55,12 +78,16 @@ class Arrays {
   }
 
  private:
-  static constexpr size_t kFence = 64;
   static constexpr unsigned char kPoison = 0xA5;
   struct Output {
     std::vector<unsigned char> memory;
     size_t bytes;
   };
+
+  static bool holds(const std::vector<unsigned char>& memory, const void* pointer) {
+    const auto* at = static_cast<const unsigned char*>(pointer);
+    return at >= memory.data() && at < memory.data() + memory.size();
+  }
 
   /// A heap block of its own and of the exact size, so that the address sanitizer sees every
   /// read past its end.

@@ -33,7 +33,7 @@ class Scope {
 void print_errors();
 
 /// Runs every test whose name contains one of the filters (all without filters) and prints what
-/// failed; the number of failed tests.
+/// failed; the number of failed tests, -1 when none has such a name.
 int run_tests(int filter_count, const char* const* filters);
 
 template <typename A, typename B>

@@ -105,9 +105,12 @@ int run_tests(int filter_count, const char* const* filters) {
     }
     first = false;
   }
-  if (passed + failed == 0) std::printf("no test has such a name\n");
+  if (passed + failed == 0) {
+    std::printf("no test has such a name\n");
+    return -1;
+  }
   std::printf("%d passed, %d failed\n", passed, failed);
-  return passed == 0 ? 1 : failed;
+  return failed;
 }
 
 }  // namespace cluster_attention::test
@@ -125,5 +128,5 @@ int main(int argc, char** argv) {
   const int first = errors ? 2 : 1;
   const int failed = cluster_attention::test::run_tests(argc - first, argv + first);
   if (errors) cluster_attention::test::print_errors();
-  return failed == 0 ? 0 : 1;
+  return failed < 0 ? 2 : failed == 0 ? 0 : 1;  // 2: nothing ran
 }

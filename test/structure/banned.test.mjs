@@ -89,7 +89,7 @@ describe('kernels', () => {
   );
 
   test('never exit, abort, assert, print or throw', () => {
-    const folders = ['native/core', 'native/kernels', 'native/simd', 'native/reference'];
+    const folders = ['native/core', 'native/kernels', 'native/simd', 'native/reference', 'cuda'];
     const files = folders.flatMap((folder) => filesUnder(folder, NATIVE));
     expect(files.length).toBeGreaterThan(20);
     expect(files.flatMap((file) => findings(file, codeOf(read(file)), BANNED))).toEqual([]);

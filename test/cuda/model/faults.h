@@ -1,0 +1,30 @@
+#pragma once
+
+// Makes the modelled machine fail, for tests. A program that only opens the library sets the
+// environment variable CLUSTER_ATTENTION_CUDA_MODEL instead, before its first call, to one of
+//   no-driver    no-device    fail-allocation=K    fail-call=K:CODE
+
+#include <cstdint>
+
+#include "test/cuda/model/cudart.h"
+
+namespace cuda_model {
+
+/// A machine as at the start: two devices with a driver, no failure to come, none lost.
+void reset_machine();
+void remove_driver();
+void remove_devices();
+/// The k-th allocation from now on fails (device, pinned or pool), 1 is the next one; 0: none.
+void fail_allocation(int64_t k);
+/// The k-th call from now on that returns an error code returns this one. Errors that break a
+/// context on a real machine are returned by every later call on that device too.
+void fail_call(int64_t k, cudaError_t error);
+/// Calls so far.
+int64_t calls();
+/// Everything that was allocated (memory, streams, events) and not freed yet.
+int64_t live_objects();
+int64_t device_bytes_in_use();
+/// What an SM of these devices offers to a block.
+constexpr int kSharedBytesOfABlock = 227 * 1024;
+
+}  // namespace cuda_model

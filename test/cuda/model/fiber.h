@@ -1,0 +1,40 @@
+#pragma once
+
+// A function with a stack of its own, which can stop in the middle and go on later: one thread of a
+// block. Everything runs on the thread of the caller.
+
+#include <cstddef>
+
+namespace cuda_model {
+
+class Fiber {
+ public:
+  Fiber() = default;
+  ~Fiber();
+  Fiber(const Fiber&) = delete;
+  Fiber& operator=(const Fiber&) = delete;
+
+  /// Makes the next resume() call function(argument); what ran before is forgotten. False when
+  /// there is no memory for the stack.
+  bool start(void (*function)(void*), void* argument);
+  /// Runs until the next pause() or the end of the function.
+  void resume();
+  /// Called inside: back to resume().
+  void pause();
+  bool done() const { return done_; }
+
+ private:
+  static constexpr size_t kStackBytes = size_t{256} << 10;  // mapped, touched only where used
+
+  static void enter();
+  void prepare();
+
+  void* stack_ = nullptr;
+  void* inside_ = nullptr;   // stack pointer or context while paused
+  void* outside_ = nullptr;  // of the caller while running
+  void (*function_)(void*) = nullptr;
+  void* argument_ = nullptr;
+  bool done_ = true;
+};
+
+}  // namespace cuda_model

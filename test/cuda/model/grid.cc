@@ -1,0 +1,315 @@
+#include "test/cuda/model/grid.h"
+
+#include <algorithm>
+#include <cstring>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <numeric>
+#include <utility>
+
+#include "test/cuda/model/device.h"
+#include "test/cuda/model/fiber.h"
+
+namespace cuda_model {
+
+namespace {
+
+constexpr int kLanes = 32;
+constexpr unsigned char kPoison = 0xff;  // NaN, whichever float it is read as
+constexpr size_t kFence = 256;
+
+enum class State { ready, at_exchange, at_barrier };
+
+struct Copy {
+  void* to;
+  const void* from;
+  int bytes;
+  bool valid;
+};
+
+struct Thread {
+  Fiber fiber;
+  uint3 index{};
+  State state = State::ready;
+  int warp = 0;
+  int lane = 0;
+  // Copies are made when the thread waits for them, or at its end: who does not wait reads what
+  // stood there before.
+  std::deque<std::vector<Copy>> groups;
+  std::vector<Copy> open_group;
+};
+
+struct Warp {
+  int waiting = 0;
+  int kind = 0;
+  unsigned exchanges = 0;
+  alignas(16) unsigned char entries[2][kLanes * Exchange::kEntryBytes];
+};
+
+std::mutex device_mutex;  // sessions of several threads share the model
+std::mutex fault_mutex;
+std::vector<std::string> faults;
+uint64_t order_seed = 0;
+
+uint64_t mix(uint64_t state) {  // splitmix64
+  state += 0x9E3779B97F4A7C15ull;
+  state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9ull;
+  state = (state ^ (state >> 27)) * 0x94D049BB133111EBull;
+  return state ^ (state >> 31);
+}
+
+/// 0 .. count-1, shuffled unless the seed is 0.
+std::vector<int64_t> shuffled(int64_t count, uint64_t seed) {
+  std::vector<int64_t> order(static_cast<size_t>(count));
+  std::iota(order.begin(), order.end(), 0);
+  if (seed == 0) return order;
+  for (size_t i = order.size(); i > 1; --i) {
+    seed = mix(seed);
+    std::swap(order[i - 1], order[seed % i]);
+  }
+  return order;
+}
+
+void make_copies(const std::vector<Copy>& copies) {
+  for (const Copy& copy : copies) {
+    if (copy.valid) {
+      std::memcpy(copy.to, copy.from, static_cast<size_t>(copy.bytes));
+    } else {
+      std::memset(copy.to, 0, static_cast<size_t>(copy.bytes));
+    }
+  }
+}
+
+/// The block that runs; there is one at a time.
+class Block {
+ public:
+  bool prepare(const Launch& launch);
+  bool run(uint64_t seed);
+
+  /// Notes the fault; the running thread does not go on.
+  void fail(const std::string& text) {
+    note_fault(text);
+    failed_ = true;
+    current->fiber.pause();
+  }
+  void wait(State state) {
+    Thread* self = current;
+    self->state = state;
+    self->fiber.pause();
+  }
+
+  Thread* current = nullptr;
+  std::vector<Warp> warps;
+  unsigned char* shared = nullptr;
+  const std::function<void()>* body = nullptr;
+  int barrier_sum = 0;     // of the barrier that threads arrive at
+  int barrier_result = 0;  // of the one that they left
+
+  void release(int warp) {
+    warps[static_cast<size_t>(warp)].waiting = 0;
+    ++warps[static_cast<size_t>(warp)].exchanges;
+    for (size_t i = 0; i < kLanes; ++i) {
+      threads_[static_cast<size_t>(warp) * kLanes + i]->state = State::ready;
+    }
+  }
+
+ private:
+  bool run_warp(size_t warp, const std::vector<int64_t>& order);
+  bool leave_barrier();
+
+  std::vector<std::unique_ptr<Thread>> threads_;  // at least count_
+  size_t count_ = 0;
+  std::vector<unsigned char> memory_;
+  size_t shared_bytes_ = 0;
+  bool failed_ = false;
+};
+
+Block block;
+
+void thread_main(void*) {
+  (*block.body)();
+  Thread& self = *block.current;
+  for (const std::vector<Copy>& group : self.groups) make_copies(group);
+  make_copies(self.open_group);
+}
+
+bool Block::prepare(const Launch& launch) {
+  count_ = static_cast<size_t>(launch.block.x) * launch.block.y * launch.block.z;
+  while (threads_.size() < count_) threads_.push_back(std::make_unique<Thread>());
+  warps.resize((count_ + kLanes - 1) / kLanes);
+  for (size_t i = 0; i < count_; ++i) {
+    Thread& thread = *threads_[i];
+    thread.index = {static_cast<unsigned>(i % launch.block.x),
+                    static_cast<unsigned>(i / launch.block.x % launch.block.y),
+                    static_cast<unsigned>(i / launch.block.x / launch.block.y)};
+    thread.warp = static_cast<int>(i / kLanes);
+    thread.lane = static_cast<int>(i % kLanes);
+  }
+  shared_bytes_ = launch.shared_bytes;
+  memory_.resize(shared_bytes_ + kFence + 128);
+  shared = memory_.data() + (128 - reinterpret_cast<uintptr_t>(memory_.data()) % 128) % 128;
+  body = &launch.body;
+  failed_ = false;
+  return true;
+}
+
+/// Runs the lanes of a warp until all of them wait for the block, or have ended, or cannot go on.
+bool Block::run_warp(size_t warp, const std::vector<int64_t>& order) {
+  for (bool progress = true; progress;) {
+    progress = false;
+    for (const int64_t lane : order) {
+      const size_t i = warp * kLanes + static_cast<size_t>(lane);
+      if (i >= count_) continue;
+      Thread& thread = *threads_[i];
+      if (thread.fiber.done() || thread.state != State::ready) continue;
+      current = &thread;
+      threadIdx = thread.index;
+      thread.fiber.resume();
+      if (failed_) return false;
+      progress = true;
+    }
+  }
+  return true;
+}
+
+/// After all warps have stopped: true when the barrier was reached by every thread.
+bool Block::leave_barrier() {
+  size_t states[3] = {};
+  size_t ended = 0;
+  for (size_t i = 0; i < count_; ++i) {
+    if (threads_[i]->fiber.done()) {
+      ++ended;
+    } else {
+      ++states[static_cast<size_t>(threads_[i]->state)];
+    }
+  }
+  if (ended == count_) return false;
+  const size_t at_barrier = states[static_cast<size_t>(State::at_barrier)];
+  if (at_barrier < count_) {
+    note_fault("block (" + std::to_string(blockIdx.x) + "," + std::to_string(blockIdx.y) + "," +
+               std::to_string(blockIdx.z) + ") cannot go on: of its " + std::to_string(count_) +
+               " threads " + std::to_string(at_barrier) + " wait in __syncthreads(), " +
+               std::to_string(states[static_cast<size_t>(State::at_exchange)]) +
+               " in an exchange of their warp, " + std::to_string(ended) + " have ended");
+    failed_ = true;
+    return false;
+  }
+  barrier_result = barrier_sum;
+  barrier_sum = 0;
+  for (size_t i = 0; i < count_; ++i) threads_[i]->state = State::ready;
+  return true;
+}
+
+bool Block::run(uint64_t seed) {
+  std::memset(shared, kPoison, shared_bytes_ + kFence);
+  for (Warp& warp : warps) warp.waiting = 0;
+  barrier_sum = 0;
+  for (size_t i = 0; i < count_; ++i) {
+    Thread& thread = *threads_[i];
+    thread.state = State::ready;
+    thread.groups.clear();
+    thread.open_group.clear();
+    if (!thread.fiber.start(thread_main, nullptr)) {
+      note_fault("no memory for the stacks of a block");
+      return false;
+    }
+  }
+  const std::vector<int64_t> warp_order = shuffled(static_cast<int64_t>(warps.size()), seed);
+  const std::vector<int64_t> lane_order = shuffled(kLanes, seed);
+  do {
+    for (const int64_t warp : warp_order) {
+      if (!run_warp(static_cast<size_t>(warp), lane_order)) return false;
+    }
+  } while (leave_barrier());
+  for (size_t i = 0; i < kFence; ++i) {
+    if (shared[shared_bytes_ + i] == kPoison) continue;
+    note_fault("a kernel wrote past its " + std::to_string(shared_bytes_) +
+               " bytes of shared memory");
+    return false;
+  }
+  return !failed_;
+}
+
+}  // namespace
+
+bool run_grid(const Launch& launch) {
+  const std::lock_guard<std::mutex> lock(device_mutex);
+  gridDim = {launch.grid.x, launch.grid.y, launch.grid.z};
+  blockDim = {launch.block.x, launch.block.y, launch.block.z};
+  if (!block.prepare(launch)) return false;
+  const int64_t plane = static_cast<int64_t>(launch.grid.x) * launch.grid.y;
+  static uint64_t launches = 0;
+  const uint64_t seed = order_seed == 0 ? 0 : mix(order_seed + ++launches) | 1;
+  for (const int64_t i : shuffled(plane * launch.grid.z, seed)) {
+    blockIdx = {static_cast<unsigned>(i % launch.grid.x),
+                static_cast<unsigned>(i % plane / launch.grid.x), static_cast<unsigned>(i / plane)};
+    if (!block.run(seed == 0 ? 0 : mix(seed + static_cast<uint64_t>(i)) | 1)) return false;
+  }
+  return true;
+}
+
+std::vector<std::string> take_faults() {
+  const std::lock_guard<std::mutex> lock(fault_mutex);
+  return std::exchange(faults, {});
+}
+
+void note_fault(const std::string& text) {
+  const std::lock_guard<std::mutex> lock(fault_mutex);
+  faults.push_back(text);
+}
+
+void set_thread_order(uint64_t seed) { order_seed = seed; }
+
+unsigned char* shared_memory() { return block.shared; }
+
+void sync_block() { sync_block_sum(0); }
+
+int sync_block_sum(int value) {
+  block.barrier_sum += value;
+  block.wait(State::at_barrier);
+  return block.barrier_result;
+}
+
+Exchange::Exchange(int kind, unsigned mask, const void* data, size_t bytes) {
+  Thread& self = *block.current;
+  Warp& warp = block.warps[static_cast<size_t>(self.warp)];
+  if (mask != 0xffffffffu) block.fail("an exchange of a warp with a mask that is not full");
+  if (warp.waiting == 0) warp.kind = kind;
+  if (warp.kind != kind) block.fail("the lanes of a warp meet in different exchanges");
+  // Two sets of entries: a lane may reach its next exchange before others have read this one.
+  unsigned char* entries = warp.entries[warp.exchanges % 2];
+  entries_ = entries;
+  if (bytes > 0) {
+    std::memcpy(entries + static_cast<size_t>(self.lane) * kEntryBytes, data, bytes);
+  }
+  if (++warp.waiting == kLanes) {
+    block.release(self.warp);
+  } else {
+    block.wait(State::at_exchange);
+  }
+}
+
+int lane_of_running_thread() { return block.current->lane; }
+
+void copy_async(void* shared, const void* global, int bytes, bool valid) {
+  const auto places =
+      reinterpret_cast<uintptr_t>(shared) | (valid ? reinterpret_cast<uintptr_t>(global) : 0);
+  if (places % static_cast<uintptr_t>(bytes) != 0) block.fail("a misaligned asynchronous copy");
+  block.current->open_group.push_back({shared, global, bytes, valid});
+}
+
+void commit_copies() {
+  Thread& self = *block.current;
+  self.groups.push_back(std::exchange(self.open_group, {}));
+}
+
+void wait_copies(int groups_left) {
+  Thread& self = *block.current;
+  while (self.groups.size() > static_cast<size_t>(groups_left)) {
+    make_copies(self.groups.front());
+    self.groups.pop_front();
+  }
+}
+
+}  // namespace cuda_model

@@ -1,0 +1,65 @@
+#pragma once
+
+// Runs the threads of a grid: blocks one after the other, the threads of a block as fibers that
+// change over only where they wait for each other. A warp's exchange waits for its 32 lanes,
+// __syncthreads() for the block. What cannot end on a GPU, or has no defined result there, is
+// noted as a fault of the kernel and ends the launch:
+//   - lanes of one warp that meet in different exchanges, or with a mask that is not full,
+//   - a barrier that some threads never reach.
+// The order of blocks, warps and lanes follows a seed: kernels that lack a barrier give other
+// results under another seed. Shared memory starts as NaN.
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+namespace cuda_model {
+
+struct Index3 {
+  unsigned x = 0, y = 0, z = 0;
+};
+
+struct Launch {
+  Index3 grid;
+  Index3 block;
+  size_t shared_bytes = 0;
+  std::function<void()> body;  // one thread of the kernel
+};
+
+/// Runs all of it; false, with the fault noted, when the kernel is wrong.
+bool run_grid(const Launch& launch);
+
+/// Faults since the last call, oldest first.
+std::vector<std::string> take_faults();
+void note_fault(const std::string& text);
+
+/// 0: ascending, the order in which kernels that lack a barrier most often seem right.
+void set_thread_order(uint64_t seed);
+
+// ---- what device code calls, see device.h ----
+
+unsigned char* shared_memory();
+void sync_block();
+/// Sum over the block of `value`, in all threads.
+int sync_block_sum(int value);
+
+/// Every lane gives `bytes` (at most 64) and sees those of all: entry(lane) is valid until the
+/// lane's next exchange but one. `kind` must be the same for all lanes.
+class Exchange {
+ public:
+  Exchange(int kind, unsigned mask, const void* data, size_t bytes);
+  const void* entry(int lane) const { return entries_ + lane * kEntryBytes; }
+  static constexpr size_t kEntryBytes = 64;
+
+ private:
+  const unsigned char* entries_;
+};
+int lane_of_running_thread();
+
+void copy_async(void* shared, const void* global, int bytes, bool valid);
+void commit_copies();
+void wait_copies(int groups_left);
+
+}  // namespace cuda_model

@@ -1,0 +1,111 @@
+// The model reports kernels that a GPU would hang on or compute anything with.
+
+#include <cuda_runtime.h>
+
+#include "test/cuda/model/faults.h"
+#include "test/native/harness.h"
+
+namespace cuda_model {
+
+namespace {
+
+/// The faults of a launch of `threads` threads.
+std::string faults_of(unsigned threads, std::function<void()> body, size_t shared_bytes = 256) {
+  run_grid({{1, 1, 1}, {threads, 1, 1}, shared_bytes, std::move(body)});
+  std::string text;
+  for (const std::string& fault : take_faults()) text += fault;
+  return text;
+}
+
+bool holds(const std::string& text, const char* part) {
+  return text.find(part) != std::string::npos;
+}
+
+TEST_ONCE("CUDA model: good kernels have no faults") {
+  CHECK_EQUAL(faults_of(64,
+                        [] {
+                          for (int i = 0; i < 3; ++i) __syncthreads();
+                          __shfl_xor_sync(0xffffffffu, 1, 1);
+                          __syncwarp();
+                          if (threadIdx.x < 32) __ballot_sync(0xffffffffu, 1);  // a whole warp
+                        }),
+              "");
+}
+
+TEST_ONCE("CUDA model: threads that miss a barrier are reported") {
+  const std::string some_return = faults_of(64, [] {
+    if (threadIdx.x == 40) return;
+    __syncthreads();
+  });
+  CHECK(holds(some_return, "63 wait in __syncthreads()") && holds(some_return, "1 have ended"));
+  const std::string lanes_apart = faults_of(32, [] {
+    if (threadIdx.x < 16) __syncthreads();
+    if (threadIdx.x >= 16) __syncwarp();
+  });
+  CHECK(holds(lanes_apart, "cannot go on"));
+  // The model is whole afterwards.
+  CHECK_EQUAL(faults_of(64, [] { __syncthreads(); }), "");
+}
+
+TEST_ONCE("CUDA model: lanes that disagree are reported") {
+  CHECK(holds(faults_of(32,
+                        [] {
+                          if (threadIdx.x % 2 == 0) __ballot_sync(0xffffffffu, 1);
+                          if (threadIdx.x % 2 == 1) __shfl_sync(0xffffffffu, 1, 0);
+                        }),
+              "different exchanges"));
+  CHECK(holds(faults_of(32, [] { __shfl_sync(0x0000ffffu, 1, 0); }), "not full"));
+  CHECK(holds(faults_of(16, [] { __syncwarp(); }), "cannot go on"));
+}
+
+TEST_ONCE("CUDA model: a missing barrier shows in some order of the threads") {
+  const auto run = [](bool with_barrier) {
+    int wrong = 0;
+    for (uint64_t seed = 0; seed < 8; ++seed) {
+      set_thread_order(seed);
+      run_grid({{1, 1, 1}, {64, 1, 1}, 64 * sizeof(int), [&] {
+                  auto* values = reinterpret_cast<int*>(shared_memory());
+                  values[threadIdx.x] = static_cast<int>(threadIdx.x);
+                  if (with_barrier) __syncthreads();
+                  if (values[threadIdx.x ^ 33] != static_cast<int>(threadIdx.x ^ 33)) ++wrong;
+                }});
+    }
+    set_thread_order(0);
+    return wrong;
+  };
+  CHECK_EQUAL(run(true), 0);
+  CHECK(run(false) > 0);
+}
+
+TEST_ONCE("CUDA model: what stands behind shared memory is watched, and it starts as NaN") {
+  CHECK(holds(faults_of(32, [] { shared_memory()[256 + threadIdx.x] = 1; }), "wrote past"));
+  bool nan = true;
+  faults_of(32, [&] {
+    const float value = reinterpret_cast<float*>(shared_memory())[threadIdx.x];
+    nan = nan && value != value;
+  });
+  CHECK(nan);
+}
+
+TEST_ONCE("CUDA model: an asynchronous copy arrives when it is waited for") {
+  alignas(16) float from[4] = {1, 2, 3, 4};
+  float before = 0.0f;
+  float after = 0.0f;
+  faults_of(32, [&] {
+    auto* to = reinterpret_cast<float*>(shared_memory()) + 4 * (threadIdx.x % 4);
+    if (threadIdx.x != 0) return;
+    copy_async(to, from, 16, true);
+    commit_copies();
+    before = to[1];
+    wait_copies(0);
+    after = to[1];
+  });
+  CHECK(before != before);
+  CHECK_EQUAL(after, 2.0f);
+  CHECK(
+      holds(faults_of(32, [&] { copy_async(shared_memory() + 4, from, 16, true); }), "misaligned"));
+}
+
+}  // namespace
+
+}  // namespace cuda_model
