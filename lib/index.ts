@@ -29,12 +29,26 @@ export type {
   CentroidAttentionOptions,
 } from './centroid-attention';
 export type { CentroidWeighting } from './centroid-weighting';
-export { castAttention, castAttentionSync } from './cast-attention';
-export type { CastAttentionDetails, CastAttentionOptions } from './cast-attention';
+export {
+  castAttention,
+  castAttentionSync,
+  castAttentionVjp,
+  castAttentionVjpSync,
+} from './cast-attention';
+export type {
+  CastAttentionDetails,
+  CastAttentionGradients,
+  CastAttentionOptions,
+} from './cast-attention';
 export { centroidPool, centroidPoolSync } from './centroid-pool';
 export type { CentroidPoolDetails, CentroidPoolOptions } from './centroid-pool';
-export { centroidEncode, centroidEncodeSync } from './centroid-encode';
-export type { CentroidEncodeOptions } from './centroid-encode';
+export {
+  centroidEncode,
+  centroidEncodeSync,
+  centroidEncodeVjp,
+  centroidEncodeVjpSync,
+} from './centroid-encode';
+export type { CentroidEncodeGradients, CentroidEncodeOptions } from './centroid-encode';
 export { hash, hashSync, lshPlanes, lshPlanesSync } from './hash';
 export type { HashOptions, LshPlanesOptions } from './hash';
 export { hammingKMeans, hammingKMeansSync } from './hamming-k-means';

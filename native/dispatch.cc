@@ -5,9 +5,11 @@
 #include "native/kernels/attention.h"
 #include "native/kernels/broadcast.h"
 #include "native/kernels/cast_attention.h"
+#include "native/kernels/cast_attention_gradient.h"
 #include "native/kernels/centroid_attention.h"
 #include "native/kernels/centroid_attention_gradient.h"
 #include "native/kernels/centroid_encode.h"
+#include "native/kernels/centroid_encode_gradient.h"
 #include "native/kernels/centroid_pool.h"
 #include "native/kernels/clustered_attention.h"
 #include "native/kernels/hamming_kmeans.h"
@@ -126,6 +128,16 @@ Status run(const SparseWeightedSumGradientProblem& problem, const CallSettings& 
 Status run(const CentroidAttentionGradientProblem& problem, const CallSettings& settings,
            Context& context) {
   return execute(problem, settings, context, kernels::centroid_attention_gradient);
+}
+
+Status run(const CastAttentionGradientProblem& problem, const CallSettings& settings,
+           Context& context) {
+  return execute(problem, settings, context, kernels::cast_attention_gradient);
+}
+
+Status run(const CentroidEncodeGradientProblem& problem, const CallSettings& settings,
+           Context& context) {
+  return execute(problem, settings, context, kernels::centroid_encode_gradient);
 }
 
 }  // namespace cluster_attention

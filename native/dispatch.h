@@ -39,5 +39,11 @@ Status run(const SparseWeightedSumGradientProblem& problem, const CallSettings& 
            Context& context);
 Status run(const CentroidAttentionGradientProblem& problem, const CallSettings& settings,
            Context& context);
+Status run(const CastAttentionGradientProblem& problem, const CallSettings& settings,
+           Context& context);
+Status run(const CentroidEncodeGradientProblem& problem, const CallSettings& settings,
+           Context& context);
+Status run(const CentroidPoolGradientProblem& problem, const CallSettings& settings,
+           Context& context);
 
 }  // namespace cluster_attention

@@ -87,6 +87,14 @@ bool active_row(const CentroidEncodeProblem& problem, int64_t b, int64_t, int64_
                 problem.centroids * problem.neighbor_count, row);
 }
 
+/// Centroids of the learned layer that are not rows of zeros.
+bool real_centroid(const CentroidEncodeProblem& problem, int64_t b, int64_t, int64_t row) {
+  if (problem.start == PoolStart::given) return true;
+  if (problem.weights == nullptr) return row < problem.length;
+  const float* weights = problem.weights + b * problem.length;
+  return row < problem.length - std::count(weights, weights + problem.length, 0.0f);
+}
+
 // Given centroids are read up to the clamp to the sequence's real length.
 bool within_clamp(const CentroidPoolProblem& problem, int64_t b, int64_t, int64_t row) {
   return row < real_length(problem.lengths, b, problem.length);
@@ -558,6 +566,52 @@ void ProblemArrays::describe(CentroidAttentionGradientProblem& problem) {
   add_state("logsumexp", forward.logsumexp, elements_of(shape, shape.query_length));
   add_gradients(problem.gradients, shape);
   add("weightsGradient", problem.weights, shape.batch * shape.key_length);
+}
+
+void ProblemArrays::describe(CastAttentionGradientProblem& problem) {
+  CastAttentionProblem& forward = problem.forward;
+  AttentionInputs& inputs = forward.inputs;
+  const AttentionShape& shape = inputs.shape;
+  inputs.query_lengths = inputs.key_lengths;  // self-attention
+  add_attention(inputs, nullptr, nullptr);
+  add("surrogates", forward.surrogates, 1, shape.heads * forward.clusters, shape.head_dim);
+  add("gate", forward.gate, shape.batch, shape.key_length, 1, inputs.key_lengths);
+  add("gradOutput", problem.output_gradient, shape, shape.query_length, shape.value_dim,
+      inputs.query_lengths);
+  add_lengths(inputs);
+  add_state("indices", forward.indices, shape.batch * forward.clusters * forward.cluster_size);
+  add_gradients(problem.gradients, shape);
+  add("surrogatesGradient", problem.surrogates, shape.heads * forward.clusters * shape.head_dim);
+  add("gateGradient", problem.gate, shape.batch * shape.key_length);
+}
+
+void ProblemArrays::describe(CentroidEncodeGradientProblem& problem) {
+  CentroidEncodeProblem& forward = problem.forward;
+  const int64_t rows = forward.batch * forward.centroids * forward.dim;
+  const int64_t weight = forward.heads * forward.head_dim * forward.dim;
+  forward.output = nullptr;
+  describe(forward);
+  add("gradOutput", problem.output_gradient, forward.batch, forward.centroids, forward.dim, nullptr,
+      reads<CentroidEncodeProblem, real_centroid>);
+  add("inputsGradient", problem.inputs, forward.batch * forward.length * forward.dim);
+  add("initialGradient", problem.initial, rows);
+  add("queryWeightGradient", problem.query_weight, weight);
+  add("keyWeightGradient", problem.key_weight, weight);
+  add("valueWeightGradient", problem.value_weight, weight);
+  add("outputWeightGradient", problem.output_weight, weight);
+}
+
+void ProblemArrays::describe(CentroidPoolGradientProblem& problem) {
+  CentroidPoolProblem& forward = problem.forward;
+  const int64_t rows = forward.batch * forward.centroids * forward.dim;
+  forward.output = nullptr;
+  forward.labels = nullptr;
+  forward.masses = nullptr;
+  describe(forward);
+  add("gradOutput", problem.output_gradient, forward.batch, forward.centroids, forward.dim, nullptr,
+      reads<CentroidPoolProblem, within_clamp>);
+  add("inputsGradient", problem.inputs, forward.batch * forward.length * forward.dim);
+  add("initialGradient", problem.initial, rows);
 }
 
 }  // namespace cluster_attention

@@ -118,6 +118,9 @@ class ProblemArrays {
   void describe(SparseDotGradientProblem& problem);
   void describe(SparseWeightedSumGradientProblem& problem);
   void describe(CentroidAttentionGradientProblem& problem);
+  void describe(CastAttentionGradientProblem& problem);
+  void describe(CentroidEncodeGradientProblem& problem);
+  void describe(CentroidPoolGradientProblem& problem);
 
   const void* problem_;
   ProblemArray arrays_[kMaximum];

@@ -30,6 +30,8 @@ bool add_all(napi_env env, napi_value exports) {
          add_operation<MatmulProblem>(env, exports, "matmul") &&
          add_operation<CentroidAttentionGradientProblem>(env, exports,
                                                          "centroidAttentionGradient") &&
+         add_operation<CastAttentionGradientProblem>(env, exports, "castAttentionGradient") &&
+         add_operation<CentroidEncodeGradientProblem>(env, exports, "centroidEncodeGradient") &&
          add_operation<AggregateGradientProblem>(env, exports, "aggregateGradient") &&
          add_operation<BroadcastGradientProblem>(env, exports, "broadcastGradient") &&
          add_operation<SparseDotGradientProblem>(env, exports, "sparseDotGradient") &&

@@ -91,4 +91,13 @@ void add_tile(const AssignmentTile& tile, int64_t centroids, int64_t columns, co
                   sums.masses, width, accumulate);
 }
 
+void add_weighted_rows(const float* rows, int64_t row_stride, int64_t count, int64_t dim,
+                       const float* weights, int64_t columns, bool accumulate, float* sum) {
+  const int64_t lanes = simd().lanes;
+  for (int64_t j = 0; j < count; j += kRowsPerSum) {
+    simd().multiply(rows + j * row_stride, 1, row_stride, dim, std::min(kRowsPerSum, count - j),
+                    weights + j * lanes, lanes, columns, sum, lanes, accumulate || j > 0);
+  }
+}
+
 }  // namespace cluster_attention::kernels

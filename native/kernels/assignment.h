@@ -79,4 +79,11 @@ TileRows tile_rows(const float* rows, int64_t row_stride, const int32_t* index,
 void add_tile(const AssignmentTile& tile, int64_t centroids, int64_t columns, const TileRows& rows,
               int64_t value_dim, bool accumulate, const AssignmentSums& sums);
 
+/// sum (+)= rowsᵀ weights: sum_j rows[j][d] weights[j][i], weights (count,lanes), in blocks of
+/// kRowsPerSum rows that are summed in registers.
+constexpr int64_t kRowsPerSum = 128;
+void add_weighted_rows(const float* rows, int64_t row_stride, int64_t count, int64_t dim,
+                       const float* weights, int64_t columns, bool accumulate,
+                       float* sum);  // (dim,lanes)
+
 }  // namespace cluster_attention::kernels

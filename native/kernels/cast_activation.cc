@@ -1,5 +1,6 @@
 #include "native/kernels/cast_activation.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -24,10 +25,13 @@ constexpr float kTail[] = {0x1.058672p-1f,  -0x1.5fd390p-2f,  0x1.1e2d4ap-3f,
                            -0x1.2a7a20p-6f, -0x1.5ffca8p-7f,  0x1.a5dfdep-9f,
                            0x1.86787ep-10f, -0x1.8baa9cp-12f, -0x1.e3e49ap-13f};
 
+/// The derivative of f at x is kSlope exp(-(x - mu)^2 / (2 sigma^2)).
+constexpr float kSlope = static_cast<float>(1.0 / (0.282095 * 2.50662827463100050242));
+
 /// One row; `x` holds the logits and then their function. Returns 0 if all logits were finite.
-uint32_t laplace_row(const Simd& simd, float* x, int64_t columns, float scale) {
+/// `exponent` (kMaximumLanes) is left with exp(-(x - mu)^2 / (2 sigma^2)) of them.
+uint32_t laplace_row(const Simd& simd, float* x, int64_t columns, float scale, float* exponent) {
   alignas(64) float tail[kMaximumLanes];
-  alignas(64) float exponent[kMaximumLanes];
   uint32_t non_finite = 0;
   for (int64_t i = 0; i < columns; ++i) {
     const float logit = x[i] * scale;
@@ -58,15 +62,36 @@ uint32_t laplace_row(const Simd& simd, float* x, int64_t columns, float scale) {
   return non_finite;
 }
 
+void differentiate_laplace_rows(const Simd& simd, float* score, float* change, int64_t rows,
+                                int64_t columns, float scale, const float* factor,
+                                const float* weight, float* total) {
+  alignas(64) float exponent[kMaximumLanes];
+  alignas(64) float ones[kMaximumLanes];
+  std::fill_n(ones, columns, 1.0f);
+  std::fill_n(total, columns, 0.0f);
+  const float* share = weight != nullptr ? weight : ones;
+  for (int64_t r = 0; r < rows; ++r) {
+    float* f = score + r * simd.lanes;
+    float* x = change + r * simd.lanes;
+    laplace_row(simd, f, columns, factor != nullptr ? scale * factor[r] : scale, exponent);
+    for (int64_t i = 0; i < columns; ++i) {
+      total[i] += f[i] * x[i];
+      f[i] *= share[i];
+      x[i] *= share[i] * kSlope * exponent[i];
+    }
+  }
+}
+
 }  // namespace
 
 bool laplace_rows(const Simd& simd, float* score, int64_t rows, int64_t columns, float scale,
                   const float* factor) {
   // score: (rows, columns) of a (rows, lanes) tile
+  alignas(64) float exponent[kMaximumLanes];
   uint32_t non_finite = 0;
   for (int64_t r = 0; r < rows; ++r) {
     const float row_scale = factor != nullptr ? scale * factor[r] : scale;
-    non_finite |= laplace_row(simd, score + r * simd.lanes, columns, row_scale);
+    non_finite |= laplace_row(simd, score + r * simd.lanes, columns, row_scale, exponent);
   }
   return non_finite == 0;
 }
@@ -88,6 +113,24 @@ bool activate_rows(const Simd& simd, Activation activation, float* score, int64_
     finite = finite && sum[i] < kInfinity && minimum[i] != -kInfinity;
   }
   return finite;
+}
+
+void differentiate_rows(const Simd& simd, Activation activation, float* score, float* change,
+                        int64_t rows, int64_t columns, float scale, const float* factor,
+                        const float* weight, float* total) {
+  // score, change: (rows, columns) of (rows, lanes) tiles
+  if (activation == Activation::laplace) {
+    differentiate_laplace_rows(simd, score, change, rows, columns, scale, factor, weight, total);
+    return;
+  }
+  alignas(64) float maximum[kMaximumLanes];
+  alignas(64) float sum[kMaximumLanes];
+  alignas(64) float minimum[kMaximumLanes];
+  for (int64_t r = 0; factor != nullptr && r < rows; ++r) {
+    for (int64_t i = 0; i < columns; ++i) score[r * simd.lanes + i] *= factor[r];
+  }
+  simd.softmax_rows(score, rows, columns, scale * kLog2E, maximum, sum, minimum);
+  simd.softmax_gradient(score, change, rows, columns, nullptr, weight, true, total);
 }
 
 }  // namespace cluster_attention::kernels

@@ -22,6 +22,15 @@ bool activate_rows(const Simd& simd, Activation activation, float* score, int64_
 bool laplace_rows(const Simd& simd, float* score, int64_t rows, int64_t columns, float scale,
                   const float* factor);
 
+/// Backward of f along a tile of raw products, whose logits are scale * factor[r] * score[r][i]
+/// (factor null: 1); scales of any sign. change: the gradients by f. Leaves
+///     total[i] = sum_r f change,   score[r][i] = weight[i] f,
+///     change[r][i] = weight[i] times the gradient by the logit          (weight null: 1)
+/// weight and total have room for whole vectors.
+void differentiate_rows(const Simd& simd, Activation activation, float* score, float* change,
+                        int64_t rows, int64_t columns, float scale, const float* factor,
+                        const float* weight, float* total);
+
 /// 1 for NaN and infinities, else 0. Joined with |, it keeps a loop vectorisable.
 inline uint32_t is_non_finite(float x) {
   uint32_t bits;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "native/core/shape.h"
 #include "native/kernels/cast_clusters.h"
 #include "native/kernels/cast_combination.h"
 #include "native/kernels/cast_selection.h"
@@ -12,9 +13,11 @@ namespace cluster_attention::kernels {
 Status cast_attention(const CastAttentionProblem& problem, Context& context) {
   CA_RETURN_IF_ERROR(check_cast_indices(problem, context));
   CastState state(problem, context);
-  CA_RETURN_IF_ERROR(state.allocate());
-  CA_RETURN_IF_ERROR(prepare_selection(state));
   const AttentionShape& shape = problem.inputs.shape;
+  CA_RETURN_IF_ERROR(state.allocate(
+      checked_size(problem.clusters, problem.cluster_size, shape.value_dim),
+      std::max({affinity_scratch(state), cluster_scratch(state), combination_scratch(state)})));
+  CA_RETURN_IF_ERROR(prepare_selection(state));
   for (int64_t batch = 0; batch < shape.batch; batch += state.group) {
     const int64_t sequences = std::min(state.group, shape.batch - batch);
     state.begin_group(batch, sequences);

@@ -229,7 +229,7 @@ Status attend_within_clusters(const CastState& state, int64_t first, int64_t cou
       [&](int64_t task, int worker) {
         const int64_t row = task / chunks;  // (pair of the wave, cluster)
         ClusterChunk chunk(state, first + row / problem.clusters, row % problem.clusters, worker);
-        chunk.run(task % chunks, state.intra + row * problem.cluster_size * shape.value_dim,
+        chunk.run(task % chunks, state.pairs + row * problem.cluster_size * shape.value_dim,
                   state.inter + row * shape.value_dim);
       },
       2.0 * products * static_cast<double>(shape.head_dim + shape.value_dim));

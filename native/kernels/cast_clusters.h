@@ -13,7 +13,8 @@
 
 namespace cluster_attention::kernels {
 
-/// Fills intra and inter for `count` (sequence, head) pairs of the group, from pair `first` on.
+/// Fills pairs with R_intra, and inter, for `count` (sequence, head) pairs of the group, from pair
+/// `first` on.
 Status attend_within_clusters(const CastState& state, int64_t first, int64_t count);
 
 /// Floats of scratch that a worker needs here.

@@ -54,32 +54,11 @@ class TokenBlock {
  private:
   /// weights = A_sum of the block, (C, lanes). False if a logit was not finite.
   bool weigh_clusters() {
-    const int64_t lanes = state_.simd.lanes;
-    const float scale = state_.product_scale(problem_.clusters);
-    const bool laplace = problem_.activation == Activation::laplace;
-    // Softmax wants a scale >= 0: its sign goes to the queries, as softplus1(phi) does.
-    const float sign = !laplace && scale < 0.0f ? -1.0f : 1.0f;
-    alignas(64) float factor[kMaximumLanes] = {};
-    for (int64_t i = 0; i < columns_; ++i) factor[i] = sign * sequence_.query_factor[first_ + i];
-    state_.simd.pack(problem_.inputs.query.row(sequence_.batch, head_, first_),
-                     problem_.inputs.query.row_stride, nullptr, columns_, shape_.head_dim,
-                     packed_query_);
-    for (int64_t d = 0; d < shape_.head_dim; ++d) {
-      float* element = packed_query_ + d * lanes;
-      for (int64_t i = 0; i < lanes; ++i) element[i] *= factor[i];
-    }
-    state_.simd.multiply(problem_.surrogates + head_ * problem_.clusters * shape_.head_dim,
-                         shape_.head_dim, 1, problem_.clusters, shape_.head_dim, packed_query_,
-                         lanes, columns_, weights_, lanes, false);
+    const float scale =
+        score_clusters(state_, sequence_, head_, first_, columns_, packed_query_, weights_);
     return activate_rows(state_.simd, problem_.activation, weights_, problem_.clusters, columns_,
-                         sign * scale);
+                         scale);
   }
-
-  /// The places of a token in its clusters, by ascending cluster.
-  const CastSlot* begin_slots(int64_t token) const {
-    return sequence_.slots + sequence_.offsets[token];
-  }
-  const CastSlot* end_slots(int64_t token) const { return begin_slots(token + 1); }
 
   const float* intra_row(const CastSlot& place) const {
     return intra_ + (place.cluster * problem_.cluster_size + place.slot) * shape_.value_dim;
@@ -87,8 +66,8 @@ class TokenBlock {
 
   /// The rows of R_intra lie scattered: they are asked for before the weights are computed.
   [[gnu::always_inline]] void prefetch_intra() const {
-    const CastSlot* end = end_slots(first_ + columns_ - 1);
-    for (const CastSlot* place = begin_slots(first_); place != end; ++place) {
+    const CastSlot* end = sequence_.end_slots(first_ + columns_ - 1);
+    for (const CastSlot* place = sequence_.begin_slots(first_); place != end; ++place) {
       prefetch_row(intra_row(*place), shape_.value_dim);
     }
   }
@@ -97,7 +76,8 @@ class TokenBlock {
   void move_own_clusters(int64_t i) {
     float* row = intra_rows_ + i * shape_.value_dim;
     std::fill_n(row, shape_.value_dim, 0.0f);
-    for (const CastSlot* place = begin_slots(first_ + i); place != end_slots(first_ + i); ++place) {
+    for (const CastSlot* place = sequence_.begin_slots(first_ + i);
+         place != sequence_.end_slots(first_ + i); ++place) {
       float& slot_weight = weights_[place->cluster * state_.simd.lanes + i];
       const float weight = slot_weight;
       slot_weight = 0.0f;
@@ -111,9 +91,9 @@ class TokenBlock {
   void recompute_inter(int64_t i) {
     float* row = inter_rows_ + i * shape_.value_dim;
     std::fill_n(row, shape_.value_dim, 0.0f);
-    const CastSlot* place = begin_slots(first_ + i);
+    const CastSlot* place = sequence_.begin_slots(first_ + i);
     for (int64_t c = 0; c < problem_.clusters; ++c) {
-      if (place != end_slots(first_ + i) && place->cluster == c) {
+      if (place != sequence_.end_slots(first_ + i) && place->cluster == c) {
         ++place;
         continue;
       }
@@ -155,6 +135,31 @@ class TokenBlock {
 
 }  // namespace
 
+float score_clusters(const CastState& state, const CastSequence& sequence, int64_t head,
+                     int64_t first, int64_t columns, float* packed_query, float* scores) {
+  // query: (columns, D), surrogates: (C, D) -> scores: (C, lanes)
+  const CastAttentionProblem& problem = state.problem;
+  const int64_t head_dim = problem.inputs.shape.head_dim;
+  const int64_t lanes = state.simd.lanes;
+  const float scale = state.product_scale(problem.clusters);
+  // Softmax wants a scale >= 0: its sign goes to the queries, as softplus1(phi) does.
+  const bool laplace = problem.activation == Activation::laplace;
+  const float sign = !laplace && scale < 0.0f ? -1.0f : 1.0f;
+  alignas(64) float factor[kMaximumLanes] = {};
+  for (int64_t i = 0; i < columns; ++i) factor[i] = sign * sequence.query_factor[first + i];
+  const InputRows& query = problem.inputs.query;
+  state.simd.pack(query.row(sequence.batch, head, first), query.row_stride, nullptr, columns,
+                  head_dim, packed_query);
+  for (int64_t d = 0; d < head_dim; ++d) {
+    float* element = packed_query + d * lanes;
+    for (int64_t i = 0; i < lanes; ++i) element[i] *= factor[i];
+  }
+  state.simd.multiply(problem.surrogates + head * problem.clusters * head_dim, head_dim, 1,
+                      problem.clusters, head_dim, packed_query, lanes, columns, scores, lanes,
+                      false);
+  return sign * scale;
+}
+
 int64_t combination_scratch(const CastState& state) {
   const AttentionShape& shape = state.problem.inputs.shape;
   return state.simd.lanes * (shape.head_dim + state.problem.clusters + 3 * shape.value_dim);
@@ -182,7 +187,7 @@ Status combine_clusters(const CastState& state, int64_t first, int64_t count) {
         }
         if (real == token) return;
         TokenBlock block(state, first + pair,
-                         state.intra + pair * inter_size * problem.cluster_size,
+                         state.pairs + pair * inter_size * problem.cluster_size,
                          state.inter + pair * inter_size, token, real - token, worker);
         block.run();
       },

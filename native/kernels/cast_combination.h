@@ -18,6 +18,12 @@ namespace cluster_attention::kernels {
 /// intra and inter are at hand. Padded tokens get 0.
 Status combine_clusters(const CastState& state, int64_t first, int64_t count);
 
+/// Products q S^T softplus1(phi) of `columns` tokens from `first` on with every cluster, (C,
+/// lanes). Returns what they are still to be multiplied by to be the logits of A_sum: >= 0 for
+/// softmax. packed_query is scratch, (D, lanes).
+float score_clusters(const CastState& state, const CastSequence& sequence, int64_t head,
+                     int64_t first, int64_t columns, float* packed_query, float* scores);
+
 /// Floats of scratch that a worker needs here.
 int64_t combination_scratch(const CastState& state);
 

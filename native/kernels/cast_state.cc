@@ -4,9 +4,6 @@
 #include <new>
 
 #include "native/core/shape.h"
-#include "native/kernels/cast_clusters.h"
-#include "native/kernels/cast_combination.h"
-#include "native/kernels/cast_selection.h"
 
 namespace cluster_attention::kernels {
 
@@ -28,13 +25,12 @@ float CastState::product_scale(int64_t keys) const {
   return problem.inputs.scale;
 }
 
-Status CastState::allocate() {
+Status CastState::allocate(int64_t pair_size, int64_t scratch_size) {
   const AttentionShape& shape = problem.inputs.shape;
   const int64_t tokens = shape.key_length;
   const int64_t clusters = problem.clusters;
   affinity_stride = problem.selection == Selection::top_k ? padded_column(tokens) : tokens;
   const int64_t affinity_size = selects() ? checked_size(clusters, affinity_stride) : 0;
-  const int64_t pair_size = checked_size(clusters, problem.cluster_size, shape.value_dim);
   const int64_t heads_size = checked_size(shape.heads, pair_size);
   if (affinity_size < 0 || heads_size < 0) return Status::out_of_memory();
 
@@ -45,16 +41,14 @@ Status CastState::allocate() {
   const int64_t affinity_total = checked_size(group, affinity_size);
   wave = fitting(std::max(kRegionSize, affinity_total), pair_size, group * shape.heads);
   const int64_t region = std::max(affinity_total, checked_size(wave, pair_size));
-  intra = context.workspace().allocate<float>(region);
+  pairs = context.workspace().allocate<float>(region);
   inter = context.workspace().allocate<float>(checked_size(wave, clusters, shape.value_dim));
 
   packed_surrogates = context.workspace().allocate<float>(
       selects() ? checked_size(shape.heads, round_up(clusters, simd.lanes), shape.head_dim) : 0);
-  scratch_size_ =
-      std::max({affinity_scratch(*this), cluster_scratch(*this), combination_scratch(*this)});
-  scratch_size_ = round_up(scratch_size_, 16);
+  scratch_size_ = round_up(scratch_size, 16);
   scratch_ = context.workspace().allocate<float>(checked_size(scratch_size_, context.workers()));
-  if (intra == nullptr || inter == nullptr || packed_surrogates == nullptr || scratch_ == nullptr) {
+  if (pairs == nullptr || inter == nullptr || packed_surrogates == nullptr || scratch_ == nullptr) {
     return Status::out_of_memory();
   }
   return allocate_sequences();
@@ -91,7 +85,7 @@ Status CastState::allocate_sequences() {
     sequence->key_gate = sequence->query_gate + tokens;
     sequence->query_factor = sequence->key_gate + tokens;
     sequence->key_factor = sequence->query_factor + tokens;
-    sequence->affinity = intra + i * affinity_size;
+    sequence->affinity = pairs + i * affinity_size;
     sequence->best = single ? best + i * tokens : nullptr;
     sequence->open = single ? open + i * clusters : nullptr;
     sequence->counts = counts + i * clusters;

@@ -39,6 +39,10 @@ struct CastSequence {
   int32_t* members;  // (C,kappa), tokens; the first counts[c] of each row
   int64_t* offsets;  // (N+2), the slots of token n are slots[offsets[n]] .. slots[offsets[n+1]-1]
   CastSlot* slots;   // (C*kappa), by token, then by cluster
+
+  /// The places of a token in its clusters, by ascending cluster.
+  const CastSlot* begin_slots(int64_t token) const { return slots + offsets[token]; }
+  const CastSlot* end_slots(int64_t token) const { return begin_slots(token + 1); }
 };
 
 struct CastState {
@@ -55,11 +59,14 @@ struct CastState {
   float* packed_surrogates = nullptr;  // (H, tiles of lanes clusters, D, lanes), step 1
   CastSequence* sequences = nullptr;   // (group)
 
-  // Steps 4 and 5. R_intra lies where A_g lay: A_g is not needed once the members are known.
-  float* intra = nullptr;  // R_intra (wave,C,kappa,E)
+  // Steps 4 and 5. What is kept of a pair (of the forward, R_intra (C,kappa,E)) lies where A_g lay:
+  // A_g is not needed once the members are known.
+  float* pairs = nullptr;  // (wave,pair_size)
   float* inter = nullptr;  // R_inter (wave,C,E)
 
-  Status allocate();
+  /// `pair_size`: floats that are kept of each pair of a wave, -1 when too many to count;
+  /// `scratch_size`: floats of scratch that a worker needs.
+  Status allocate(int64_t pair_size, int64_t scratch_size);
   /// The group of `count` sequences from `first_batch` on.
   void begin_group(int64_t first_batch, int64_t count);
 

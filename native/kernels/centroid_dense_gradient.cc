@@ -12,19 +12,6 @@ namespace cluster_attention::kernels {
 namespace {
 
 constexpr int64_t kCentroidsPerMerge = 64;
-/// Centroids over which gradients by key and value are summed in registers.
-constexpr int64_t kCentroidsPerSum = 128;
-
-/// sum (+)= rowsᵀ weights: sum_j rows[j][d] weights[j][i], (dim,lanes), in blocks of centroids.
-void add_centroids(const float* rows, int64_t row_stride, int64_t centroids, int64_t dim,
-                   const float* weights, int64_t columns, bool accumulate, float* sum) {
-  const int64_t lanes = simd().lanes;
-  for (int64_t j = 0; j < centroids; j += kCentroidsPerSum) {
-    simd().multiply(rows + j * row_stride, 1, row_stride, dim,
-                    std::min(kCentroidsPerSum, centroids - j), weights + j * lanes, lanes, columns,
-                    sum, lanes, accumulate || j > 0);
-  }
-}
 
 }  // namespace
 
@@ -61,9 +48,8 @@ Status DenseGradient::prepare(const CentroidAttentionGradientProblem& problem,
   const bool shared = forward.inputs.key.head_stride == 0 && forward.inputs.value.head_stride == 0;
   group_size_ = shared && shape.heads > 1 ? shape.heads : 1;
   // A softmax over the centroids needs all of them at a time.
-  chunk_ = forward.normalize == Normalize::centroids
-               ? shape.query_length
-               : std::min(shape.query_length, kCentroidsPerSum);
+  chunk_ = forward.normalize == Normalize::centroids ? shape.query_length
+                                                     : std::min(shape.query_length, kRowsPerSum);
   Workspace& workspace = context.workspace();
   tiles_ = workspace.allocate<Tile>(context.workers());
   if (tiles_ == nullptr || !sums_.allocate(shape.batch * shape.heads * parts_, shape.query_length,
@@ -170,12 +156,12 @@ void DenseGradient::differentiate(int64_t index, const Columns& columns, int64_t
     }
     const bool add = !first_member || j > 0;
     if (wanted.value.data != nullptr) {
-      add_centroids(output_rows, shape.value_dim, count, shape.value_dim, tile.inputs.scores,
-                    columns.count, add, tile.value_sum);
+      add_weighted_rows(output_rows, shape.value_dim, count, shape.value_dim, tile.inputs.scores,
+                        columns.count, add, tile.value_sum);
     }
     if (wanted.key.data != nullptr) {
-      add_centroids(sequence.query + j * sequence.query_stride, sequence.query_stride, count,
-                    shape.head_dim, tile.change, columns.count, add, tile.key_sum);
+      add_weighted_rows(sequence.query + j * sequence.query_stride, sequence.query_stride, count,
+                        shape.head_dim, tile.change, columns.count, add, tile.key_sum);
     }
     if (wanted.query.data != nullptr) {
       cpu.multiply(tile.change, cpu.lanes, 1, count, columns.count, columns.key.rows,

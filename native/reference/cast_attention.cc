@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "native/reference/attention.h"
 #include "native/reference/starting_rows.h"
@@ -22,6 +23,23 @@ Matrix activate(const Matrix& logits, Activation activation) {
     for (int64_t j = 0; j < logits.columns(); ++j) {
       result(i, j) =
           0.5 * (1.0 + std::erf((logits(i, j) - 0.707107) / (0.282095 * std::sqrt(2.0))));
+    }
+  }
+  return result;
+}
+
+/// Gradients by the logits of activate(), given those by its result.
+Matrix activate_gradient(const Matrix& logits, Activation activation, const Matrix& gradient) {
+  const Matrix f = activate(logits, activation);
+  Matrix result(logits.rows(), logits.columns());
+  for (int64_t i = 0; i < logits.rows(); ++i) {
+    double total = 0.0;
+    for (int64_t j = 0; j < logits.columns(); ++j) total += f(i, j) * gradient(i, j);
+    for (int64_t j = 0; j < logits.columns(); ++j) {
+      const double z = (logits(i, j) - 0.707107) / 0.282095;
+      const double slope = std::exp(-0.5 * z * z) / (0.282095 * std::sqrt(2.0 * std::acos(-1.0)));
+      result(i, j) = activation == Activation::softmax ? f(i, j) * (gradient(i, j) - total)
+                                                       : slope * gradient(i, j);
     }
   }
   return result;
@@ -132,6 +150,135 @@ Matrix cast_head(const CastAttentionProblem& problem, const std::vector<int32_t>
   return output;
 }
 
+/// Adds each row of `rows` to the row of `sum` that it comes from.
+void scatter_rows(const Matrix& rows, const std::vector<int64_t>& group, double scale,
+                  Matrix& sum) {
+  for (int64_t i = 0; i < rows.rows(); ++i) {
+    for (int64_t d = 0; d < rows.columns(); ++d) sum(group[i], d) += scale * rows(i, d);
+  }
+}
+
+/// The gradients of one head; those by the surrogates and the gate are sums over more than it.
+class CastHeadGradient {
+ public:
+  CastHeadGradient(const CastAttentionProblem& problem, int64_t batch, int64_t head,
+                   Matrix output_gradient)
+      : query(output_gradient.rows(), problem.inputs.shape.head_dim),
+        key(output_gradient.rows(), problem.inputs.shape.head_dim),
+        value(output_gradient.rows(), problem.inputs.shape.value_dim),
+        surrogates(problem.clusters, problem.inputs.shape.head_dim),
+        gate(static_cast<size_t>(output_gradient.rows())),
+        problem_(problem),
+        g_(std::move(output_gradient)),
+        q_(read_rows(problem.inputs.query, batch, head, g_.rows(), query.columns())),
+        k_(read_rows(problem.inputs.key, batch, head, g_.rows(), query.columns())),
+        v_(read_rows(problem.inputs.value, batch, head, g_.rows(), value.columns())),
+        s_(reference::surrogates(problem, head)),
+        phi_(problem.gate + batch * problem.inputs.shape.key_length),
+        query_affinity_(multiply_transposed(q_, s_)),
+        key_affinity_(multiply_transposed(k_, s_)),
+        sum_scale_(product_scale(problem, problem.clusters)),
+        sum_logits_(g_.rows(), problem.clusters),
+        weight_gradient_(g_.rows(), problem.clusters) {
+    for (int64_t n = 0; n < g_.rows(); ++n) {
+      for (int64_t c = 0; c < problem.clusters; ++c) {
+        sum_logits_(n, c) = query_affinity_(n, c) * softplus1(phi_[n]) * sum_scale_;
+      }
+    }
+    sum_weights_ = activate(sum_logits_, problem.activation);
+  }
+
+  Matrix query;
+  Matrix key;
+  Matrix value;
+  Matrix surrogates;
+  std::vector<double> gate;
+
+  /// Steps 4 and 5 of cluster c; also finds the gradients by its column of A_sum.
+  void add_cluster(int64_t c, const std::vector<int64_t>& group) {
+    const int64_t size = static_cast<int64_t>(group.size());
+    const double scale = product_scale(problem_, size);
+    const Matrix v = take_rows(v_, group);
+    Matrix intra_logits = multiply_transposed(take_rows(q_, group), take_rows(k_, group));
+    Matrix inter_logits(1, size);
+    for (int64_t i = 0; i < size; ++i) {
+      for (int64_t j = 0; j < size; ++j) intra_logits(i, j) *= scale;
+      inter_logits(0, i) = key_affinity_(group[i], c) * softplus1(-phi_[group[i]]) * scale;
+    }
+    const Matrix intra_weights = activate(intra_logits, problem_.activation);
+    const Matrix inter_weights = activate(inter_logits, problem_.activation);
+    const Matrix intra = multiply(intra_weights, v);
+    const Matrix inter = multiply(inter_weights, v);
+
+    Matrix intra_gradient(size, v.columns());
+    Matrix inter_gradient(1, v.columns());
+    for (int64_t n = 0; n < g_.rows(); ++n) {
+      const int64_t slot = std::find(group.begin(), group.end(), n) - group.begin();
+      for (int64_t e = 0; e < v.columns(); ++e) {
+        weight_gradient_(n, c) += g_(n, e) * (slot < size ? intra(slot, e) : inter(0, e));
+        (slot < size ? intra_gradient(slot, e) : inter_gradient(0, e)) +=
+            sum_weights_(n, c) * g_(n, e);
+      }
+    }
+    add_attention(group, scale,
+                  activate_gradient(intra_logits, problem_.activation,
+                                    multiply_transposed(intra_gradient, v)));
+    add_summary(c, group, scale,
+                activate_gradient(inter_logits, problem_.activation,
+                                  multiply_transposed(inter_gradient, v)));
+    scatter_rows(multiply(transpose(intra_weights), intra_gradient), group, 1.0, value);
+    scatter_rows(multiply(transpose(inter_weights), inter_gradient), group, 1.0, value);
+  }
+
+  /// Step 6, after all clusters.
+  void add_sum() {
+    const Matrix change = activate_gradient(sum_logits_, problem_.activation, weight_gradient_);
+    for (int64_t n = 0; n < g_.rows(); ++n) {
+      for (int64_t c = 0; c < problem_.clusters; ++c) {
+        const double scaled = change(n, c) * sum_scale_;
+        for (int64_t d = 0; d < query.columns(); ++d) {
+          query(n, d) += scaled * softplus1(phi_[n]) * s_(c, d);
+          surrogates(c, d) += scaled * softplus1(phi_[n]) * q_(n, d);
+        }
+        gate[n] += scaled * query_affinity_(n, c) * sigmoid(phi_[n]);
+      }
+    }
+  }
+
+ private:
+  void add_attention(const std::vector<int64_t>& group, double scale, const Matrix& change) {
+    scatter_rows(multiply(change, take_rows(k_, group)), group, scale, query);
+    scatter_rows(multiply(transpose(change), take_rows(q_, group)), group, scale, key);
+  }
+
+  void add_summary(int64_t c, const std::vector<int64_t>& group, double scale,
+                   const Matrix& change) {
+    for (size_t i = 0; i < group.size(); ++i) {
+      const int64_t n = group[i];
+      const double scaled = change(0, static_cast<int64_t>(i)) * scale;
+      for (int64_t d = 0; d < key.columns(); ++d) {
+        key(n, d) += scaled * softplus1(-phi_[n]) * s_(c, d);
+        surrogates(c, d) += scaled * softplus1(-phi_[n]) * k_(n, d);
+      }
+      gate[n] -= scaled * key_affinity_(n, c) * sigmoid(-phi_[n]);
+    }
+  }
+
+  const CastAttentionProblem& problem_;
+  const Matrix g_;
+  const Matrix q_;
+  const Matrix k_;
+  const Matrix v_;
+  const Matrix s_;
+  const float* phi_;
+  const Matrix query_affinity_;
+  const Matrix key_affinity_;
+  const double sum_scale_;
+  Matrix sum_logits_;
+  Matrix sum_weights_;
+  Matrix weight_gradient_;
+};
+
 }  // namespace
 
 Matrix cast_gate_scores(const CastAttentionProblem& problem, int64_t batch) {
@@ -188,6 +335,40 @@ std::vector<double> cast_attention(const CastAttentionProblem& problem,
     }
   }
   return output;
+}
+
+CastAttentionGradientResult cast_attention_gradient(const CastAttentionGradientProblem& problem,
+                                                    const std::vector<int32_t>& indices) {
+  const CastAttentionProblem& forward = problem.forward;
+  const AttentionShape& shape = forward.inputs.shape;
+  const int64_t rows = shape.batch * shape.heads * shape.key_length;
+  CastAttentionGradientResult result;
+  result.query.resize(rows * shape.head_dim);
+  result.key.resize(rows * shape.head_dim);
+  result.value.resize(rows * shape.value_dim);
+  result.surrogates.resize(shape.heads * forward.clusters * shape.head_dim);
+  result.gate.resize(shape.batch * shape.key_length);
+  for (int64_t h = 0; h < shape.heads; ++h) {
+    Matrix surrogate_gradient(forward.clusters, shape.head_dim);
+    for (int64_t b = 0; b < shape.batch; ++b) {
+      const int64_t tokens = real_length(forward.inputs.key_lengths, b, shape.key_length);
+      CastHeadGradient gradient(forward, b, h,
+                                read_rows(problem.output_gradient, b, h, tokens, shape.value_dim));
+      for (int64_t c = 0; c < forward.clusters; ++c) {
+        gradient.add_cluster(c, members(forward, indices, b, c));
+      }
+      gradient.add_sum();
+      const int64_t sequence = b * shape.heads + h;
+      write_rows(gradient.query, sequence, shape.key_length, result.query);
+      write_rows(gradient.key, sequence, shape.key_length, result.key);
+      write_rows(gradient.value, sequence, shape.key_length, result.value);
+      add_scaled(surrogate_gradient, 1.0, gradient.surrogates);
+      for (int64_t n = 0; n < tokens; ++n)
+        result.gate[b * shape.key_length + n] += gradient.gate[n];
+    }
+    write_rows(surrogate_gradient, h, forward.clusters, result.surrogates);
+  }
+  return result;
 }
 
 std::vector<double> cast_coverage(const CastAttentionProblem& problem,

@@ -55,6 +55,12 @@ Matrix transpose(const Matrix& a) {
   return transposed;
 }
 
+void add_scaled(Matrix& sum, double factor, const Matrix& term) {
+  for (int64_t i = 0; i < sum.rows(); ++i) {
+    for (int64_t j = 0; j < sum.columns(); ++j) sum(i, j) += factor * term(i, j);
+  }
+}
+
 namespace {
 
 /// exp(logit - maximum) of each row, 0 for a row without a finite logit; maxima and sums beside it.

@@ -46,6 +46,8 @@ void write_rows(const Matrix& matrix, int64_t sequence, int64_t rows, std::vecto
 Matrix multiply(const Matrix& a, const Matrix& b);             // a b
 Matrix multiply_transposed(const Matrix& a, const Matrix& b);  // a bᵀ
 Matrix transpose(const Matrix& a);
+/// sum += factor * term.
+void add_scaled(Matrix& sum, double factor, const Matrix& term);
 
 /// log sum exp of each row; -Inf for a row of -Inf.
 std::vector<double> logsumexp_rows(const Matrix& logits);

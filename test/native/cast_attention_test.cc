@@ -5,7 +5,7 @@
 #include <numeric>
 
 #include "native/reference/attention.h"
-#include "test/native/attention_arrays.h"
+#include "test/native/cast_arrays.h"
 #include "test/native/checks.h"
 #include "test/native/compare.h"
 #include "test/native/tile_register_model.h"
@@ -14,92 +14,7 @@ namespace cluster_attention::test {
 
 namespace {
 
-/// Tokens are the keys of a case. Single assignment needs room for every token.
-struct Fixture : AttentionArrays {
-  CastAttentionProblem problem;
-  float* surrogates;
-  float* gate;
-  int32_t* given = nullptr;
-
-  Fixture(const Case& which, Selection selection, Activation activation = Activation::softmax)
-      : AttentionArrays(self_attention(which)) {
-    const AttentionShape& shape = inputs.shape;
-    problem.inputs = inputs;
-    problem.inputs.query_lengths = nullptr;
-    problem.clusters = which.clusters;
-    problem.cluster_size = which.clamped_cluster_size();
-    if (selection == Selection::single_assignment) {
-      const int64_t needed = (shape.key_length + which.clusters - 1) / which.clusters;
-      problem.cluster_size = std::max(problem.cluster_size, needed);
-    }
-    if (selection == Selection::given) problem.cluster_size = which.cluster_size;
-    problem.selection = selection;
-    problem.activation = activation;
-    // Small enough that step 2 does not saturate: there fp32 has ties where the reference has none.
-    std::vector<float> values = random_floats(shape.heads * which.clusters * shape.head_dim, 41);
-    const float spread = 1.0f / std::sqrt(static_cast<float>(shape.heads * shape.head_dim));
-    for (float& value : values) value *= spread;
-    surrogates = arrays.input(values);
-    gate = arrays.floats(shape.batch * shape.key_length, 42);
-    Case one_head = which;
-    one_head.heads = 1;
-    one_head.layout = Layout::bhld;
-    poison_padding(gate, one_head, which.key_lengths, shape.key_length, 1);
-    problem.surrogates = surrogates;
-    problem.gate = gate;
-    if (selection == Selection::given) {
-      given = arrays.input(given_indices());
-      problem.given_indices = given;
-    }
-    problem.output = output;
-    problem.indices = arrays.output<int32_t>(slots());
-    problem.coverage = arrays.output<double>(shape.batch);
-  }
-
-  int64_t slots() const { return inputs.shape.batch * problem.clusters * problem.cluster_size; }
-  std::vector<float> result() const { return read_output(output, inputs.shape); }
-  std::vector<int32_t> indices() const { return read(problem.indices, slots()); }
-
- private:
-  /// Distinct tokens in each cluster, padded ones among them, and an empty slot here and there.
-  std::vector<int32_t> given_indices() const {
-    Random random(43);
-    std::vector<int32_t> all;
-    std::vector<int32_t> tokens(inputs.shape.key_length);
-    std::iota(tokens.begin(), tokens.end(), 0);
-    for (int64_t c = 0; c < inputs.shape.batch * problem.clusters; ++c) {
-      for (size_t i = 1; i < tokens.size(); ++i) {
-        std::swap(tokens[i], tokens[random.below(static_cast<int64_t>(i) + 1)]);
-      }
-      for (int64_t slot = 0; slot < problem.cluster_size; ++slot) {
-        const bool empty = slot >= inputs.shape.key_length || random.below(6) == 0;
-        all.push_back(empty ? -1 : tokens[slot]);
-      }
-    }
-    return all;
-  }
-};
-
-CastAttentionProblem one_batch(CastAttentionProblem problem, int64_t b) {
-  const int64_t slots = problem.clusters * problem.cluster_size;
-  problem.inputs = alone(problem.inputs, b);
-  problem.output = alone(problem.output, b);
-  problem.gate = part(problem.gate, b, problem.inputs.shape.key_length);
-  problem.given_indices = part(problem.given_indices, b, slots);
-  problem.indices = part(problem.indices, b, slots);
-  problem.coverage = part(problem.coverage, b, 1);
-  return problem;
-}
-
-constexpr Selection kSelections[] = {Selection::top_k, Selection::single_assignment,
-                                     Selection::given};
-constexpr Activation kActivations[] = {Activation::softmax, Activation::laplace};
-
-std::string describe_options(Selection selection, Activation activation) {
-  static const char* const kNames[] = {" top-k", " single assignment", " given"};
-  return kNames[static_cast<int>(selection)] +
-         std::string(activation == Activation::laplace ? " laplace" : " softmax");
-}
+using Fixture = CastArrays;
 
 /// Padded tokens of given indices count as empty slots.
 std::vector<int32_t> without_padding(const Fixture& fixture, std::vector<int32_t> indices) {
@@ -146,7 +61,7 @@ TEST("CAST: matches the reference") {
     for (Selection selection : kSelections) {
       for (Activation activation : kActivations) {
         for (bool has_scale : {true, false}) {
-          const Scope scope(one.name + describe_options(selection, activation) +
+          const Scope scope(one.name + cast_options_name(selection, activation) +
                             (has_scale ? "" : " default scale"));
           Fixture fixture(one, selection, activation);
           fixture.problem.has_scale = has_scale;
@@ -162,7 +77,7 @@ TEST("CAST: scales of any size and sign") {
     for (Selection selection : kSelections) {
       for (Activation activation : kActivations) {
         const Scope scope("scale " + std::to_string(scale) +
-                          describe_options(selection, activation));
+                          cast_options_name(selection, activation));
         Fixture fixture(find_case("prime"), selection, activation);
         fixture.problem.inputs.scale = scale;
         check_reference(fixture);
@@ -270,9 +185,9 @@ TEST("CAST: threads, batches, faults, cancellation") {
   for (const char* name : {"ragged", "ragged-transposed", "usual", "long-queries", "long-keys"}) {
     for (Selection selection : kSelections) {
       for (Activation activation : kActivations) {
-        const Scope scope(name + describe_options(selection, activation));
+        const Scope scope(name + cast_options_name(selection, activation));
         Fixture fixture(find_case(name), selection, activation);
-        check_promises(fixture.problem, fixture.arrays, fixture.inputs.shape.batch, one_batch);
+        check_promises(fixture.problem, fixture.arrays, fixture.inputs.shape.batch, one_cast_batch);
       }
     }
   }
@@ -281,7 +196,7 @@ TEST("CAST: threads, batches, faults, cancellation") {
 TEST("CAST: NaN and Inf are named") {
   for (Selection selection : kSelections) {
     for (Activation activation : kActivations) {
-      const Scope scope(describe_options(selection, activation));
+      const Scope scope(cast_options_name(selection, activation));
       Fixture fixture(find_case("prime"), selection, activation);
       if (selection == Selection::given) std::iota(fixture.given, fixture.given + 11, 0);
       check_non_finite(fixture.problem, fixture.arrays, fixture.query, "query", 17 * 3 + 3,
@@ -301,7 +216,7 @@ TEST("CAST: NaN and Inf are named") {
 TEST("CAST: infinities that only lower the logits are found") {
   for (Selection selection : kSelections) {
     for (Activation activation : kActivations) {
-      const Scope scope(describe_options(selection, activation));
+      const Scope scope(cast_options_name(selection, activation));
       Case which = find_case("tile-25");
       which.cluster_size = which.key_length;
       Fixture fixture(which, selection, activation);
