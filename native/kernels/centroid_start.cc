@@ -36,4 +36,20 @@ Status start_centroids(const CentroidStart& sequence, int64_t count, int64_t* ch
   return Status::success();
 }
 
+void add_start_gradient(const CentroidStart& sequence, int64_t count, const int64_t* chosen,
+                        const int32_t* index, const float* gradient, float* inputs) {
+  if (sequence.start == PoolStart::given) return;
+  const int64_t dim = sequence.dim;
+  const bool mean = sequence.start == PoolStart::stride;
+  for (int64_t j = 0; j < count; ++j) {
+    const int64_t begin = mean ? j * sequence.length / count : chosen[j];
+    const int64_t end = mean ? (j + 1) * sequence.length / count : begin + 1;
+    const float share = 1.0f / static_cast<float>(end - begin);
+    for (int64_t i = begin; i < end; ++i) {
+      float* row = inputs + (index != nullptr ? index[i] : i) * dim;
+      for (int64_t d = 0; d < dim; ++d) row[d] += share * gradient[j * dim + d];
+    }
+  }
+}
+
 }  // namespace cluster_attention::kernels

@@ -23,4 +23,10 @@ struct CentroidStart {
 Status start_centroids(const CentroidStart& sequence, int64_t count, int64_t* chosen,
                        Context& context, float* centroids);
 
+/// Adds the gradient by u⁰ (count,dim) to that by the inputs that start_centroids() has made it of:
+/// a mean's shares, or the row that was taken. Row i of the sequence is row index[i] (null: i) of
+/// `inputs`. Of the sequence, start, length and dim are read.
+void add_start_gradient(const CentroidStart& sequence, int64_t count, const int64_t* chosen,
+                        const int32_t* index, const float* gradient, float* inputs);
+
 }  // namespace cluster_attention::kernels

@@ -51,23 +51,42 @@ int32_t best_column(const Matrix& matrix, int64_t row) {
   return best;
 }
 
+/// The rows that a start picks.
+std::vector<int64_t> picked_rows(const Matrix& inputs, int64_t centroids, PoolStart start,
+                                 bool cosine, uint64_t seed) {
+  const Matrix points = cosine ? normalize_rows(inputs) : inputs;
+  if (start == PoolStart::plus_plus) return plus_plus_rows(points, centroids, seed);
+  if (start == PoolStart::farthest) return farthest_rows(points, centroids);
+  return sample_rows(inputs.rows(), centroids, seed);
+}
+
 }  // namespace
 
 Matrix starting_centroids(const Matrix& inputs, int64_t centroids, PoolStart start, bool cosine,
                           uint64_t seed, const float* given) {
-  const Matrix points = cosine ? normalize_rows(inputs) : inputs;
-  switch (start) {
-    case PoolStart::given:
-      return read_dense(given, centroids, inputs.columns());
-    case PoolStart::plus_plus:
-      return take_rows(inputs, plus_plus_rows(points, centroids, seed));
-    case PoolStart::farthest:
-      return take_rows(inputs, farthest_rows(points, centroids));
-    case PoolStart::sample:
-      return take_rows(inputs, sample_rows(inputs.rows(), centroids, seed));
-    default:
-      return strided_means(inputs, centroids);
+  if (start == PoolStart::given) return read_dense(given, centroids, inputs.columns());
+  if (start == PoolStart::stride) return strided_means(inputs, centroids);
+  return take_rows(inputs, picked_rows(inputs, centroids, start, cosine, seed));
+}
+
+Matrix starting_gradient(const Matrix& inputs, PoolStart start, bool cosine, uint64_t seed,
+                         const Matrix& gradient) {
+  Matrix result(inputs.rows(), inputs.columns());
+  const int64_t centroids = gradient.rows();
+  if (start == PoolStart::given) return result;
+  const std::vector<int64_t> picked = start == PoolStart::stride
+                                          ? std::vector<int64_t>()
+                                          : picked_rows(inputs, centroids, start, cosine, seed);
+  for (int64_t j = 0; j < centroids; ++j) {
+    const int64_t begin = picked.empty() ? j * inputs.rows() / centroids : picked[j];
+    const int64_t end = picked.empty() ? (j + 1) * inputs.rows() / centroids : begin + 1;
+    for (int64_t i = begin; i < end; ++i) {
+      for (int64_t d = 0; d < inputs.columns(); ++d) {
+        result(i, d) += gradient(j, d) / static_cast<double>(end - begin);
+      }
+    }
   }
+  return result;
 }
 
 Matrix pool_assignment(const Matrix& centroids, const Matrix& inputs, Similarity similarity,

@@ -3,7 +3,7 @@
 // §6 pooling without learned weights: T steps of u_j <- sum_i a_ji x_i / sum_i a_ji with
 // a_ji = softmax over j of similarity(u_j, x_i) / temperature.
 
-#include "native/core/problem.h"
+#include "native/core/gradient_problem.h"
 #include "native/reference/matrix.h"
 
 namespace cluster_attention::reference {
@@ -24,5 +24,18 @@ Matrix pool_assignment(const Matrix& centroids, const Matrix& inputs, Similarity
 /// The start u⁰: `given` may be null unless start says so.
 Matrix starting_centroids(const Matrix& inputs, int64_t centroids, PoolStart start, bool cosine,
                           uint64_t seed, const float* given);
+
+/// The gradient by the inputs that the start was made of, given the one by u⁰; which rows it picks
+/// is a constant.
+Matrix starting_gradient(const Matrix& inputs, PoolStart start, bool cosine, uint64_t seed,
+                         const Matrix& gradient);
+
+struct CentroidPoolGradientResult {
+  std::vector<double> inputs;   // (batch,N,d)
+  std::vector<double> initial;  // (batch,M,d)
+};
+
+/// Through all steps; the labels of a hard assignment are constants.
+CentroidPoolGradientResult centroid_pool_gradient(const CentroidPoolGradientProblem& problem);
 
 }  // namespace cluster_attention::reference

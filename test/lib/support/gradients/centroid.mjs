@@ -2,22 +2,24 @@
 
 import * as oracle from '../../oracle/index.mjs';
 import { attentionInputs, indices, normals } from '../data.mjs';
+import { required } from '../package.mjs';
 
 const SHAPE = { batch: 2, heads: 2, queryLength: 4, keyLength: 9, headDim: 3, valueDim: 2 };
 
 /** Every third input is removed. */
-const weights = () => normals(2 * 9, 3301).map((x, i) => (i % 3 === 1 ? 0 : Math.abs(x) + 0.1));
+const inputWeights = () =>
+  normals(2 * 9, 3301).map((x, i) => (i % 3 === 1 ? 0 : Math.abs(x) + 0.1));
 const restrictions = [
   ['plain', () => ({}), []],
   ['lengths', () => ({ queryLengths: Int32Array.of(4, 2), keyLengths: Int32Array.of(6, 9) }), []],
-  ['weights', () => ({ weights: weights() }), ['weights']],
+  ['weights', () => ({ weights: inputWeights() }), ['weights']],
   ['neighbors', () => ({ neighbors: indices(2 * 4 * 3, 3302, -1, 8), neighborCount: 3 }), []],
   [
     'neighbors, weights and lengths',
     () => ({
       neighbors: indices(2 * 4 * 4, 3303, -1, 8),
       neighborCount: 4,
-      weights: weights(),
+      weights: inputWeights(),
       keyLengths: Int32Array.of(7, 9),
     }),
     ['weights'],
@@ -26,6 +28,77 @@ const restrictions = [
 const modes = ['centroids', 'inputs'].flatMap((normalize) =>
   ['sum', 'mean'].map((aggregate) => ({ normalize, aggregate })),
 );
+
+const LAYER = { batch: 2, length: 7, dim: 4, heads: 2, headDim: 2 };
+const projections = () => ({
+  queryWeight: normals(4 * 4, 3311, 0.5),
+  keyWeight: normals(4 * 4, 3312, 0.5),
+  valueWeight: normals(4 * 4, 3313, 0.5),
+  outputWeight: normals(4 * 4, 3314, 0.5),
+});
+const projectionNames = Object.keys(projections());
+
+/** The rows of every batch entry that a start may take: the real ones of weight other than 0. */
+const startingRows = ({ inputs, shape, weights, lengths }) =>
+  Array.from({ length: shape.batch }, (_, b) =>
+    oracle
+      .rowsAt(inputs, b * shape.length, lengths?.[b] ?? shape.length, shape.dim)
+      .filter((_row, i) => weights?.[b * shape.length + i] !== 0),
+  );
+
+const givenRows = (array, { shape, centroids }, b) =>
+  oracle.rowsAt(array, b * centroids, centroids, shape.dim);
+
+/** Which rows the package's start takes, found in `start`, what the operation without steps gives. */
+function placesOf(options, start) {
+  return startingRows(options).map((rows, b) => {
+    const known = rows.map(String);
+    const places = givenRows(start, options, b).map((row) => known.indexOf(String(row)));
+    return places.slice(0, rows.length);
+  });
+}
+
+/** start(options): the first centroids of every batch entry; picked rows stay the same ones. */
+function startOf(options, operation, withoutSteps) {
+  const { initial = 'stride' } = options;
+  if (typeof initial === 'object') {
+    return (moved) => startingRows(moved).map((_rows, b) => givenRows(moved.initial, moved, b));
+  }
+  if (initial === 'stride') {
+    return (moved) =>
+      startingRows(moved).map((rows) =>
+        rows.length === 0 ? [] : oracle.strideStart(rows, Math.min(options.centroids, rows.length)),
+      );
+  }
+  const places = placesOf(options, required[`${operation}Sync`]({ ...options, ...withoutSteps }));
+  return (moved) => startingRows(moved).map((rows, b) => places[b].map((place) => rows[place]));
+}
+
+const layerWeights = () =>
+  normals(2 * 7, 3315).map((x, i) => (i % 4 === 1 ? 0 : Math.abs(x) + 0.1));
+const encodeStarts = [{}, { initial: 'farthest' }, { initial: 'sample', seed: 3 }];
+const encodeRestrictions = [
+  ['plain', () => ({})],
+  ['weights', () => ({ weights: layerWeights() })],
+  ['neighbors', () => ({ neighbors: indices(2 * 3 * 4, 3317, -1, 6), neighborCount: 4 })],
+  ['given start', () => ({ initial: normals(2 * 3 * 4, 3316) }), ['initial']],
+];
+const encodeOptions = () => ({
+  inputs: normals(2 * 7 * 4, 3310),
+  shape: LAYER,
+  centroids: 3,
+  ...projections(),
+  stepSize: 0.5,
+});
+const encodeCase = (title, options, more = []) => ({
+  title,
+  options,
+  oracle: (moved) => {
+    const start = startOf(options(), 'centroidEncode', { steps: 0 });
+    return oracle.centroidEncode(moved, start(moved));
+  },
+  of: ['inputs', ...projectionNames, ...more],
+});
 
 export const centroidGradients = {
   centroidAttention: modes.flatMap((mode) =>
@@ -36,4 +109,25 @@ export const centroidGradients = {
       of: ['query', 'key', 'value', ...more],
     })),
   ),
+  centroidEncode: [
+    ...modes.flatMap((mode) =>
+      encodeRestrictions.map(([title, restriction, more]) =>
+        encodeCase(
+          `${mode.normalize}, ${mode.aggregate}, ${title}`,
+          () => ({ ...encodeOptions(), ...mode, ...restriction(), steps: 2 }),
+          more,
+        ),
+      ),
+    ),
+    ...encodeStarts.map((start, i) =>
+      encodeCase(`from ${start.initial ?? 'stride'}, ${i + 1} steps`, () => ({
+        ...encodeOptions(),
+        ...start,
+        aggregate: 'mean',
+        steps: i + 1,
+      })),
+    ),
+    // So few centroids of so wide inputs that the projections are absorbed.
+    encodeCase('one centroid', () => ({ ...encodeOptions(), centroids: 1, steps: 1 })),
+  ],
 };

@@ -1,0 +1,302 @@
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "native/reference/centroid_encode.h"
+#include "test/native/cases.h"
+#include "test/native/checks.h"
+#include "test/native/compare.h"
+#include "test/native/encode_arrays.h"
+#include "test/native/finite_differences.h"
+
+namespace cluster_attention::test {
+
+namespace {
+
+constexpr PoolStart kStarts[] = {PoolStart::stride, PoolStart::sample, PoolStart::farthest,
+                                 PoolStart::given};
+
+/// A layer and everything its backward needs.
+struct GradientArrays : EncodeArrays {
+  Arrays gradients;
+  CentroidEncodeGradientProblem problem;
+  float* output_gradient;
+
+  GradientArrays(const Case& which, PoolStart start) : EncodeArrays(which, start) {
+    const CentroidEncodeProblem& forward = EncodeArrays::problem;
+    output_gradient = gradients.floats(centroid_count(), 77);
+    problem.output_gradient = output_gradient;
+    problem.inputs = gradients.output<float>(input_count());
+    if (start == PoolStart::given) problem.initial = gradients.output<float>(centroid_count());
+    problem.query_weight = gradients.output<float>(weight_count());
+    problem.key_weight = gradients.output<float>(weight_count());
+    problem.value_weight = gradients.output<float>(weight_count());
+    problem.output_weight = gradients.output<float>(weight_count());
+    problem.forward = forward;
+  }
+
+  void add_weights() {
+    EncodeArrays::add_weights();
+    problem.forward.weights = weights;
+  }
+  void add_neighbors(int64_t count) {
+    EncodeArrays::add_neighbors(count);
+    problem.forward.neighbors = neighbors;
+    problem.forward.neighbor_count = count;
+  }
+  int64_t input_count() const {
+    const CentroidEncodeProblem& p = EncodeArrays::problem;
+    return p.batch * p.length * p.dim;
+  }
+  int64_t centroid_count() const {
+    const CentroidEncodeProblem& p = EncodeArrays::problem;
+    return p.batch * p.centroids * p.dim;
+  }
+  int64_t weight_count() const {
+    const CentroidEncodeProblem& p = EncodeArrays::problem;
+    return p.heads * p.head_dim * p.dim;
+  }
+};
+
+CentroidEncodeGradientProblem one_sequence(CentroidEncodeGradientProblem problem, int64_t b) {
+  const CentroidEncodeProblem& forward = problem.forward;
+  problem.output_gradient = part(problem.output_gradient, b, forward.centroids * forward.dim);
+  problem.inputs = part(problem.inputs, b, forward.length * forward.dim);
+  problem.initial = part(problem.initial, b, forward.centroids * forward.dim);
+  problem.forward = one_encode_sequence(problem.forward, b);
+  return problem;
+}
+
+/// Bounds are those of the gradients as one vector: what cancels in one of them stands in another.
+void check_reference(GradientArrays& fixture, double bound = 1e-5) {
+  CHECK_RUNS(fixture.problem, fixture.gradients);
+  fixture.gradients.snapshot();
+  const CentroidEncodeGradientProblem& problem = fixture.problem;
+  const auto expected = reference::centroid_encode_gradient(problem);
+  const int64_t weight = fixture.weight_count();
+  const double magnitude = 0.1 * std::max(norm(expected.output_weight), norm(expected.inputs));
+  CHECK_CLOSE(read(problem.inputs, fixture.input_count()), expected.inputs, bound, magnitude);
+  if (problem.initial != nullptr) {
+    CHECK_CLOSE(read(problem.initial, fixture.centroid_count()), expected.initial, bound);
+  }
+  CHECK_CLOSE(read(problem.query_weight, weight), expected.query_weight, bound, magnitude);
+  CHECK_CLOSE(read(problem.key_weight, weight), expected.key_weight, bound, magnitude);
+  CHECK_CLOSE(read(problem.value_weight, weight), expected.value_weight, bound, magnitude);
+  CHECK_CLOSE(read(problem.output_weight, weight), expected.output_weight, bound, magnitude);
+}
+
+/// Calls body for both normalisations and aggregations, with and without weights and neighbors.
+template <typename Body>
+void for_all_options(const Case& which, PoolStart start, Body body) {
+  for (Normalize normalize : {Normalize::centroids, Normalize::inputs}) {
+    for (Collect aggregate : {Collect::sum, Collect::mean}) {
+      for (int bits = 0; bits < 4; ++bits) {
+        const Scope scope(which.name + " start " + std::to_string(static_cast<int>(start)) +
+                          (normalize == Normalize::inputs ? " inputs" : "") +
+                          (aggregate == Collect::mean ? " mean" : "") +
+                          (bits & 1 ? " weights" : "") + (bits & 2 ? " neighbors" : ""));
+        GradientArrays fixture(which, start);
+        fixture.problem.forward.normalize = normalize;
+        fixture.problem.forward.aggregate = aggregate;
+        if (bits & 1) fixture.add_weights();
+        if (bits & 2) fixture.add_neighbors(which.key_length < 6 ? which.key_length : 6);
+        body(fixture);
+      }
+    }
+  }
+}
+
+Case small_case(int64_t dim) {
+  Case which = find_case("prime");
+  which.batch = 2;
+  which.heads = 2;
+  which.key_length = 7;
+  which.head_dim = 2;
+  which.value_dim = dim;
+  which.clusters = 3;
+  return which;
+}
+
+TEST_ONCE("centroid encode gradient: the reference is the derivative of the reference") {
+  int64_t steps = 0;
+  for (PoolStart start : kStarts) {
+    for_all_options(small_case(3), start, [&](GradientArrays& fixture) {
+      CentroidEncodeProblem& forward = fixture.problem.forward;
+      forward.steps = 1 + steps++ % 3;
+      const std::pair<float*, int64_t> inputs[] = {
+          {fixture.inputs, fixture.input_count()},
+          {fixture.initial, forward.initial != nullptr ? fixture.centroid_count() : 0},
+          {fixture.matrices[0], fixture.weight_count()},
+          {fixture.matrices[1], fixture.weight_count()},
+          {fixture.matrices[2], fixture.weight_count()},
+          {fixture.matrices[3], fixture.weight_count()}};
+      for (const auto& [data, count] : inputs) round_to_grid(data, count);
+      const std::vector<float> weights = read(fixture.output_gradient, fixture.centroid_count());
+      const auto loss = [&] { return weighted_sum(reference::centroid_encode(forward), weights); };
+      auto expected = reference::centroid_encode_gradient(fixture.problem);
+      if (forward.initial == nullptr) expected.initial.clear();
+      const std::vector<double>* gradients[] = {&expected.inputs,       &expected.initial,
+                                                &expected.query_weight, &expected.key_weight,
+                                                &expected.value_weight, &expected.output_weight};
+      for (size_t i = 0; i < std::size(inputs); ++i) {
+        const Scope scope("input " + std::to_string(i));
+        CHECK_CLOSE(finite_differences(inputs[i].first, inputs[i].second, loss), *gradients[i],
+                    1e-7);
+      }
+    });
+  }
+}
+
+TEST("centroid encode gradient: matches the reference from every start") {
+  for (const Case& one : cases()) {
+    for (PoolStart start : kStarts) {
+      const Scope scope(one.name + " start " + std::to_string(static_cast<int>(start)));
+      GradientArrays fixture(one, start);
+      // Two steps of the plain sum let the centroids, and with them rounding, grow.
+      fixture.problem.forward.aggregate = Collect::mean;
+      check_reference(fixture);
+    }
+  }
+}
+
+TEST("centroid encode gradient: matches the reference under all options") {
+  for (const auto& [name, start] :
+       {std::pair("prime", PoolStart::given), std::pair("width-1", PoolStart::stride),
+        std::pair("tile-48", PoolStart::farthest), std::pair("usual", PoolStart::sample),
+        std::pair("more-clusters-than-queries", PoolStart::given)}) {
+    for_all_options(find_case(name), start, [](GradientArrays& fixture) {
+      fixture.problem.forward.steps = fixture.problem.forward.aggregate == Collect::sum ? 1 : 3;
+      check_reference(fixture, 2e-5);
+    });
+  }
+}
+
+TEST("centroid encode gradient: few centroids of wide inputs, many of narrow ones") {
+  // The two ways of computing (keys projected, or projections absorbed) are chosen by these sizes.
+  for (int64_t dim : {2, 7, 130}) {
+    for (int64_t centroids : {1, 2, 40}) {
+      for (int64_t heads : {1, 3}) {
+        Case which = find_case("tile-47");
+        which.value_dim = dim;
+        which.clusters = centroids;
+        which.heads = heads;
+        const Scope scope("dim " + std::to_string(dim) + " centroids " + std::to_string(centroids) +
+                          " heads " + std::to_string(heads));
+        GradientArrays fixture(which, PoolStart::stride);
+        fixture.problem.forward.aggregate = Collect::mean;
+        check_reference(fixture);
+      }
+    }
+  }
+}
+
+TEST("centroid encode gradient: an input of weight 0 is never read and has none") {
+  for (PoolStart start : kStarts) {
+    for (int64_t centroids : {2, 40}) {
+      Case which = find_case("prime");
+      which.clusters = centroids;
+      GradientArrays fixture(which, start);
+      fixture.add_weights();
+      CHECK_RUNS(fixture.problem, fixture.gradients);
+      const auto expected = fixture.gradients.snapshot();
+      const int64_t dim = fixture.problem.forward.dim;
+      std::fill_n(fixture.inputs + 2 * dim, dim, std::numeric_limits<float>::quiet_NaN());
+      CHECK_RUNS(fixture.problem, fixture.gradients);
+      check_same_bytes(fixture.gradients.snapshot(), expected, "an input of weight 0");
+      for (int64_t d = 0; d < dim; ++d) CHECK_EQUAL(fixture.problem.inputs[2 * dim + d], 0.0f);
+    }
+  }
+}
+
+TEST("centroid encode gradient: rows of zeros have none") {
+  GradientArrays fixture(find_case("prime"), PoolStart::stride);
+  fixture.add_weights();
+  std::fill_n(fixture.weights, 50, 0.0f);  // 3 of 53 inputs are left for 7 centroids
+  std::fill_n(fixture.weights + 50, 3, 1.5f);
+  fixture.problem.forward.aggregate = Collect::mean;
+  const int64_t dim = fixture.problem.forward.dim;
+  std::fill_n(fixture.output_gradient + 3 * dim, 4 * dim, std::numeric_limits<float>::quiet_NaN());
+  check_reference(fixture);
+}
+
+TEST("centroid encode gradient: without steps the start's alone is left") {
+  for (PoolStart start : kStarts) {
+    GradientArrays fixture(find_case("prime"), start);
+    fixture.problem.forward.steps = 0;
+    check_reference(fixture, kRelativeL2);
+  }
+}
+
+TEST("centroid encode gradient: what is not wanted does not change the others") {
+  for (int64_t centroids : {2, 40}) {  // absorbed, projected
+    Case which = find_case("tile-47");
+    which.value_dim = 130;
+    which.clusters = centroids;
+    GradientArrays fixture(which, PoolStart::given);
+    const CentroidEncodeGradientProblem all = fixture.problem;
+    CHECK_RUNS(all, fixture.gradients);
+    const auto gradients = [&] {
+      std::vector<std::vector<float>> list{read(all.inputs, fixture.input_count()),
+                                           read(all.initial, fixture.centroid_count())};
+      for (float* weight :
+           {all.query_weight, all.key_weight, all.value_weight, all.output_weight}) {
+        list.push_back(read(weight, fixture.weight_count()));
+      }
+      return list;
+    };
+    const auto expected = gradients();
+    for (int wanted = 0; wanted < 6; ++wanted) {
+      CentroidEncodeGradientProblem some = all;
+      float** slots[] = {&some.inputs,     &some.initial,      &some.query_weight,
+                         &some.key_weight, &some.value_weight, &some.output_weight};
+      for (int i = 0; i < 6; ++i) {
+        if (i != wanted) *slots[i] = nullptr;
+      }
+      CHECK_RUNS(some, fixture.gradients);
+      CHECK_SAME(gradients()[wanted], expected[wanted]);
+    }
+  }
+}
+
+TEST("centroid encode gradient: threads, batches, faults, cancellation") {
+  for (const char* name : {"ragged", "usual", "long-keys"}) {
+    for (PoolStart start : {PoolStart::stride, PoolStart::farthest, PoolStart::given}) {
+      const Scope scope(name);
+      GradientArrays fixture(find_case(name), start);
+      fixture.add_weights();
+      for (bool neighbors : {false, true}) {
+        if (neighbors) fixture.add_neighbors(6);
+        check_threads(fixture.problem, fixture.gradients);
+        // Gradients of the weights are sums over the batch.
+        CentroidEncodeGradientProblem per_sequence = fixture.problem;
+        per_sequence.query_weight = per_sequence.key_weight = nullptr;
+        per_sequence.value_weight = per_sequence.output_weight = nullptr;
+        check_alone(per_sequence, fixture.gradients, fixture.problem.forward.batch, one_sequence);
+        check_cancelled(fixture.problem);
+        check_allocation_failures(fixture.problem, fixture.gradients);
+      }
+    }
+  }
+}
+
+TEST("centroid encode gradient: NaN and Inf are named") {
+  GradientArrays fixture(find_case("prime"), PoolStart::given);
+  const int64_t row = fixture.problem.forward.dim;
+  check_non_finite(fixture.problem, fixture.gradients, fixture.inputs, "inputs", 60 * row + 3,
+                   61 * row);
+  check_non_finite(fixture.problem, fixture.gradients, fixture.initial, "initial", 9 * row + 3);
+  const char* const names[] = {"queryWeight", "keyWeight", "valueWeight", "outputWeight"};
+  for (int i = 0; i < 4; ++i) {
+    check_non_finite(fixture.problem, fixture.gradients, fixture.matrices[i], names[i], 70, 80);
+  }
+  check_non_finite(fixture.problem, fixture.gradients, fixture.output_gradient, "gradOutput",
+                   9 * row + 3);
+  fixture.add_neighbors(6);
+  fixture.neighbors[50] = 53;
+  CHECK_EQUAL(describe(run_fresh(fixture.problem, fixture.gradients)),
+              "out_of_range neighbors[50]");
+}
+
+}  // namespace
+
+}  // namespace cluster_attention::test
