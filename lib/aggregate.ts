@@ -1,7 +1,13 @@
 import { Reduce } from './binding';
 import { CALL_OPTIONS, type Call } from './call';
 import { asynchronous, synchronous } from './operation';
-import type { OutputOptions, VjpOperation, VjpOperationSync } from './types';
+import type {
+  AsyncOperation,
+  OutputOptions,
+  SyncOperation,
+  VjpOperation,
+  VjpOperationSync,
+} from './types';
 import {
   asynchronousVjp,
   synchronousVjp,
@@ -98,11 +104,11 @@ const broadcastOperation: DifferentiableOperation = {
  * ERR_NON_FINITE for a NaN or an infinity in a row that is read, ERR_OUT_OF_MEMORY.
  */
 export const aggregate =
-  asynchronous<(options: AggregateOptions) => Promise<Float32Array>>(aggregateOperation);
+  asynchronous<AsyncOperation<AggregateOptions, Float32Array>>(aggregateOperation);
 
 /** {@link aggregate} on the calling thread, which it blocks; borrows the inputs. */
 export const aggregateSync =
-  synchronous<(options: AggregateOptions) => Float32Array>(aggregateOperation);
+  synchronous<SyncOperation<AggregateOptions, Float32Array>>(aggregateOperation);
 
 /**
  * The row of each position's cluster: the inverse of {@link aggregate}. Label −1 gives zeros.
@@ -111,11 +117,11 @@ export const aggregateSync =
  * @throws as {@link aggregate}
  */
 export const broadcast =
-  asynchronous<(options: BroadcastOptions) => Promise<Float32Array>>(broadcastOperation);
+  asynchronous<AsyncOperation<BroadcastOptions, Float32Array>>(broadcastOperation);
 
 /** {@link broadcast} on the calling thread, which it blocks; borrows the inputs. */
 export const broadcastSync =
-  synchronous<(options: BroadcastOptions) => Float32Array>(broadcastOperation);
+  synchronous<SyncOperation<BroadcastOptions, Float32Array>>(broadcastOperation);
 
 /** {@link aggregate} with its gradient. */
 export const aggregateVjp =

@@ -1,6 +1,7 @@
 /** What every attention kind reads: query, key, value, their sizes, lengths and scale. */
 import { Layout } from './binding';
-import { CALL_OPTIONS, type Axes, type Call } from './call';
+import type { Axes } from './arrays';
+import { CALL_OPTIONS, type Call, type Floats } from './call';
 import { unsupported } from './errors';
 
 export const ATTENTION_SHAPE = [
@@ -35,9 +36,9 @@ export interface AttentionInputs {
   readonly headDim: number;
   readonly valueDim: number;
   readonly layout: number;
-  readonly query: Float32Array;
-  readonly key: Float32Array;
-  readonly value: Float32Array;
+  readonly query: Floats;
+  readonly key: Floats;
+  readonly value: Floats;
   readonly scale: number;
   readonly queryLengths: Int32Array | undefined;
   readonly keyLengths: Int32Array | undefined;
@@ -75,7 +76,7 @@ export function refuseCausal(call: Call, why: string): void {
 }
 
 /** The output of every attention kind, (B,H,L,E) in the layout of the inputs. */
-export function allocateOutput(call: Call, inputs: AttentionInputs): Float32Array {
+export function allocateOutput(call: Call, inputs: AttentionInputs): Floats {
   const { layout, batch, heads, queryLength, valueDim } = inputs;
   return call.output(inLayout(layout, { batch, heads, queryLength, valueDim }));
 }

@@ -4,7 +4,7 @@ import {
   ATTENTION_SHAPE,
   readAttentionInputs,
 } from './attention-inputs';
-import { allocate, type Call } from './call';
+import type { Call } from './call';
 import { asynchronous, synchronous } from './operation';
 import type {
   AttentionGradients,
@@ -52,7 +52,7 @@ const operation: DifferentiableOperation = {
     const output = allocateOutput(call, inputs);
     const logsumexp =
       details || call.differentiable
-        ? allocate('Float32Array', 'logsumexp', { batch, heads, queryLength })
+        ? call.result('Float32Array', 'logsumexp', { batch, heads, queryLength })
         : undefined;
     return {
       request: [inputs, { causal, output, logsumexp }],

@@ -33,7 +33,10 @@ export type NativeOperation =
   | 'aggregateGradient'
   | 'broadcastGradient'
   | 'sparseDotGradient'
-  | 'sparseWeightedSumGradient';
+  | 'sparseWeightedSumGradient'
+  | 'upload'
+  | 'download'
+  | 'probe';
 
 /** undefined when the call succeeded. */
 export type Outcome = Failure | undefined;
@@ -46,9 +49,31 @@ export type Binding = {
   info(): { version: string; found: string; used: string };
   getNumThreads(): number;
   setNumThreads(request: { threads: number }): void;
+  /** The number of new device memory, or why there is none. */
+  allocate(request: { device: number; type: number; elements: number }): number | Failure;
+  release(request: { memory: number }): void;
+  cudaInfo(): CudaDescription;
   /** GFLOP/s of multiply-adds in registers, over the threads set. */
   measurePeak(): number;
 };
+
+/** What the native code knows of CUDA; texts and numbers that say nothing are '' and 0. */
+export interface CudaDescription {
+  reason: string;
+  /** "80;90a" */
+  targets: string;
+  /** 13000 is 13.0 */
+  runtime: number;
+  driver: number;
+  devices: {
+    name: string;
+    major: number;
+    minor: number;
+    multiprocessors: number;
+    memory: number;
+    reason: string;
+  }[];
+}
 
 // Enumerations travel as numbers: the order in native/core/problem.h and native/dispatch.h.
 export const Layout = { BHLD: 0, BLHD: 1 } as const;
@@ -71,6 +96,9 @@ export const Metric = { euclidean: 0, cosine: 1 } as const;
 export const Reduce = { mean: 0, sum: 1 } as const;
 export const Selection = { topK: 0, singleAssignment: 1, given: 2 } as const;
 export const Activation = { softmax: 0, laplace: 1 } as const;
+
+export const Storage = { float32: 0, bfloat16: 1 } as const;
+export const DeviceType = { float32: 0, bfloat16: 1, int32: 2, uint64: 3, float64: 4 } as const;
 
 const root = join(__dirname, '..');
 

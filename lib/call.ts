@@ -3,80 +3,54 @@
  * what it needs by name; arrays come back as the native code may use them (a private copy when the
  * work is asynchronous or the memory is shared with other threads).
  */
+import { allocate, type Axes, checkedArray, copyOf, elementCount } from './arrays';
 import { NonFinite, Precision } from './binding';
+import { CPU } from './device-name';
+import { checkedTensor, DeviceTensor, isDeviceTensor, newTensor } from './device-tensor';
 import {
-  cudaUnavailable,
   invalidType,
-  outOfMemory,
+  noKernel,
   outOfRange,
-  tooLarge,
   shapeMismatch,
   unsupported,
+  wrongTensor,
 } from './errors';
 import * as intrinsics from './intrinsics';
 import type { TypedArray, TypedArrayKind, TypedArrays } from './intrinsics';
 import * as options from './options';
 import { isAbsent, MAXIMUM_DIMENSION, type Values } from './options';
+import { type Place, readPlace } from './place';
 
 export type Form = 'sync' | 'async';
 
-/** The dimensions of an array, in order, with their names. */
-export type Axes = Readonly<Record<string, number>>;
+/** Arrays of a call: in plain memory, or on its device. */
+export type Floats = Float32Array | DeviceTensor;
+export type Integers = Int32Array | DeviceTensor;
+export type Hashes = BigUint64Array | DeviceTensor;
 
 export const CALL_OPTIONS = ['device', 'precision', 'nonFinite', 'signal', 'details'] as const;
-
-/** Why device: 'cuda' cannot be had. */
-export const CUDA_REASON = 'this build has no CUDA backend';
-
-/** Number of elements of an array with these dimensions. */
-export function elementCount(argument: string, axes: Axes): number {
-  let count = 1;
-  let bound = 1; // zeros counted as ones: strides inside an empty batch must not overflow either
-  for (const name of Object.keys(axes)) {
-    const size = axes[name]!;
-    count *= size;
-    bound *= size > 0 ? size : 1;
-  }
-  if (bound > Number.MAX_SAFE_INTEGER) {
-    throw tooLarge(argument, shapeText(axes));
-  }
-  return count;
-}
-
-function shapeText(axes: Axes): string {
-  return `(${Object.keys(axes).join(', ')}) = (${Object.values(axes).join(', ')})`;
-}
-
-/** A new array of zeros. */
-export function allocate<Kind extends TypedArrayKind>(
-  kind: Kind,
-  argument: string,
-  axes: Axes,
-): TypedArrays[Kind] {
-  const count = elementCount(argument, axes);
-  try {
-    return intrinsics.create(kind, count);
-  } catch {
-    throw outOfMemory(`${argument}: a ${kind} of ${count} elements`);
-  }
-}
 
 export class Call {
   /** Aborts the call; asynchronous form only. */
   readonly signal: AbortSignal | undefined;
   readonly nonFinite: number;
   readonly precision: number;
+  /** Where it computes, and where its results belong. */
+  readonly place: Place;
   /** Whether an object with all that the operation knows is wanted instead of the output alone. */
   readonly details: boolean;
   /** Whether gradients may be asked for later: what they read must be computed and kept. */
   readonly differentiable: boolean;
 
+  readonly name: string;
   readonly #form: Form;
   readonly #values: Values;
   readonly #shape: Values;
   readonly #inputs: TypedArray[] = [];
-  #out: Float32Array | undefined;
-  #output: Float32Array | undefined;
+  /** Results on the device. */
+  readonly #results: DeviceTensor[] = [];
+  #out: Floats | undefined;
+  #output: Floats | undefined;
   #outputAxes: Axes = {};
 
   constructor(
@@ -86,6 +60,7 @@ export class Call {
     known: KnownNames,
     differentiable = false,
   ) {
+    this.name = name;
     this.#form = form;
     this.differentiable = differentiable;
     this.#values = options.readOwn('options', source, known.options);
@@ -93,7 +68,8 @@ export class Call {
       ? options.readOwn('shape', this.#values['shape'], known.shape)
       : this.#values;
     this.signal = this.#readSignal(name);
-    this.#checkDevice();
+    this.place = readPlace(this.#values);
+    if (differentiable && this.device !== CPU) throw noKernel(name, this.device);
     this.nonFinite = this.choice('nonFinite', NonFinite, NonFinite.error);
     this.precision = this.choice('precision', Precision, Precision.float32);
     this.details = this.flag('details', false);
@@ -110,14 +86,14 @@ export class Call {
     );
   }
 
-  #checkDevice(): void {
-    const device = this.#values['device'];
-    if (isAbsent(device)) return;
-    const expected = "'auto', 'cpu', 'cuda' or 'cuda:N'";
-    if (typeof device !== 'string') throw invalidType('device', expected, device);
-    if (device === 'auto' || device === 'cpu') return;
-    if (!/^cuda(:\d{1,9})?$/.test(device)) throw outOfRange('device', expected, device);
-    throw cudaUnavailable(`device must be 'auto' or 'cpu', received '${device}': ${CUDA_REASON}`);
+  /** Number of the CUDA device that computes, or CPU. */
+  get device(): number {
+    return this.place.device;
+  }
+
+  /** How arrays of floats lie on the device. */
+  get storage(): number {
+    return this.place.storage;
   }
 
   has(name: string): boolean {
@@ -128,9 +104,10 @@ export class Call {
     return this.#values[name];
   }
 
-  /** Number of elements of an array option; 0 when it is absent or no typed array. */
+  /** Number of elements of an array option; 0 when it is absent or no array. */
   lengthOf(name: string): number {
     const value = this.#values[name];
+    if (isDeviceTensor(value)) return value.length;
     return intrinsics.kindOf(value) === undefined ? 0 : intrinsics.lengthOf(value);
   }
 
@@ -181,34 +158,37 @@ export class Call {
 
   // ---- arrays -------------------------------------------------------------------------------
 
-  floats(name: string, axes: Axes): Float32Array {
-    return this.#take(name, 'Float32Array', axes) as Float32Array;
+  floats(name: string, axes: Axes): Floats {
+    return this.#take(name, 'Float32Array', axes) as Floats;
   }
 
-  integers(name: string, axes: Axes): Int32Array {
-    return this.#take(name, 'Int32Array', axes) as Int32Array;
+  integers(name: string, axes: Axes): Integers {
+    return this.#take(name, 'Int32Array', axes) as Integers;
   }
 
-  hashes(name: string, axes: Axes): BigUint64Array {
-    return this.#take(name, 'BigUint64Array', axes) as BigUint64Array;
+  hashes(name: string, axes: Axes): Hashes {
+    return this.#take(name, 'BigUint64Array', axes) as Hashes;
   }
 
-  optionalFloats(name: string, axes: Axes): Float32Array | undefined {
+  optionalFloats(name: string, axes: Axes): Floats | undefined {
     return this.has(name) ? this.floats(name, axes) : undefined;
   }
 
-  optionalIntegers(name: string, axes: Axes): Int32Array | undefined {
+  optionalIntegers(name: string, axes: Axes): Integers | undefined {
     return this.has(name) ? this.integers(name, axes) : undefined;
   }
 
-  optionalHashes(name: string, axes: Axes): BigUint64Array | undefined {
+  optionalHashes(name: string, axes: Axes): Hashes | undefined {
     return this.has(name) ? this.hashes(name, axes) : undefined;
   }
 
   /** How many leading rows are real: one number in [0, maximum] for each entry of `axes`. */
   lengths(name: string, axes: Axes, maximum: number): Int32Array | undefined {
-    const lengths = this.optionalIntegers(name, axes);
-    if (lengths === undefined) return undefined;
+    if (!this.has(name)) return undefined;
+    if (isDeviceTensor(this.#values[name])) {
+      throw wrongTensor(name, 'an Int32Array in plain memory', 'a DeviceTensor');
+    }
+    const lengths = this.integers(name, axes) as Int32Array;
     const count = intrinsics.lengthOf(lengths);
     for (let i = 0; i < count; ++i) {
       const length = lengths[i]!;
@@ -219,42 +199,81 @@ export class Call {
     return lengths;
   }
 
-  #take(name: string, kind: TypedArrayKind, axes: Axes): TypedArray {
-    const array = checkedArray(name, kind, this.#values[name], axes);
+  #take(name: string, kind: TypedArrayKind, axes: Axes): TypedArray | DeviceTensor {
+    const value = this.#values[name];
+    if (this.place.tensor !== undefined && isDeviceTensor(value)) {
+      return checkedTensor(name, this.place.dtypeOf(name, kind), value, elementCount(name, axes));
+    }
+    const array = checkedArray(name, kind, value, axes);
     this.#inputs.push(array);
     // A gradient may borrow numbers, but not what decides where it reads and writes.
     const kept = this.differentiable && kind !== 'Float32Array';
     if (this.#form === 'sync' && !kept && !intrinsics.isShared(array)) return array;
-    const copy = allocate(kind, `a copy of ${name}`, axes);
-    intrinsics.copyInto(copy, intrinsics.fixedView(array, kind, intrinsics.lengthOf(copy)));
-    return copy;
+    return copyOf(name, kind, array, axes);
   }
 
-  // ---- output -------------------------------------------------------------------------------
+  // ---- results ------------------------------------------------------------------------------
+
+  /**
+   * A result beside the output, where the results of this call belong. To be asked for after all
+   * inputs.
+   */
+  result<Kind extends TypedArrayKind>(
+    kind: Kind,
+    name: string,
+    axes: Axes,
+  ): TypedArrays[Kind] | DeviceTensor {
+    if (this.place.tensor === undefined) return allocate(kind, name, axes);
+    elementCount(name, axes);
+    try {
+      const tensor = newTensor(this.device, this.place.dtypeOf(name, kind), Object.values(axes));
+      this.#results.push(tensor);
+      return tensor;
+    } catch (error) {
+      this.discard();
+      throw error;
+    }
+  }
 
   /**
    * The array that the native code writes: `out` itself, or a private one where the call must not
    * write `out` before it has succeeded. To be asked for after all inputs. `accumulate` says that
    * the native code adds to what `out` holds.
    */
-  output(axes: Axes, accumulate = false): Float32Array {
+  output(axes: Axes, accumulate = false): Floats {
     this.#outputAxes = axes;
     const value = this.#values['out'];
+    if (this.place.tensor !== undefined) return (this.#output = this.#outputTensor(value, axes));
     if (!isAbsent(value)) this.#out = this.#checkedOut(value, axes);
-    const direct =
-      this.#out !== undefined && this.#form === 'sync' && !intrinsics.isShared(this.#out);
-    if (direct) return (this.#output = this.#out!);
-    this.#output = allocate('Float32Array', 'output', axes);
-    if (accumulate) this.#keepContent(this.#output);
-    return this.#output;
+    const out = this.#out as Float32Array | undefined;
+    const direct = out !== undefined && this.#form === 'sync' && !intrinsics.isShared(out);
+    if (direct) return (this.#output = out);
+    const output = allocate('Float32Array', 'output', axes);
+    if (accumulate && out !== undefined) {
+      // What the call adds to.
+      intrinsics.copyInto(output, intrinsics.fixedView(out, 'Float32Array', output.length));
+    }
+    return (this.#output = output);
   }
 
-  /** What the call adds to; without `out` there is nothing. */
-  #keepContent(output: Float32Array): void {
-    const out = this.#out;
-    if (out === undefined) return;
-    const length = intrinsics.lengthOf(output);
-    intrinsics.copyInto(output, intrinsics.fixedView(out, 'Float32Array', length));
+  /** A DeviceTensor given as `out` is written when the kernels run, also by a call that fails. */
+  #outputTensor(value: unknown, axes: Axes): DeviceTensor {
+    if (isAbsent(value)) return this.result('Float32Array', 'output', axes) as DeviceTensor;
+    if (!isDeviceTensor(value)) {
+      throw wrongTensor(
+        'out',
+        `a DeviceTensor like ${this.place.tensor}`,
+        'an array in plain memory',
+      );
+    }
+    const dtype = this.place.dtypeOf('output', 'Float32Array');
+    this.#out = checkedTensor('out', dtype, value, elementCount('out', axes));
+    for (const name in this.#values) {
+      if (name !== 'out' && this.#values[name] === value) {
+        throw outOfRange('out', 'memory that overlaps no input', name);
+      }
+    }
+    return value;
   }
 
   #checkedOut(value: unknown, axes: Axes): Float32Array {
@@ -271,24 +290,33 @@ export class Call {
   }
 
   /** The output of a call that has succeeded. */
-  deliver(): Float32Array {
+  deliver(): Floats {
     const output = this.#output!;
     const out = this.#out;
     if (out === undefined || out === output) return output;
-    if (intrinsics.lengthOf(out) !== intrinsics.lengthOf(output)) {
+    if (intrinsics.lengthOf(out) !== output.length) {
       throw shapeMismatch(
         'out',
         `a Float32Array of ${output.length} elements until the call settles`,
         `${intrinsics.lengthOf(out)} elements: it was detached or resized meanwhile`,
       );
     }
-    intrinsics.copyInto(out, output);
+    intrinsics.copyInto(out as Float32Array, output as Float32Array);
     return out;
   }
 
   /** After a failure: what was written must not look like a result. */
   spoil(): void {
-    if (this.#out !== undefined && this.#out === this.#output) intrinsics.fill(this.#out, NaN);
+    this.discard();
+    const out = this.#out;
+    if (out === this.#output && intrinsics.kindOf(out) !== undefined) {
+      intrinsics.fill(out as Float32Array, NaN);
+    }
+  }
+
+  /** Frees the results of a call that failed. */
+  discard(): void {
+    for (const tensor of this.#results) tensor.dispose();
   }
 }
 
@@ -296,27 +324,4 @@ export class Call {
 export interface KnownNames {
   readonly options: readonly string[];
   readonly shape?: readonly string[];
-}
-
-function checkedArray(
-  argument: string,
-  kind: TypedArrayKind,
-  value: unknown,
-  axes: Axes,
-): TypedArray {
-  const count = elementCount(argument, axes);
-  const received = intrinsics.kindOf(value);
-  const matches =
-    received === kind &&
-    intrinsics.lengthOf(value) === count &&
-    (count > 0 || !intrinsics.isDetached(value as TypedArray));
-  if (matches) return value as TypedArray;
-
-  const article = kind === 'Int32Array' ? 'an' : 'a';
-  const expected = `${article} ${kind} of ${count} elements, ${shapeText(axes)}`;
-  if (received !== kind) throw invalidType(argument, expected, value);
-  if (intrinsics.isDetached(value as TypedArray)) {
-    throw shapeMismatch(argument, expected, `a detached ${kind}`);
-  }
-  throw shapeMismatch(argument, expected, `${intrinsics.lengthOf(value)} elements`);
 }

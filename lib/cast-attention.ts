@@ -7,7 +7,7 @@ import {
   refuseCausal,
 } from './attention-inputs';
 import { Activation, Selection } from './binding';
-import { allocate, type Call } from './call';
+import type { Call } from './call';
 import { outOfRange, shapeMismatch, unsupported } from './errors';
 import { asynchronous, synchronous } from './operation';
 import { MAXIMUM_DIMENSION } from './options';
@@ -159,9 +159,9 @@ const operation: DifferentiableOperation = {
     const learned = { hasScale, clusters, clusterSize, activation, surrogates, gate };
     const indices =
       details || differentiable
-        ? allocate('Int32Array', 'indices', { batch, clusters, clusterSize })
+        ? call.result('Int32Array', 'indices', { batch, clusters, clusterSize })
         : undefined;
-    const coverage = details ? allocate('Float64Array', 'coverage', { batch }) : undefined;
+    const coverage = details ? call.result('Float64Array', 'coverage', { batch }) : undefined;
     return {
       request: [inputs, learned, selection, { output, resultIndices: indices, coverage }],
       result: () => (details ? { output: call.deliver(), indices, coverage } : call.deliver()),

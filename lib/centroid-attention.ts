@@ -6,7 +6,7 @@ import {
   refuseCausal,
 } from './attention-inputs';
 import { Collect, Normalize } from './binding';
-import { allocate, type Call } from './call';
+import type { Call } from './call';
 import { readCentroidWeighting, type CentroidWeighting } from './centroid-weighting';
 import { asynchronous, synchronous } from './operation';
 import type {
@@ -74,15 +74,15 @@ const operation: DifferentiableOperation = {
     const perCentroid = { batch, heads, queryLength };
     const masses =
       details || (differentiable && weighting.aggregate === Collect.mean)
-        ? allocate('Float32Array', 'masses', perCentroid)
+        ? call.result('Float32Array', 'masses', perCentroid)
         : undefined;
     const logsumexp =
       differentiable && weighting.normalize === Normalize.inputs
-        ? allocate('Float32Array', 'log-sum-exps', perCentroid)
+        ? call.result('Float32Array', 'log-sum-exps', perCentroid)
         : undefined;
     const known = details && {
-      labels: allocate('Int32Array', 'labels', { batch, heads, keyLength }),
-      objective: allocate('Float64Array', 'objective', { batch }),
+      labels: call.result('Int32Array', 'labels', { batch, heads, keyLength }),
+      objective: call.result('Float64Array', 'objective', { batch }),
     };
     return {
       request: [inputs, weighting, { output, masses, logsumexp }, { ...known }],

@@ -4,7 +4,13 @@ import { readCentroidWeighting, type CentroidWeighting } from './centroid-weight
 import { outOfRange } from './errors';
 import { asynchronous, synchronous } from './operation';
 import { readStart } from './start';
-import type { OutputOptions, VjpOperation, VjpOperationSync } from './types';
+import type {
+  AsyncOperation,
+  OutputOptions,
+  SyncOperation,
+  VjpOperation,
+  VjpOperationSync,
+} from './types';
 import {
   asynchronousVjp,
   synchronousVjp,
@@ -133,11 +139,11 @@ const operation: DifferentiableOperation = {
  * ERR_CUDA_UNAVAILABLE.
  */
 export const centroidEncode =
-  asynchronous<(options: CentroidEncodeOptions) => Promise<Float32Array>>(operation);
+  asynchronous<AsyncOperation<CentroidEncodeOptions, Float32Array>>(operation);
 
 /** {@link centroidEncode} on the calling thread, which it blocks; borrows the inputs. */
 export const centroidEncodeSync =
-  synchronous<(options: CentroidEncodeOptions) => Float32Array>(operation);
+  synchronous<SyncOperation<CentroidEncodeOptions, Float32Array>>(operation);
 
 /** {@link centroidEncode} with its gradients, through all steps. */
 export const centroidEncodeVjp =

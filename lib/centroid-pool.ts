@@ -1,5 +1,5 @@
 import { PoolStart, Similarity } from './binding';
-import { allocate, CALL_OPTIONS, type Call } from './call';
+import { CALL_OPTIONS, type Call } from './call';
 import { asynchronous, synchronous } from './operation';
 import { readStart } from './start';
 import type {
@@ -97,8 +97,8 @@ const operation: DifferentiableOperation = {
     const output = call.output({ batch, centroids, dim });
     const sizes = { batch, length, dim, centroids, iterations, similarity, temperature, seed };
     const known = details && {
-      labels: allocate('Int32Array', 'labels', { batch, length }),
-      masses: allocate('Float32Array', 'masses', { batch, centroids }),
+      labels: call.result('Int32Array', 'labels', { batch, length }),
+      masses: call.result('Float32Array', 'masses', { batch, centroids }),
     };
     return {
       request: [sizes, start, { inputs, lengths, output }, { ...known }],

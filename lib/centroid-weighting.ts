@@ -1,6 +1,7 @@
 /** How centroids share the inputs: the options of centroidAttention and centroidEncode. */
 import { Collect, Normalize } from './binding';
-import type { Call } from './call';
+import type { Call, Floats, Integers } from './call';
+import { isDeviceTensor } from './device-tensor';
 import { invalidType, outOfRange } from './errors';
 
 /** How the centroids share the inputs. */
@@ -26,8 +27,8 @@ export interface CentroidWeighting {
 export interface WeightingFields {
   readonly normalize: number;
   readonly aggregate: number;
-  readonly weights: Float32Array | undefined;
-  readonly neighbors?: Int32Array;
+  readonly weights: Floats | undefined;
+  readonly neighbors?: Integers;
   readonly neighborCount: number;
 }
 
@@ -41,7 +42,10 @@ export function readCentroidWeighting(
   const normalize = call.choice('normalize', Normalize, Normalize.centroids);
   const aggregate = call.choice('aggregate', Collect, Collect.sum);
   const weights = call.optionalFloats('weights', { batch, length });
-  if (weights !== undefined) checkWeights(weights, batch, length, lengths);
+  // Those on a device cannot be looked at from here.
+  if (weights !== undefined && !isDeviceTensor(weights)) {
+    checkWeights(weights, batch, length, lengths);
+  }
   if (!call.has('neighbors')) {
     if (call.has('neighborCount')) {
       throw invalidType('neighbors', 'an Int32Array with neighborCount', undefined);

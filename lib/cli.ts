@@ -2,6 +2,7 @@
 /** `npx cluster-attention …`: what a person runs before trusting the package with a service. */
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
+import type { CudaDevice, CudaInfo } from './info';
 
 const HELP = `Usage: cluster-attention <command>
 
@@ -23,6 +24,18 @@ function packageVersion(): string {
   return (JSON.parse(readFileSync(file, 'utf8')) as { version: string }).version;
 }
 
+function describeCuda({ reason, runtime, driver, targets }: CudaInfo): string {
+  const version = runtime === undefined ? '' : `runtime ${runtime} for ${targets.join(', ')}`;
+  const known = driver === undefined ? '' : `driver ${driver}`;
+  return [reason, version, known].filter(Boolean).join('; ');
+}
+
+function describeDevice(device: CudaDevice): string {
+  const { name, computeCapability, memory, reason } = device;
+  const size = `${(memory / 2 ** 30).toFixed(1)} GiB`;
+  return `${name}, ${computeCapability}, ${size}${reason === undefined ? '' : `: ${reason}`}`;
+}
+
 function printInfo(): void {
   const { info } = require('./info') as typeof import('./info'); // here: it loads the addon
   const { instructionSets, threads, build, cuda, version } = info();
@@ -32,7 +45,8 @@ function printInfo(): void {
     ['build', build],
     ['instruction sets', `${instructionSets.found.join(', ')} (using ${instructionSets.used})`],
     ['threads', String(threads)],
-    ['cuda', cuda.reason],
+    ['cuda', describeCuda(cuda)],
+    ...cuda.devices.map((device) => [`cuda:${device.index}`, describeDevice(device)]),
   ];
   for (const [name, value] of lines) console.log(`${name!.padEnd(18)}${value}`);
 }

@@ -7,7 +7,7 @@ import {
   refuseCausal,
 } from './attention-inputs';
 import { Grouping, Threshold } from './binding';
-import { allocate, type Call } from './call';
+import type { Call } from './call';
 import { drawPlanes } from './hash';
 import { asynchronous, synchronous } from './operation';
 import { MAXIMUM_DIMENSION } from './options';
@@ -144,15 +144,15 @@ function prepare(call: Call, improved: boolean): PreparedGradient {
   const perCluster = { batch, heads, clusters };
   const results = {
     ...((details || differentiable) && {
-      resultLabels: allocate('Int32Array', 'labels', { batch, heads, queryLength }),
+      resultLabels: call.result('Int32Array', 'labels', { batch, heads, queryLength }),
       resultIndices: improved
-        ? allocate('Int32Array', 'indices', { ...perCluster, topK })
+        ? call.result('Int32Array', 'indices', { ...perCluster, topK })
         : undefined,
     }),
-    ...(details && { counts: allocate('Int32Array', 'counts', perCluster) }),
+    ...(details && { counts: call.result('Int32Array', 'counts', perCluster) }),
     ...(differentiable && {
-      clusterValues: allocate('Float32Array', 'cluster values', { ...perCluster, valueDim }),
-      clusterLogsumexp: allocate('Float32Array', 'cluster log-sum-exps', perCluster),
+      clusterValues: call.result('Float32Array', 'cluster values', { ...perCluster, valueDim }),
+      clusterLogsumexp: call.result('Float32Array', 'cluster log-sum-exps', perCluster),
     }),
   };
   const { resultLabels: labels, resultIndices: indices, counts } = results;

@@ -2,6 +2,7 @@
  * Every error of the package is made here: its class, its stable `code`, and a message that names
  * the argument, what was expected and what was received.
  */
+import { CPU, deviceName } from './device-name';
 import { kindOf, lengthOf } from './intrinsics';
 
 /** The `code` of every error that this package raises. */
@@ -13,6 +14,7 @@ export type ErrorCode =
   | 'ERR_UNSUPPORTED'
   | 'ERR_CUDA_UNAVAILABLE'
   | 'ERR_OUT_OF_MEMORY'
+  | 'ERR_DEVICE_LOST'
   | 'ERR_BINDING_LOAD';
 
 /** What an error of this package carries beside its message. */
@@ -125,8 +127,25 @@ export function disposed(method: string): Error {
   return make(Error, 'ERR_UNSUPPORTED', message, method);
 }
 
-export function cudaUnavailable(message: string): Error {
-  return make(Error, 'ERR_CUDA_UNAVAILABLE', message, 'device');
+/** A DeviceTensor in a call after its dispose(). */
+export function disposedTensor(argument: string): Error {
+  const message = `${argument} must be a DeviceTensor in use, received one after its dispose()`;
+  return make(Error, 'ERR_UNSUPPORTED', message, argument);
+}
+
+/** A DeviceTensor of the wrong dtype, or where there can be none. */
+export function wrongTensor(argument: string, expected: string, received: string): Error {
+  const message = `${argument} must be ${expected}, received ${received}`;
+  return make(TypeError, 'ERR_INVALID_ARG_TYPE', message, argument);
+}
+
+/** An operation that the backend has no kernel for. */
+export function noKernel(name: string, device: number): Error {
+  return unsupported(
+    'device',
+    `device must be 'auto' or 'cpu' for plain arrays, received '${deviceName(device)}': ` +
+      `the CUDA backend has no kernel for ${name}`,
+  );
 }
 
 export function outOfMemory(what: string): Error {
@@ -149,24 +168,47 @@ export interface Failure {
     | 'out_of_range'
     | 'duplicate'
     | 'shape_mismatch'
-    | 'unsupported';
+    | 'unsupported'
+    | 'cuda_unavailable'
+    | 'device_lost';
   /** '' when no option is at fault. */
   argument: string;
   /** -1 when no element is at fault. */
   index: number;
 }
 
+/** Which call has failed. */
+export interface FailedCall {
+  readonly name: string;
+  readonly device: number;
+}
+
+/** Which element is at fault: its value, unless it lies on a device. */
+function placeOf(index: number | undefined, received: unknown): string {
+  if (index === undefined) return '';
+  return received === undefined
+    ? `, received a DeviceTensor with another number at index ${index}`
+    : `, received ${describe(received)} at index ${index}`;
+}
+
 /**
  * The error of a failed native call; `received` is the element of the request at fault, `limit` the
  * size that elements of an index array must stay below.
  */
-export function errorOfFailure(failure: Failure, received: unknown, limit?: number): Error {
+export function errorOfFailure(
+  failure: Failure,
+  { name, device }: FailedCall,
+  received?: unknown,
+  limit?: number,
+): Error {
   const argument = failure.argument || 'output';
   const index = failure.index < 0 ? undefined : failure.index;
-  const place = index === undefined ? '' : `, received ${describe(received)} at index ${index}`;
+  const place = placeOf(index, received);
   switch (failure.status) {
     case 'out_of_memory':
-      return outOfMemory('the workspace of the operation');
+      return outOfMemory(
+        device === CPU ? `the workspace of ${name}` : `${name} on ${deviceName(device)}`,
+      );
     case 'cancelled':
       return new Error('the operation was cancelled'); // the caller has the signal's reason
     case 'non_finite':
@@ -206,6 +248,23 @@ export function errorOfFailure(failure: Failure, received: unknown, limit?: numb
     case 'shape_mismatch':
       return make(RangeError, 'ERR_SHAPE_MISMATCH', `${argument} does not fit the shape`, argument);
     case 'unsupported':
-      return unsupported(argument, `${argument} is not supported in this combination`);
+      return argument === 'device'
+        ? noKernel(name, device)
+        : unsupported(argument, `${argument} is not supported in this combination`);
+    case 'cuda_unavailable':
+      return make(
+        Error,
+        'ERR_CUDA_UNAVAILABLE',
+        `device must be 'auto' or 'cpu', received '${deviceName(device)}': ${argument}`,
+        'device',
+      );
+    case 'device_lost':
+      return make(
+        Error,
+        'ERR_DEVICE_LOST',
+        `device must be one that works, received '${deviceName(device)}', which has failed ` +
+          `(${argument}) and is lost to this process; the CPU still computes`,
+        'device',
+      );
   }
 }

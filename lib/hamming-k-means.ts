@@ -1,6 +1,6 @@
-import { allocate, CALL_OPTIONS, type Call } from './call';
+import { CALL_OPTIONS, type Call } from './call';
 import { asynchronous, synchronous, type Operation, type Prepared } from './operation';
-import type { CallOptions } from './types';
+import type { AsyncOperation, CallOptions, SyncOperation } from './types';
 
 /** Options of {@link hammingKMeans}. */
 export interface HammingKMeansOptions extends CallOptions {
@@ -58,11 +58,11 @@ const operation: Operation = {
     const hashes = call.hashes('hashes', { batch, length });
     const initial = call.optionalHashes('initial', { batch, clusters });
     const lengths = call.lengths('lengths', { batch }, length);
-    const result: HammingKMeansResult = {
-      labels: allocate('Int32Array', 'labels', { batch, length }),
-      counts: allocate('Int32Array', 'counts', { batch, clusters }),
-      centroids: allocate('BigUint64Array', 'centroids', { batch, clusters }),
-      iterations: allocate('Int32Array', 'iterations', { batch }),
+    const result = {
+      labels: call.result('Int32Array', 'labels', { batch, length }),
+      counts: call.result('Int32Array', 'counts', { batch, clusters }),
+      centroids: call.result('BigUint64Array', 'centroids', { batch, clusters }),
+      iterations: call.result('Int32Array', 'iterations', { batch }),
     };
     const sizes = { batch, length, clusters, bits, maxIterations, seed };
     return { request: [sizes, { hashes, initial, lengths }, result], result: () => result };
@@ -77,8 +77,8 @@ const operation: Operation = {
  * ERR_OUT_OF_MEMORY.
  */
 export const hammingKMeans =
-  asynchronous<(options: HammingKMeansOptions) => Promise<HammingKMeansResult>>(operation);
+  asynchronous<AsyncOperation<HammingKMeansOptions, HammingKMeansResult>>(operation);
 
 /** {@link hammingKMeans} on the calling thread, which it blocks; borrows the inputs. */
 export const hammingKMeansSync =
-  synchronous<(options: HammingKMeansOptions) => HammingKMeansResult>(operation);
+  synchronous<SyncOperation<HammingKMeansOptions, HammingKMeansResult>>(operation);

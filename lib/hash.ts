@@ -1,9 +1,10 @@
-import { binding } from './binding';
-import { allocate, CALL_OPTIONS, type Call } from './call';
-import { errorOfFailure } from './errors';
+import { allocate } from './arrays';
+import { CALL_OPTIONS, type Call } from './call';
+import { CPU } from './device-name';
+import { computeSync } from './native-call';
 import { asynchronous, synchronous, type Operation, type Prepared } from './operation';
 import { MAXIMUM_DIMENSION } from './options';
-import type { CallOptions, OutputOptions } from './types';
+import type { AsyncOperation, CallOptions, OutputOptions, SyncOperation } from './types';
 
 /** Options of {@link lshPlanes}. */
 export interface LshPlanesOptions extends OutputOptions {
@@ -51,7 +52,7 @@ const hashOperation: Operation = {
     const bits = call.dimension('bits', 1, undefined, 64);
     const inputs = call.floats('inputs', { rows, dim });
     const planes = call.floats('planes', { bits, 'dim + 1': dim + 1 });
-    const hashes = allocate('BigUint64Array', 'hashes', { rows });
+    const hashes = call.result('BigUint64Array', 'hashes', { rows });
     return { request: [{ rows, dim, bits, inputs, planes, hashes }], result: () => hashes };
   },
 };
@@ -76,8 +77,9 @@ export function drawPlanes(
   if (!same) {
     const output = allocate('Float32Array', 'planes', { bits, 'dim + 1': dim + 1 });
     const request = { bits, dim, seed, hashBias, output };
-    const failure = binding.lshPlanes({ ...request, nonFinite: 0, precision: 0, abort: undefined });
-    if (failure !== undefined) throw errorOfFailure(failure, undefined);
+    const settings = { name: 'lshPlanes', nonFinite: 0, precision: 0, device: CPU, storage: 0 };
+    const error = computeSync('lshPlanes', settings, [request]);
+    if (error !== undefined) throw error;
     latest = request;
   }
   return latest.output;
@@ -105,7 +107,7 @@ export const lshPlanesSync =
  * @throws ERR_INVALID_ARG_TYPE, ERR_OUT_OF_RANGE, ERR_SHAPE_MISMATCH for wrong options,
  * ERR_NON_FINITE for a NaN or an infinity in an input, ERR_OUT_OF_MEMORY.
  */
-export const hash = asynchronous<(options: HashOptions) => Promise<BigUint64Array>>(hashOperation);
+export const hash = asynchronous<AsyncOperation<HashOptions, BigUint64Array>>(hashOperation);
 
 /** {@link hash} on the calling thread, which it blocks; borrows the inputs. */
-export const hashSync = synchronous<(options: HashOptions) => BigUint64Array>(hashOperation);
+export const hashSync = synchronous<SyncOperation<HashOptions, BigUint64Array>>(hashOperation);

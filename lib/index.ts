@@ -87,12 +87,15 @@ export type {
 } from './sparse';
 export { matmul, matmulSync } from './matmul';
 export type { MatmulOptions } from './matmul';
+export { DeviceTensor } from './device-tensor';
+export type { DeviceDtype, DeviceTensorOptions, HostArray, ToArrayOptions } from './device-tensor';
 export { info } from './info';
-export type { Info } from './info';
+export type { CudaDevice, CudaInfo, Info } from './info';
 export { getNumThreads, setNumThreads } from './threads';
 export type { ClusterAttentionError, ErrorCode } from './errors';
 export type {
   AsyncBackwardOptions,
+  AsyncOperation,
   AttentionGradients,
   AttentionOptions,
   AttentionShape,
@@ -101,7 +104,10 @@ export type {
   DetailedOperation,
   DetailedOperationSync,
   Device,
+  DeviceResult,
+  OnDevice,
   OutputOptions,
+  SyncOperation,
   TensorLayout,
   Vjp,
   VjpOperation,

@@ -1,8 +1,8 @@
 import { KMeansStart, Metric } from './binding';
-import { allocate, CALL_OPTIONS, type Call } from './call';
+import { CALL_OPTIONS, type Call } from './call';
 import { asynchronous, synchronous, type Operation, type Prepared } from './operation';
 import { readStart } from './start';
-import type { CallOptions } from './types';
+import type { AsyncOperation, CallOptions, SyncOperation } from './types';
 
 /** Options of {@link kMeans}. */
 export interface KMeansOptions extends CallOptions {
@@ -74,12 +74,12 @@ const operation: Operation = {
     const inputs = call.floats('inputs', { batch, length, dim });
     const start = readStart(call, STARTS, plusPlus, given, { batch, clusters, dim });
     const lengths = call.lengths('lengths', { batch }, length);
-    const result: KMeansResult = {
-      centroids: allocate('Float32Array', 'centroids', { batch, clusters, dim }),
-      labels: allocate('Int32Array', 'labels', { batch, length }),
-      counts: allocate('Int32Array', 'counts', { batch, clusters }),
-      inertia: allocate('Float64Array', 'inertia', { batch }),
-      iterations: allocate('Int32Array', 'iterations', { batch }),
+    const result = {
+      centroids: call.result('Float32Array', 'centroids', { batch, clusters, dim }),
+      labels: call.result('Int32Array', 'labels', { batch, length }),
+      counts: call.result('Int32Array', 'counts', { batch, clusters }),
+      inertia: call.result('Float64Array', 'inertia', { batch }),
+      iterations: call.result('Int32Array', 'iterations', { batch }),
     };
     const sizes = { batch, length, dim, clusters, maxIterations, tolerance, seed, metric };
     return { request: [sizes, start, { inputs, lengths }, result], result: () => result };
@@ -93,7 +93,7 @@ const operation: Operation = {
  * @throws ERR_INVALID_ARG_TYPE, ERR_OUT_OF_RANGE, ERR_SHAPE_MISMATCH for wrong options,
  * ERR_NON_FINITE for a NaN or an infinity in a row that is read, ERR_OUT_OF_MEMORY.
  */
-export const kMeans = asynchronous<(options: KMeansOptions) => Promise<KMeansResult>>(operation);
+export const kMeans = asynchronous<AsyncOperation<KMeansOptions, KMeansResult>>(operation);
 
 /** {@link kMeans} on the calling thread, which it blocks; borrows the inputs. */
-export const kMeansSync = synchronous<(options: KMeansOptions) => KMeansResult>(operation);
+export const kMeansSync = synchronous<SyncOperation<KMeansOptions, KMeansResult>>(operation);

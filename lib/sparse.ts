@@ -3,7 +3,14 @@ import { Layout } from './binding';
 import { CALL_OPTIONS, type Call } from './call';
 import { invalidType } from './errors';
 import { asynchronous, synchronous } from './operation';
-import type { OutputOptions, TensorLayout, VjpOperation, VjpOperationSync } from './types';
+import type {
+  AsyncOperation,
+  OutputOptions,
+  SyncOperation,
+  TensorLayout,
+  VjpOperation,
+  VjpOperationSync,
+} from './types';
 import {
   asynchronousVjp,
   synchronousVjp,
@@ -171,11 +178,11 @@ const sumOperation: DifferentiableOperation = {
  * @throws ERR_INVALID_ARG_TYPE, ERR_OUT_OF_RANGE, ERR_SHAPE_MISMATCH for wrong options, indices or
  * labels, ERR_NON_FINITE for a NaN or an infinity in a row that is read, ERR_OUT_OF_MEMORY.
  */
-export const sparseDot =
-  asynchronous<(options: SparseDotOptions) => Promise<Float32Array>>(dotOperation);
+export const sparseDot = asynchronous<AsyncOperation<SparseDotOptions, Float32Array>>(dotOperation);
 
 /** {@link sparseDot} on the calling thread, which it blocks; borrows the inputs. */
-export const sparseDotSync = synchronous<(options: SparseDotOptions) => Float32Array>(dotOperation);
+export const sparseDotSync =
+  synchronous<SyncOperation<SparseDotOptions, Float32Array>>(dotOperation);
 
 /**
  * Sum of the listed values of each query, each times its weight: the second product of sparse
@@ -185,11 +192,11 @@ export const sparseDotSync = synchronous<(options: SparseDotOptions) => Float32A
  * @throws as {@link sparseDot}
  */
 export const sparseWeightedSum =
-  asynchronous<(options: SparseWeightedSumOptions) => Promise<Float32Array>>(sumOperation);
+  asynchronous<AsyncOperation<SparseWeightedSumOptions, Float32Array>>(sumOperation);
 
 /** {@link sparseWeightedSum} on the calling thread, which it blocks; borrows the inputs. */
 export const sparseWeightedSumSync =
-  synchronous<(options: SparseWeightedSumOptions) => Float32Array>(sumOperation);
+  synchronous<SyncOperation<SparseWeightedSumOptions, Float32Array>>(sumOperation);
 
 /** {@link sparseDot} with its gradients: gradOutput is not read where an index is −1. */
 export const sparseDotVjp =

@@ -1,5 +1,7 @@
 /** The `initial` option of the iterative operations: the name of a start, or the start itself. */
-import type { Axes, Call } from './call';
+import type { Axes } from './arrays';
+import type { Call, Floats } from './call';
+import { isDeviceTensor } from './device-tensor';
 import { kindOf } from './intrinsics';
 
 /** The fields `start` and `initial` of a request. */
@@ -9,8 +11,10 @@ export function readStart(
   fallback: number,
   given: number,
   axes: Axes,
-): { start: number; initial: Float32Array | undefined } {
+): { start: number; initial: Floats | undefined } {
   const value = call.value('initial');
-  if (kindOf(value) !== undefined) return { start: given, initial: call.floats('initial', axes) };
+  if (kindOf(value) !== undefined || isDeviceTensor(value)) {
+    return { start: given, initial: call.floats('initial', axes) };
+  }
   return { start: call.choice('initial', starts, fallback), initial: undefined };
 }

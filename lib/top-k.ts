@@ -1,7 +1,7 @@
-import { allocate, CALL_OPTIONS, type Call } from './call';
+import { CALL_OPTIONS, type Call } from './call';
 import { asynchronous, synchronous, type Operation, type Prepared } from './operation';
 import { MAXIMUM_DIMENSION } from './options';
-import type { CallOptions } from './types';
+import type { AsyncOperation, CallOptions, SyncOperation } from './types';
 
 /** Options of {@link topK}. */
 export interface TopKOptions extends CallOptions {
@@ -33,9 +33,9 @@ const operation: Operation = {
     const k = Math.min(call.integer('k', 1, MAXIMUM_DIMENSION), columns);
     const scores = call.floats('scores', { rows, columns });
     const lengths = call.lengths('lengths', { rows }, columns);
-    const result: TopKResult = {
-      values: allocate('Float32Array', 'values', { rows, k }),
-      indices: allocate('Int32Array', 'indices', { rows, k }),
+    const result = {
+      values: call.result('Float32Array', 'values', { rows, k }),
+      indices: call.result('Int32Array', 'indices', { rows, k }),
     };
     return { request: [{ rows, columns, k, scores, lengths }, result], result: () => result };
   },
@@ -49,7 +49,7 @@ const operation: Operation = {
  * @throws ERR_INVALID_ARG_TYPE, ERR_OUT_OF_RANGE, ERR_SHAPE_MISMATCH for wrong options,
  * ERR_NON_FINITE for a NaN or an infinity in a score that is read, ERR_OUT_OF_MEMORY.
  */
-export const topK = asynchronous<(options: TopKOptions) => Promise<TopKResult>>(operation);
+export const topK = asynchronous<AsyncOperation<TopKOptions, TopKResult>>(operation);
 
 /** {@link topK} on the calling thread, which it blocks; borrows the inputs. */
-export const topKSync = synchronous<(options: TopKOptions) => TopKResult>(operation);
+export const topKSync = synchronous<SyncOperation<TopKOptions, TopKResult>>(operation);

@@ -1,7 +1,11 @@
 /// <reference lib="esnext.disposable" preserve="true" />
 /** Option types that several operations share. */
+import type { DeviceTensor } from './device-tensor';
 
-/** Where an operation runs. 'auto' takes a GPU when one can be used, otherwise the CPU. */
+/**
+ * Where an operation runs. 'auto' is the device of the DeviceTensors in the call; plain arrays stay
+ * on the CPU. 'cuda' is 'cuda:0'.
+ */
 export type Device = 'auto' | 'cpu' | 'cuda' | `cuda:${number}`;
 
 /**
@@ -13,8 +17,9 @@ export type TensorLayout = 'BHLD' | 'BLHD';
 /** Options of every operation. */
 export interface CallOptions {
   /**
-   * Default 'auto', which falls back to the CPU; 'cuda' fails with ERR_CUDA_UNAVAILABLE where it
-   * cannot be had.
+   * Default 'auto': the device of the DeviceTensors in the call, the CPU for plain arrays. With
+   * 'cuda' plain arrays are copied to the GPU and the results back; it fails with
+   * ERR_CUDA_UNAVAILABLE where it cannot be had.
    */
   device?: Device | undefined;
   /**
@@ -79,11 +84,56 @@ export interface AttentionOptions extends OutputOptions {
   keyLengths?: Int32Array | undefined;
 }
 
+type TensorOf<Value> = Value extends Float32Array
+  ? DeviceTensor<'float32' | 'bfloat16'>
+  : Value extends Int32Array
+    ? DeviceTensor<'int32'>
+    : Value extends BigUint64Array
+      ? DeviceTensor<'uint64'>
+      : Value extends Float64Array
+        ? DeviceTensor<'float64'>
+        : never;
+
+/**
+ * The options of an operation with at least one DeviceTensor in place of an array: all of them on
+ * one device; query, key, value, inputs and scores of one dtype, the other arrays of floats
+ * 'float32'. Arrays that stay plain are copied to the device for the call; lengths always are
+ * plain. `out` is a DeviceTensor too, undefined in content after a call that failed.
+ */
+export type OnDevice<Options> = {
+  [Name in keyof Options]: Name extends 'lengths' | 'queryLengths' | 'keyLengths'
+    ? Options[Name]
+    : Name extends 'out'
+      ? TensorOf<Options[Name]> | undefined
+      : Options[Name] | TensorOf<Options[Name]>;
+};
+
+/** The result of an operation with DeviceTensors in place of arrays. */
+export type DeviceResult<Result> = [TensorOf<Result>] extends [never]
+  ? { [Name in keyof Result]: TensorOf<Result[Name]> }
+  : TensorOf<Result>;
+
+/** The asynchronous form of an operation. */
+export interface AsyncOperation<Options, Result> {
+  (options: Options): Promise<Result>;
+  (options: OnDevice<Options>): Promise<DeviceResult<Result>>;
+}
+
+/** The synchronous form of an operation. */
+export interface SyncOperation<Options, Result> {
+  (options: Options): Result;
+  (options: OnDevice<Options>): DeviceResult<Result>;
+}
+
 /** The asynchronous form of an operation that returns more with `details: true`. */
 export interface DetailedOperation<Options, Details> {
   (options: Options & { details: true }): Promise<Details>;
   (options: Options & { details?: false | undefined }): Promise<Float32Array>;
   (options: Options & { details?: boolean | undefined }): Promise<Float32Array | Details>;
+  (options: OnDevice<Options> & { details: true }): Promise<DeviceResult<Details>>;
+  (
+    options: OnDevice<Options> & { details?: false | undefined },
+  ): Promise<DeviceResult<Float32Array>>;
 }
 
 /** The synchronous form of an operation that returns more with `details: true`. */
@@ -91,6 +141,8 @@ export interface DetailedOperationSync<Options, Details> {
   (options: Options & { details: true }): Details;
   (options: Options & { details?: false | undefined }): Float32Array;
   (options: Options & { details?: boolean | undefined }): Float32Array | Details;
+  (options: OnDevice<Options> & { details: true }): DeviceResult<Details>;
+  (options: OnDevice<Options> & { details?: false | undefined }): DeviceResult<Float32Array>;
 }
 
 /** Options of the `backward` of the synchronous Vjp forms. */

@@ -8,19 +8,13 @@
  * always a copy, and so is every result that the caller can see.
  */
 import type { NativeOperation } from './binding';
-import { allocate, type Axes, Call, type Form } from './call';
+import { allocate, type Axes, copyOf } from './arrays';
+import { Call, type Form } from './call';
+import { CPU } from './device-name';
 import { disposed, invalidType, outOfRange, shapeMismatch } from './errors';
 import * as intrinsics from './intrinsics';
-import {
-  computeAsync,
-  computeSync,
-  named,
-  type Operation,
-  type Prepared,
-  runAsync,
-  runSync,
-  type Settings,
-} from './operation';
+import { computeAsync, computeSync, type Settings } from './native-call';
+import { named, type Operation, type Prepared, runAsync, runSync } from './operation';
 import { isAbsent, readOwn } from './options';
 
 /** A call whose gradients may be asked for. */
@@ -110,7 +104,9 @@ class SavedState {
     value: object,
   ) {
     this.#operation = operation;
-    this.#settings = { nonFinite: call.nonFinite, precision: call.precision };
+    const { nonFinite, precision, storage } = call;
+    const form = `backward of ${operation.name}`;
+    this.#settings = { name: form, nonFinite, precision, device: CPU, storage };
     this.#outputAxes = call.outputAxes;
     const given: Fields = Object.assign(Object.create(null), ...prepared.request);
     this.#gradients = new Map(
@@ -125,7 +121,9 @@ class SavedState {
     for (const [name, field] of Object.entries(saved)) {
       if (intrinsics.kindOf(field) === undefined) continue;
       lengths.set(name, intrinsics.lengthOf(field));
-      if (visible.has(field)) fields[name] = copyOf(name, field as intrinsics.TypedArray);
+      if (!visible.has(field)) continue;
+      const array = field as intrinsics.TypedArray;
+      fields[name] = copyOf(name, intrinsics.kindOf(array) as intrinsics.TypedArrayKind, array);
     }
     this.#lengths = lengths;
     this.#fields = fields;
@@ -201,11 +199,4 @@ function wantedNames(wanted: unknown, known: readonly string[]): readonly string
     throw outOfRange('gradients', `filled with names out of ${known.join(', ')}`, name, index);
   });
   return names as string[];
-}
-
-function copyOf(name: string, array: intrinsics.TypedArray): intrinsics.TypedArray {
-  const kind = intrinsics.kindOf(array) as intrinsics.TypedArrayKind;
-  const copy = allocate(kind, `a copy of ${name}`, { length: intrinsics.lengthOf(array) });
-  intrinsics.copyInto(copy, array);
-  return copy;
 }

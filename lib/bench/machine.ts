@@ -49,7 +49,7 @@ export function describeMachine(): Machine {
     package: version,
     instructionSet: instructionSets.used,
     build,
-    cuda: cuda.available ? 'available' : cuda.reason,
+    cuda: cuda.reason ?? cuda.devices.map((device) => device.name).join(', '),
     ...(commit !== undefined && { commit }),
   };
 }

@@ -2,6 +2,7 @@
 
 #include <node_api.h>
 
+#include "native/binding/device.h"
 #include "native/binding/environment.h"
 #include "native/binding/errors.h"
 #include "native/binding/operation.h"
@@ -37,6 +38,12 @@ bool add_all(napi_env env, napi_value exports) {
          add_operation<SparseDotGradientProblem>(env, exports, "sparseDotGradient") &&
          add_operation<SparseWeightedSumGradientProblem>(env, exports,
                                                          "sparseWeightedSumGradient") &&
+         add_operation<UploadProblem>(env, exports, "upload") &&
+         add_operation<DownloadProblem>(env, exports, "download") &&
+         add_operation<ProbeProblem>(env, exports, "probe") &&
+         add_function(env, exports, "allocate", allocate_memory) &&
+         add_function(env, exports, "release", release_memory) &&
+         add_function(env, exports, "cudaInfo", cuda_info) &&
          add_function(env, exports, "info", info) &&
          add_function(env, exports, "getNumThreads", get_num_threads) &&
          add_function(env, exports, "setNumThreads", set_num_threads) &&

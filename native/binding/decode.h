@@ -10,6 +10,7 @@
 #include "native/core/gradient_problem.h"
 #include "native/core/problem.h"
 #include "native/dispatch.h"
+#include "native/dispatch_device.h"
 
 namespace cluster_attention {
 namespace binding {
@@ -40,6 +41,11 @@ void decode(Request& request, TopKProblem& problem);
 void decode(Request& request, SparseDotProblem& problem);
 void decode(Request& request, SparseWeightedSumProblem& problem);
 void decode(Request& request, MatmulProblem& problem);
+
+// Of devices: `memory` is the number of the device memory, `array` the plain side.
+void decode(Request& request, UploadProblem& problem);
+void decode(Request& request, DownloadProblem& problem);
+void decode(Request& request, ProbeProblem& problem);
 
 // A gradient's request holds what it reads of the forward's inputs and results, `gradOutput`, and
 // `<option>Gradient` for every gradient that is wanted.

@@ -39,7 +39,7 @@ Environment* Environment::of(napi_env env) {
   return static_cast<Environment*>(data);
 }
 
-napi_value Environment::start(PendingCall* call, napi_value request) {
+napi_value Environment::start(PendingCall* call, napi_value request, RunsOn threads) {
   napi_value promise = nullptr;
   if (napi_create_reference(env_, request, 1, &call->request_) != napi_ok ||
       napi_create_promise(env_, &call->deferred_, &promise) != napi_ok) {
@@ -54,7 +54,7 @@ napi_value Environment::start(PendingCall* call, napi_value request) {
     std::lock_guard<std::mutex> lock(mutex_);
     ++unfinished_;
   }
-  if (!ThreadPool::instance().post(run_on_pool, call)) {
+  if (!post(call, threads)) {
     {
       std::lock_guard<std::mutex> lock(mutex_);
       --unfinished_;
@@ -65,7 +65,12 @@ napi_value Environment::start(PendingCall* call, napi_value request) {
   return promise;
 }
 
-void Environment::run_on_pool(void* data) {
+bool Environment::post(PendingCall* call, RunsOn threads) {
+  return threads == RunsOn::pool ? ThreadPool::instance().post(run_on_thread, call)
+                                 : devices_.threads.post(run_on_thread, call);
+}
+
+void Environment::run_on_thread(void* data) {
   PendingCall* call = static_cast<PendingCall*>(data);
   PendingCall::Phase phase = PendingCall::Phase::queued;
   if (!call->phase_.compare_exchange_strong(phase, PendingCall::Phase::running)) {
@@ -109,7 +114,7 @@ void Environment::clean_up(void* data) {
     if (call->abort_ != nullptr) *call->abort_ = 1;
     PendingCall::Phase phase = PendingCall::Phase::queued;
     if (call->phase_.compare_exchange_strong(phase, PendingCall::Phase::abandoned)) {
-      // It now belongs to the pool thread that will find it, and may be gone already.
+      // It now belongs to the thread that will find it, and may be gone already.
       napi_delete_reference(environment->env_, request);
       ++abandoned;
     } else {
@@ -128,7 +133,8 @@ void Environment::clean_up(void* data) {
     napi_delete_reference(environment->env_, call->request_);
     delete call;
   }
-  // Node closes the thread-safe function itself, right after this hook.
+  // Node closes the thread-safe function itself, right after this hook. Threads that wait for
+  // devices end here.
   delete environment;
 }
 

@@ -1,8 +1,8 @@
 #pragma once
 
 // What one JavaScript environment (the main thread or a Worker) keeps: its calls in progress, and
-// the thread-safe function by which pool threads report back. There is no other state: nothing is
-// shared between environments but the thread pool.
+// the thread-safe function by which other threads report back, and what it uses of devices. There
+// is no other state: nothing is shared between environments but the thread pool.
 //
 // Life of a call: queued -> running -> finished -> settled on the JavaScript thread. When the
 // environment goes away (Worker.terminate(), process.exit()) its cleanup hook raises the abort flag
@@ -16,6 +16,8 @@
 #include <cstdint>
 #include <mutex>
 
+#include "native/binding/device_memory.h"
+#include "native/binding/device_threads.h"
 #include "native/core/status.h"
 
 namespace cluster_attention {
@@ -27,7 +29,7 @@ class Environment;
 class PendingCall {
  public:
   virtual ~PendingCall() = default;
-  /// Computes on a pool thread; touches no JavaScript.
+  /// Computes on a thread of the pool, or on one that waits for a device; touches no JavaScript.
   virtual Status compute() = 0;
 
  protected:
@@ -47,6 +49,16 @@ class PendingCall {
   PendingCall* next_ = nullptr;
 };
 
+/// What an environment uses of devices. Members end in the right order: threads, memory, sessions.
+struct EnvironmentDevices {
+  DeviceSessions sessions;
+  DeviceMemories memories;
+  DeviceThreads threads;
+};
+
+/// Which threads run an asynchronous call.
+enum class RunsOn { pool, device_threads };
+
 class Environment {
  public:
   /// Makes the environment's instance when the addon is loaded into it; false with a pending
@@ -56,7 +68,9 @@ class Environment {
 
   /// Queues the call, which now belongs to the environment, and returns its promise; nullptr with
   /// a pending exception when that fails.
-  napi_value start(PendingCall* call, napi_value request);
+  napi_value start(PendingCall* call, napi_value request, RunsOn threads);
+
+  EnvironmentDevices& devices() { return devices_; }
 
   Environment(const Environment&) = delete;
   Environment& operator=(const Environment&) = delete;
@@ -65,7 +79,7 @@ class Environment {
   explicit Environment(napi_env env) : env_(env) {}
   ~Environment() = default;
 
-  static void run_on_pool(void* data);
+  static void run_on_thread(void* data);
   static void settle_on_javascript_thread(napi_env env, napi_value, void* context, void* data);
   static void clean_up(void* data);
 
@@ -73,13 +87,17 @@ class Environment {
   void unlink(PendingCall* call);
   void settle(PendingCall* call);
 
+  bool post(PendingCall* call, RunsOn threads);
+
   napi_env env_;
   napi_threadsafe_function report_ = nullptr;
   PendingCall* calls_ = nullptr;  // JavaScript thread only
 
   std::mutex mutex_;
   std::condition_variable all_finished_;
-  int64_t unfinished_ = 0;  // calls that a pool thread may still touch; guarded by mutex_
+  int64_t unfinished_ = 0;  // calls that another thread may still touch; guarded by mutex_
+
+  EnvironmentDevices devices_;
 };
 
 }  // namespace binding

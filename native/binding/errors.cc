@@ -34,8 +34,10 @@ const char* status_name(StatusCode code) {
   return "unsupported";
 }
 
-/// Not an assignment: that would ask the prototypes, and Object.prototype may be polluted.
-bool define(napi_env env, napi_value object, const char* name, napi_value value) {
+}  // namespace
+
+// Not an assignment: that would ask the prototypes, and Object.prototype may be polluted.
+bool set_value(napi_env env, napi_value object, const char* name, napi_value value) {
   const napi_property_descriptor property = {
       name, nullptr, nullptr, nullptr, nullptr, value, napi_default_jsproperty, nullptr};
   return napi_define_properties(env, object, 1, &property) == napi_ok;
@@ -43,15 +45,13 @@ bool define(napi_env env, napi_value object, const char* name, napi_value value)
 
 bool set_number(napi_env env, napi_value object, const char* name, int64_t number) {
   napi_value value = nullptr;
-  return napi_create_int64(env, number, &value) == napi_ok && define(env, object, name, value);
+  return napi_create_int64(env, number, &value) == napi_ok && set_value(env, object, name, value);
 }
-
-}  // namespace
 
 bool set_text(napi_env env, napi_value object, const char* name, const char* text) {
   napi_value value = nullptr;
   return napi_create_string_utf8(env, text, NAPI_AUTO_LENGTH, &value) == napi_ok &&
-         define(env, object, name, value);
+         set_value(env, object, name, value);
 }
 
 napi_value make_outcome(napi_env env, const Status& status) {

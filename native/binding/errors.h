@@ -15,7 +15,9 @@ namespace binding {
 /// exception when the object cannot be made.
 napi_value make_outcome(napi_env env, const Status& status);
 
-/// object[name] = text; false when a Node-API call failed.
+/// object[name] = value; false when a Node-API call failed.
+bool set_value(napi_env env, napi_value object, const char* name, napi_value value);
+bool set_number(napi_env env, napi_value object, const char* name, int64_t number);
 bool set_text(napi_env env, napi_value object, const char* name, const char* text);
 
 void throw_type_error(napi_env env, const char* argument, const char* expected);

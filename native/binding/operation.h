@@ -1,13 +1,14 @@
 #pragma once
 
 // Turns a problem type into its two JavaScript functions: `run_sync<Problem>` computes on the
-// calling thread, `run_async<Problem>` on the thread pool and returns a promise. Both decode the
-// same request and give the same outcome (errors.h). add_operation<Problem> exports them.
+// calling thread, `run_async<Problem>` on another and returns a promise. Both decode the same
+// request and give the same outcome (errors.h). add_operation<Problem> exports them.
 
 #include <node_api.h>
 
 #include <cstdio>
 #include <new>
+#include <type_traits>
 
 #include "native/binding/decode.h"
 #include "native/binding/environment.h"
@@ -16,6 +17,7 @@
 #include "native/core/context.h"
 #include "native/core/thread_pool.h"
 #include "native/dispatch.h"
+#include "native/dispatch_device.h"
 
 namespace cluster_attention {
 namespace binding {
@@ -24,21 +26,50 @@ namespace binding {
 struct CallFrame {
   CallSettings settings;
   int32_t* abort = nullptr;  // (1), optional; JavaScript writes it, kernels poll it
+  bool on_device = false;    // else on the CPU, and what follows says nothing
+  DeviceCall device;
+  MemoryInUse memories;  // of the DeviceTensors among its arrays
 };
+
+/// The number of a device, -1 for the CPU.
+constexpr int64_t kMaximumDevice = (int64_t{1} << 30);
+
+inline void decode_device(Request& request, CallFrame& frame) {
+  const int64_t device = request.integer("device", -1, kMaximumDevice);
+  if (device < 0 || !request.ok()) return;
+  EnvironmentDevices& devices = Environment::of(request.env())->devices();
+  frame.on_device = true;
+  frame.device.sessions = &devices.sessions;
+  frame.device.device = static_cast<int32_t>(device);
+  frame.device.storage = request.choice("storage", cuda::Storage::bfloat16);
+  request.accept_memory(devices.memories, frame.device.device, frame.device.storage,
+                        frame.memories);
+}
 
 template <typename Problem>
 bool decode_call(Request& request, Problem& problem, CallFrame& frame) {
   frame.settings.non_finite = request.choice("nonFinite", NonFinite::propagate);
   frame.settings.precision = request.choice("precision", Precision::bfloat16);
   request.array("abort", frame.abort, 1, Presence::optional);
+  decode_device(request, frame);
   decode(request, problem);
-  return request.resolve();
+  if (!request.resolve()) return false;
+  frame.device.abort = frame.abort;
+  for (int i = 0; i < frame.memories.count(); ++i) {
+    frame.device.resident[frame.device.residents++] = frame.memories[i].data;
+  }
+  return true;
 }
 
 template <typename Problem>
 Status compute(const Problem& problem, const CallFrame& frame) {
-  Context context(ThreadPool::instance().threads(), frame.abort);
-  return run(problem, frame.settings, context);
+  if (frame.on_device) return run_on_device(problem, frame.settings, frame.device);
+  if constexpr (std::is_base_of_v<DeviceOnly, Problem>) {
+    return {StatusCode::unsupported, "device", -1};
+  } else {
+    Context context(ThreadPool::instance().threads(), frame.abort);
+    return run(problem, frame.settings, context);
+  }
 }
 
 template <typename Problem>
@@ -50,6 +81,7 @@ class AsyncCall final : public PendingCall {
     return true;
   }
   Status compute() override { return binding::compute(problem_, frame_); }
+  RunsOn threads() const { return frame_.on_device ? RunsOn::device_threads : RunsOn::pool; }
 
  private:
   Problem problem_;
@@ -79,7 +111,7 @@ napi_value run_async(napi_env env, napi_callback_info info) {
     delete call;
     return nullptr;
   }
-  return environment->start(call, request.object());
+  return environment->start(call, request.object(), call->threads());
 }
 
 inline bool add_function(napi_env env, napi_value exports, const char* name,

@@ -22,6 +22,21 @@ const char* array_name(napi_typedarray_type type) {
   }
 }
 
+/// The type of device memory that stands for an array.
+DeviceType memory_type(const char* name, napi_typedarray_type type, cuda::Storage storage) {
+  switch (type) {
+    case napi_float64_array:
+      return DeviceType::float64;
+    case napi_int32_array:
+      return DeviceType::int32;
+    case napi_biguint64_array:
+      return DeviceType::uint64;
+    default:
+      return storage == cuda::Storage::bfloat16 && follows_storage(name) ? DeviceType::bfloat16
+                                                                         : DeviceType::float32;
+  }
+}
+
 /// What an empty array points to: a null pointer means "absent" to the kernels.
 alignas(64) char empty_array[64];
 
@@ -92,7 +107,37 @@ void Request::note(const char* name, napi_typedarray_type type, int64_t elements
   if (kind == napi_undefined && presence == Presence::optional) return;
   if (elements < 0) return fail_range(name, "an array of less than 2^53 elements");
   if (fields_count_ == kMaximumFields) return fail_range(name, "one of fewer arrays");
-  fields_[fields_count_++] = {name, value, type, elements, maximum, destination, store};
+  double number = 0.0;
+  if (kind == napi_number && memories_ != nullptr) {
+    if (!check(napi_get_value_double(env_, value, &number))) return;
+    if (!(number >= 1.0 && number <= static_cast<double>(kMaximumSafeInteger))) {
+      return fail_range(name, "the number of device memory");
+    }
+  }
+  fields_[fields_count_++] = {
+      name, value, type, elements, maximum, static_cast<int64_t>(number), destination, store};
+}
+
+void Request::accept_memory(const DeviceMemories& memories, int32_t device, cuda::Storage storage,
+                            MemoryInUse& used) {
+  memories_ = &memories;
+  device_ = device;
+  storage_ = storage;
+  used_ = &used;
+}
+
+const DeviceMemory* Request::memory(const char* name) {
+  const int64_t number = integer(name, 1, kMaximumSafeInteger);
+  DeviceMemory* memory = memories_ != nullptr ? memories_->find(number) : nullptr;
+  if (memory != nullptr && memory->device == device_ && used_->add(memory)) return memory;
+  fail_range(name, "the number of device memory");
+  return nullptr;
+}
+
+void Request::any_array(const char* name, napi_typedarray_type type, void*& destination,
+                        int64_t elements) {
+  note(name, type, elements, -1, Presence::required, &destination,
+       [](void* target, void* data) { *static_cast<void**>(target) = data; });
 }
 
 bool Request::resolve() {
@@ -100,7 +145,18 @@ bool Request::resolve() {
   return ok_;
 }
 
+void Request::resolve_memory(const Field& field) {
+  DeviceMemory* memory = memories_->find(field.memory);
+  const bool fits = memory != nullptr && field.maximum < 0 && memory->device == device_ &&
+                    memory->elements == field.elements &&
+                    memory->type == memory_type(field.name, field.type, storage_) &&
+                    used_->add(memory);
+  if (!fits) return fail_range(field.name, "device memory of the right size, type and device");
+  field.store(field.destination, memory->data);
+}
+
 void Request::resolve(const Field& field) {
+  if (field.memory != 0) return resolve_memory(field);
   bool is_typed_array = false;
   if (!check(napi_is_typedarray(env_, field.value, &is_typed_array))) return;
   if (!is_typed_array) return fail_array(field, &Request::fail_type);

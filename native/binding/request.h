@@ -7,12 +7,15 @@
 // read first; arrays are only noted. resolve() then fetches all data pointers, and from there on
 // no JavaScript runs until the operation is done (or, asynchronously, nothing that could reach
 // the arrays).
+//
+// A call on a device may name device memory, by its number, in place of an array.
 
 #include <node_api.h>
 
 #include <cstdint>
 #include <type_traits>
 
+#include "native/binding/device_memory.h"
 #include "native/core/tensor.h"
 
 namespace cluster_attention {
@@ -55,6 +58,13 @@ class Request {
   napi_env env() const { return env_; }
   napi_value object() const { return object_; }
 
+  /// From here on arrays may be of device memory too: of `device`, those that follow the storage
+  /// of the call in `storage`. What is found in `memories` is kept in `used`.
+  void accept_memory(const DeviceMemories& memories, int32_t device, cuda::Storage storage,
+                     MemoryInUse& used);
+  /// Device memory of whatever type and size, kept like the others; null when there is none.
+  const DeviceMemory* memory(const char* name);
+
   /// False once something was wrong; a JavaScript exception is then pending and all further reads
   /// return zero.
   bool ok() const { return ok_; }
@@ -80,7 +90,9 @@ class Request {
   template <typename T>
   void array(const char* name, T*& destination, int64_t elements,
              Presence presence = Presence::required);
-  /// The same, and each value must lie in [0, maximum].
+  /// An array whose type is known at run time only.
+  void any_array(const char* name, napi_typedarray_type type, void*& destination, int64_t elements);
+  /// An Int32Array whose values must lie in [0, maximum].
   void lengths(const char* name, const int32_t*& destination, int64_t count, int64_t maximum);
   /// A (batch, heads, rows, columns) tensor in one of the two layouts.
   template <typename T>
@@ -97,6 +109,7 @@ class Request {
     napi_typedarray_type type;
     int64_t elements;
     int64_t maximum;  // of the values of a lengths array, -1 for any other
+    int64_t memory;   // number of device memory, 0 for an array
     void* destination;
     void (*store)(void* destination, void* data);
   };
@@ -106,6 +119,7 @@ class Request {
   void note(const char* name, napi_typedarray_type type, int64_t elements, int64_t maximum,
             Presence presence, void* destination, void (*store)(void*, void*));
   void resolve(const Field& field);
+  void resolve_memory(const Field& field);
   void fail_type(const char* name, const char* expected);
   void fail_range(const char* name, const char* expected);
   /// Says what array was expected.
@@ -115,6 +129,11 @@ class Request {
   napi_env env_;
   napi_value object_ = nullptr;
   bool ok_ = true;
+  // Set by accept_memory().
+  const DeviceMemories* memories_ = nullptr;
+  MemoryInUse* used_ = nullptr;
+  int32_t device_ = 0;
+  cuda::Storage storage_ = cuda::Storage::float32;
   int fields_count_ = 0;
   Field fields_[kMaximumFields];
 };
