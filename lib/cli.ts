@@ -9,6 +9,7 @@ const HELP = `Usage: cluster-attention <command>
 Commands:
   info        version, instruction sets, threads, build and CUDA of this installation
   bench       time, error and memory of every method on this machine
+  tune        the fastest setting within an error, for your inputs
   compare     two recordings of bench: what became faster or slower
   report      recordings of bench as one HTML page
 
@@ -70,6 +71,8 @@ async function main(command: string | undefined, parameters: readonly string[]):
       return alone(parameters, printInfo);
     case 'bench':
       return (require('./bench/bench') as typeof import('./bench/bench')).bench(parameters);
+    case 'tune':
+      return (require('./bench/tune') as typeof import('./bench/tune')).tune(parameters);
     case 'compare':
       return (require('./bench/compare') as typeof import('./bench/compare')).compare(parameters);
     case 'report':

@@ -10,7 +10,7 @@ function describeParameters(method: string, parameters: Parameters): string {
     grouping === 'euclidean' && 'euclidean',
     threshold === 'data' && 'data thresholds',
     bits !== undefined && bits !== 63 && `${bits} bits`,
-    iterations !== undefined && `${iterations} iterations`,
+    iterations !== undefined && `${iterations} iteration${iterations === 1 ? '' : 's'}`,
     centroids !== undefined && `M=${centroids}`,
     clusterSize !== undefined && `κ=${clusterSize}`,
   ];

@@ -22,7 +22,7 @@ import {
 export type CallOptions = Readonly<Record<string, unknown>>;
 
 /** The rows of a result in double precision, from the discrete choices that the call made. */
-export interface Definition {
+export interface Rows {
   weights(row: Row): Float64Array;
   /** The gradient by the query; absent where it is not checked row by row. */
   queryGradient?(gradOutput: Float32Array, row: Row): Float64Array;
@@ -39,7 +39,7 @@ export interface Method {
   readonly sequences: number;
   options(inputs: Inputs, parameters: Parameters, seed: number): CallOptions;
   /** `details`: what the call with `details: true` returned. */
-  define(inputs: Inputs, options: CallOptions, details: CallOptions): Definition;
+  define(inputs: Inputs, options: CallOptions, details: CallOptions): Rows;
 }
 
 const clusteredOptions = (inputs: Inputs, parameters: Parameters, seed: number): CallOptions => ({
@@ -104,7 +104,7 @@ function improvedDefinition(inputs: Inputs, options: CallOptions, details: CallO
   };
 }
 
-function centroidDefinition(inputs: Inputs, options: CallOptions): Definition {
+function centroidDefinition(inputs: Inputs, options: CallOptions): Rows {
   const query = options.query as Float32Array;
   const { headDim, queryLength: count } = options.shape as Problem;
   const normalizers = new Map<number, Float64Array>();
@@ -198,6 +198,9 @@ export function syncForm(operation: string, gradient: boolean): Run | undefined 
 }
 
 /** The options that every call of a case gets. */
-export function callSettings({ device, precision }: Case): CallOptions {
+export function callSettings({
+  device,
+  precision,
+}: Pick<Case, 'device' | 'precision'>): CallOptions {
   return { device, precision };
 }

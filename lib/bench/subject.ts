@@ -1,14 +1,14 @@
 /** A case of this package in this process: called once, checked, and ready to be timed. */
 import { binding } from '../binding';
 import { setNumThreads } from '../threads';
-import { ExactRows, measureAccuracy, relativeL2, sampleRows, type Sample } from './accuracy';
+import { ExactRows, measureAccuracy, relativeL2, sampleRows } from './accuracy';
+import { define, type Definition, sampleOutput } from './definition';
 import { countFlops } from './flops';
-import { type Inputs, loadInputs, roundInputs } from './inputs';
+import { type Inputs, loadInputs } from './inputs';
 import { extraMemoryOf } from './memory';
 import {
   type CallOptions,
   callSettings,
-  type Definition,
   type Method,
   methodOf,
   type Run,
@@ -18,7 +18,6 @@ import { type Prepared, type Preparation, repeatsFor, type Task } from './protoc
 import { exactQueryGradient } from './query-gradients';
 import { gaussianArray } from './random';
 import type { Accuracy, Problem } from './record';
-import { weightedValues } from './weights';
 
 /** Rounding beyond this is no rounding: a wrong kernel is off by orders of magnitude. */
 const BOUNDS = { float32: 1e-4, bfloat16: 2 ** -6 };
@@ -79,29 +78,14 @@ interface Subject {
   call(): Outcome;
 }
 
-/** The operands and results of a call, and what they should be. */
-interface Examination extends Subject {
-  /** The inputs as the operation rounds them to its precision. */
-  readonly operands: Inputs;
-  readonly definition: Definition;
+/** The results of a call beside what they should be. */
+interface Examination extends Subject, Definition {
   readonly outcome: Outcome;
-}
-
-function sampleOutput({ task, method, operands, shape, definition, outcome }: Examination) {
-  const sequences = Math.min(shape.batch * shape.heads, method.sequences);
-  const rows = sampleRows(sequences, shape.queryLength, task.rows, task.seed);
-  return rows.map((row): Sample => {
-    const weights = definition.weights(row);
-    const own = weightedValues(operands, row.sequence, weights);
-    const place = (row.sequence * shape.queryLength + row.query) * shape.valueDim;
-    const output = outcome.output.subarray(place, place + shape.valueDim);
-    return { row, output, own, ...(method.approximates && { weights }) };
-  });
 }
 
 /** Rounding of the gradients, and the error of that by the query. */
 function examineGradients(
-  { task, inputs, operands, shape, definition, outcome }: Examination,
+  { task, inputs, operands, shape, queryGradient, outcome }: Examination,
   gradOutput: Float32Array,
 ): { rounding: number; gradientError?: number } {
   const gradients = outcome.gradients!;
@@ -110,9 +94,13 @@ function examineGradients(
   const direct = dot(gradOutput, outcome.output);
   const size = Math.sqrt(dot(gradOutput, gradOutput) * dot(outcome.output, outcome.output));
   const linear = Math.abs(through - direct) / size;
-  const { queryGradient } = definition;
   if (queryGradient === undefined) return { rounding: linear };
-  const rows = sampleRows(shape.batch * shape.heads, shape.queryLength, task.rows / 4, task.seed);
+  const rows = sampleRows(
+    shape.batch * shape.heads,
+    shape.queryLength,
+    Math.ceil(task.rows / 4),
+    task.seed,
+  );
   const samples = rows.map((row) => {
     const place = (row.sequence * shape.queryLength + row.query) * shape.headDim;
     return {
@@ -132,10 +120,9 @@ function examine(subject: Subject, outcome: Outcome): Accuracy {
     method.operation === 'attention'
       ? {}
       : syncForm(method.operation, false)!({ ...options, details: true });
-  const operands = task.case.precision === 'bfloat16' ? roundInputs(inputs) : inputs;
-  const definition = method.define(operands, options, details as CallOptions);
-  const examination = { ...subject, operands, definition, outcome };
-  const samples = sampleOutput(examination);
+  const definition = define(subject, options, details as CallOptions);
+  const examination = { ...subject, ...definition, outcome };
+  const samples = sampleOutput(examination, outcome.output, task.rows, task.seed);
   const k = Math.min(task.recallKeys, inputs.problem.keyLength);
   const accuracy = measureAccuracy(samples, new ExactRows(inputs), k);
   if (gradOutput === undefined) return accuracy;

@@ -1,0 +1,147 @@
+// The tuner's search against error surfaces that are known.
+
+import { describe, expect, test } from 'vitest';
+import { finalists, modelCost, paretoFront, searchSettings } from '../../dist/bench/search.js';
+import { chooseFastest, codeOf } from '../../dist/bench/tune.js';
+import { run } from './support/cli.mjs';
+import { result } from './support/recording.mjs';
+
+const problem = {
+  batch: 1,
+  heads: 2,
+  queryLength: 8192,
+  keyLength: 8192,
+  headDim: 64,
+  valueDim: 64,
+};
+
+/** Falls with clusters and keys; groups by distance are twice as good as codes. */
+function surface({
+  method,
+  parameters: { clusters, topK = 1, grouping, iterations = 4, bits = 63 },
+}) {
+  const groups = (grouping === 'euclidean' ? 4 : 8) / Math.sqrt(clusters);
+  const keys = method === 'improved' ? 1 / (1 + topK / 16) : 1;
+  return groups * keys * (1 + 0.5 / iterations) * (1 + 4 / bits);
+}
+
+const search = (target, measure = surface) => searchSettings(problem, target, measure);
+const cheapestWithin = (trials, target) =>
+  Math.min(...trials.filter(({ error }) => error <= target).map(({ cost }) => cost));
+
+describe('searchSettings', () => {
+  test.each([0.02, 0.05, 0.2])('comes near the cheapest setting for an error of %d', (target) => {
+    const found = cheapestWithin(search(target), target);
+    // All of a fine grid.
+    let best = Infinity;
+    for (const iterations of [1, 2, 4, 8]) {
+      for (let clusters = 8; clusters <= 4096; clusters *= Math.SQRT2) {
+        for (let topK = 4; topK <= 1024; topK *= 2) {
+          const parameters = {
+            clusters: Math.round(clusters),
+            topK,
+            grouping: 'euclidean',
+            iterations,
+          };
+          const setting = { method: 'improved', parameters };
+          if (surface(setting) <= target) best = Math.min(best, modelCost(setting, problem));
+        }
+      }
+    }
+    expect(found).toBeLessThan(1.5 * best);
+  });
+
+  test('tries the same in the same order every time, nothing twice', () => {
+    const trials = search(0.05);
+    expect(search(0.05)).toEqual(trials);
+    const keys = trials.map(({ method, parameters }) =>
+      JSON.stringify([method, Object.entries(parameters).toSorted()]),
+    );
+    expect(new Set(keys).size).toBe(keys.length);
+    expect(trials.length).toBeLessThan(150);
+  });
+
+  test('stays within the problem, also a tiny one', () => {
+    const tiny = { ...problem, queryLength: 40, keyLength: 24 };
+    for (const { parameters } of searchSettings(tiny, 0.01, surface)) {
+      expect(parameters.clusters).toBeGreaterThanOrEqual(1);
+      expect(parameters.clusters).toBeLessThanOrEqual(40);
+      expect(parameters.topK ?? 1).toBeLessThanOrEqual(24);
+    }
+  });
+
+  test('ends when nothing reaches the target', () => {
+    const trials = search(0.05, () => 0.9);
+    expect(cheapestWithin(trials, 0.05)).toBe(Infinity);
+    expect(finalists(trials, 0.05, 5).length).toBeGreaterThan(0);
+  });
+});
+
+const point = (error, cost) => ({ error, cost });
+
+test('the front holds what nothing beats in both', () => {
+  const front = [point(0.1, 9), point(0.2, 5), point(0.4, 1)];
+  const beaten = [point(0.2, 9), point(0.3, 5), point(0.5, 2), point(0.4, 1)];
+  expect(paretoFront([...beaten, ...front])).toEqual(front);
+});
+
+test('finalists hold the cheapest within the target', () => {
+  const trials = search(0.05);
+  const chosen = finalists(trials, 0.05, 6);
+  expect(chosen.length).toBeLessThanOrEqual(6);
+  expect(cheapestWithin(chosen, 0.05)).toBe(cheapestWithin(trials, 0.05));
+});
+
+const candidate = (median, error, parameters) =>
+  result(median, { method: 'improved', parameters }, { accuracy: { error } });
+
+describe('the choice', () => {
+  test('is the fastest within the target', () => {
+    const fast = candidate(5, 0.2, { clusters: 10, topK: 8 });
+    const right = candidate(10, 0.04, { clusters: 20, topK: 8 });
+    const slow = candidate(20, 0.01, { clusters: 40, topK: 8 });
+    expect(chooseFastest([result(100), slow, right, fast], 0.05)).toBe(right);
+    expect(chooseFastest([fast], 0.05)).toBeUndefined();
+    expect(chooseFastest([result(1), slow], 0.05).case.method).toBe('exact');
+  });
+
+  test('of times that cannot be told apart: the one with less work', () => {
+    const less = candidate(10.2, 0.04, { clusters: 20, topK: 8 });
+    const more = candidate(10, 0.03, { clusters: 40, topK: 8 });
+    expect(chooseFastest([more, less], 0.05)).toBe(less);
+  });
+
+  test('is printed as a call', () => {
+    const { case: one } = candidate(1, 0, { clusters: 20, grouping: 'euclidean' });
+    expect(codeOf({ ...one, precision: 'bfloat16' })).toBe(
+      "await improvedClusteredAttention({\n  query, key, value, shape,\n  clusters: 20,\n  grouping: 'euclidean',\n  precision: 'bfloat16',\n});",
+    );
+  });
+});
+
+describe('the command', () => {
+  const small = ['--length', '192', '--heads', '1', '--dim', '16', '--distribution', 'mixture',
+    '--rounds', '3', '--rows', '16']; // prettier-ignore
+
+  test('prints the front and a call to paste', () => {
+    const { status, stdout } = run('tune', ...small, '--target-error', '0.9');
+    expect(status).toBe(0);
+    expect(stdout).toMatch(/\d+ settings tried, \d+ within an error of 0\.9/);
+    expect(stdout).toContain('Beaten by no other in both speed and error:');
+    expect(stdout).toMatch(/await \w*[aA]ttention\(\{\n {2}query, key, value, shape,/);
+  });
+
+  test.each([
+    ['an error of 0', ['--target-error', '0'], /--target-error expects a number > 0/],
+    ['no number', ['--target-error', 'small'], /--target-error expects a number > 0/],
+    ['two lengths', ['--length', '64,128'], /takes one --length/],
+    ['gradients', ['--grad'], /--grad is for bench/],
+    ['methods', ['--methods', 'exact'], /methods/],
+    ['a missing file', ['--input', '/no/such/file'], /cannot read/],
+  ])('refuses %s', (_, parameters, message) => {
+    const { status, stdout, stderr } = run('tune', ...parameters);
+    expect(stderr).toMatch(message);
+    expect(stderr.trim().split('\n')).toHaveLength(1);
+    expect([status, stdout]).toEqual([2, '']);
+  });
+});
