@@ -1,5 +1,6 @@
 #include <cstring>
 
+#include "cuda/attention.h"
 #include "cuda/backend.h"
 #include "cuda/errors.h"
 #include "cuda/session.h"
@@ -120,6 +121,8 @@ Backend make_backend() {
   backend.upload_bytes = upload_bytes;
   backend.download_bytes = download_bytes;
   backend.finish = finish;
+  Operations& operations = backend.operations;
+  operations.attention = operate<AttentionProblem, attention>;
   return backend;
 }
 

@@ -1,0 +1,12 @@
+#pragma once
+
+// §1 exact attention on the GPU; the kernel is in attention.cuh.
+
+#include "cuda/backend.h"
+
+namespace cluster_attention::cuda {
+
+/// One launch, two where keys or values must be converted first. D and E up to 256.
+Status attention(Session& session, const AttentionProblem& problem, const Call& call);
+
+}  // namespace cluster_attention::cuda

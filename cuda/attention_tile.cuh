@@ -1,0 +1,399 @@
+#pragma once
+
+// One block's share of softmax(tau Q K^T) V with tensor cores: up to 16 x kRowTiles queries in each
+// warp against one stretch of keys. Exact attention and the pass of mean queries are made of it.
+//
+// Method: FlashAttention-2 (Dao, 2023). Keys and values stream through shared memory in blocks of
+// kKeys, two of them: one is copied while the other is used. Scores stay in registers: the
+// accumulators of Q K^T are the operands of P V. The softmax is online (native/core/
+// softmax_state.h), in base 2.
+// Precision: bfloat16 operands, float32 sums; with kSplit, operands in two parts and three products
+// (primitives/mma.cuh): about 1e-5 relative to the norm.
+// Limits: kWidth >= D, E; a multiple of 32.
+
+#include "cuda/operands.h"
+#include "cuda/primitives/async_copy.cuh"
+#include "cuda/primitives/flags.cuh"
+#include "cuda/primitives/mma.cuh"
+#include "cuda/primitives/shared_memory.cuh"
+#include "cuda/primitives/stored_rows.cuh"
+#include "native/core/softmax_state.h"
+
+namespace cluster_attention::cuda {
+
+constexpr int kTileRows = 16;  // of one product
+
+template <int kWidth, bool kSplit>
+struct TileSizes {
+  static_assert(kWidth % 32 == 0, "load_tiles takes 32 columns at once");
+  static constexpr int kKeys = kWidth <= 64 ? (kSplit ? 32 : 64) : kWidth <= 128 ? 32 : 16;
+  static constexpr int kRowTiles = kWidth <= 64 && !kSplit ? 2 : 1;
+  static constexpr int kWarpRows = kTileRows * kRowTiles;
+  static constexpr int kStride = kWidth + 8;  // eight rows begin in different banks
+  static constexpr int kParts = kSplit ? 2 : 1;
+
+  struct Layout {
+    int64_t query;   // (kParts, 16 kRowTiles warps, kStride)
+    int64_t keys;    // (2 buffers, kParts, kKeys, kStride)
+    int64_t values;  // the same
+    int64_t bytes;
+  };
+  CA_HOST_DEVICE static Layout layout(int warps) {
+    SharedLayout parts;
+    const int64_t query = parts.add<bfloat16>(int64_t{kParts} * kWarpRows * warps * kStride);
+    const int64_t keys = parts.add<bfloat16>(int64_t{2} * kParts * kKeys * kStride);
+    const int64_t values = parts.add<bfloat16>(int64_t{2} * kParts * kKeys * kStride);
+    return {query, keys, values, parts.bytes()};
+  }
+};
+
+/// What the block works on.
+struct TileTask {
+  int64_t batch = 0;
+  int64_t head = 0;
+  int64_t first_query = 0;  // of the block
+  int64_t queries = 0;      // real ones of the sequence
+  int64_t first_key = 0;
+  int64_t end_key = 0;        // of the stretch
+  int64_t causal_offset = 0;  // query l sees keys up to l + causal_offset
+  bool causal = false;
+  float scale_log2 = 1.0f;  // tau log2(e)
+};
+
+template <int kWidth, bool kSplit>
+class AttentionTile {
+ public:
+  using Sizes = TileSizes<kWidth, kSplit>;
+  static constexpr int kKeys = Sizes::kKeys;
+  static constexpr int kRowTiles = Sizes::kRowTiles;
+  static constexpr int kStride = Sizes::kStride;
+  static constexpr int kScoreTiles = kKeys / 8;
+  static constexpr int kOutputTiles = kWidth / 8;
+  using Scores = float[kScoreTiles][4];
+
+  __device__ AttentionTile(const TileTask& task, const KeysAndValues& operands)
+      : task_(task), operands_(operands) {
+    const int warps = static_cast<int>(blockDim.x) / kWarp;
+    const auto layout = Sizes::layout(warps);
+    rows_ = Sizes::kWarpRows * warps;
+    query_ = dynamic_shared<bfloat16>(layout.query);
+    keys_ = dynamic_shared<bfloat16>(layout.keys);
+    values_ = dynamic_shared<bfloat16>(layout.values);
+    minimum_ = HUGE_VALF;
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m) {
+      for (int half = 0; half < 2; ++half) {
+        maximum_[m][half] = -HUGE_VALF;
+        sum_[m][half] = 0.0f;
+      }
+#pragma unroll
+      for (int n = 0; n < kOutputTiles; ++n) {
+        for (int i = 0; i < 4; ++i) output_[m][n][i] = 0.0f;
+      }
+    }
+  }
+
+  /// Query (relative to first_query) of this thread's row `half` of row tile m.
+  __device__ int row_of(int m, int half) const {
+    return warp_index() * Sizes::kWarpRows + m * kTileRows + half * 8 + lane_index() / 4;
+  }
+  /// Key, relative to the block of keys, of score i of score tile n.
+  __device__ static int key_of(int n, int i) { return n * 8 + lane_index() % 4 * 2 + i % 2; }
+
+  /// Reads the queries into shared memory: load(row, column) of the real ones, 0 elsewhere. True in
+  /// threads that met a NaN or Inf.
+  template <typename Load>
+  __device__ bool load_queries(int dim, Load load) {
+    bool bad = false;
+    for (int i = static_cast<int>(threadIdx.x); i < rows_ * kWidth / 2;
+         i += static_cast<int>(blockDim.x)) {
+      const int row = i / (kWidth / 2);
+      const int column = i % (kWidth / 2) * 2;
+      float pair[2] = {0.0f, 0.0f};
+      if (task_.first_query + row < task_.queries) {
+        for (int j = 0; j < 2; ++j) {
+          if (column + j < dim) pair[j] = load(row, column + j);
+        }
+      }
+      uint32_t high;
+      uint32_t low;
+      split_pair(pair[0], pair[1], high, low);
+      bad = bad || (high & 0x7f80u) == 0x7f80u || (high & 0x7f800000u) == 0x7f800000u;
+      reinterpret_cast<uint32_t*>(query_)[(row * kStride + column) / 2] = high;
+      if (kSplit) {
+        reinterpret_cast<uint32_t*>(query_)[((rows_ + row) * kStride + column) / 2] = low;
+      }
+    }
+    return bad;
+  }
+
+  /// Goes through the keys of the task. select(m, first_key, scores) sees the scaled scores (base
+  /// 2) of each block of keys and of each row tile, -Inf where a key is not visible, before they
+  /// enter the softmax; all lanes of a warp call it together.
+  template <typename Select>
+  __device__ void run(Select select) {
+    const int64_t blocks = (task_.end_key - task_.first_key + kKeys - 1) / kKeys;
+    if (blocks <= 0) return;
+    if (kSplit) clear_missing_parts();
+    copy_block(0, 0);
+    for (int64_t block = 0; block < blocks; ++block) {
+      wait_copies<0>();
+      // Also: every warp is done with the other buffer, which the next copies fill.
+      __syncthreads();
+      const int buffer = static_cast<int>(block % 2);
+      if (block + 1 < blocks) copy_block(1 - buffer, block + 1);
+      step(buffer, task_.first_key + block * kKeys, select);
+    }
+  }
+  __device__ void run() {
+    run([](int, int64_t, const Scores&) {});
+  }
+
+  /// After the last key: sums over the lanes that share a row.
+  __device__ void join_sums() {
+    for (int m = 0; m < kRowTiles; ++m) {
+      for (int half = 0; half < 2; ++half) sum_[m][half] = warp_sum(sum_[m][half], 4);
+    }
+  }
+  __device__ SoftmaxState state(int m, int half) const {
+    return {maximum_[m][half], sum_[m][half]};
+  }
+  /// Summed output of a row in column(n) + i, relative to its state.
+  __device__ float output(int m, int half, int n, int i) const {
+    return output_[m][n][half * 2 + i];
+  }
+  __device__ static int column(int n) { return n * 8 + lane_index() % 4 * 2; }
+  /// A visible score was -Inf: an Inf was read that no output shows.
+  __device__ bool saw_infinity() const { return minimum_ == -HUGE_VALF; }
+
+ private:
+  __device__ bfloat16* buffer_of(bfloat16* tensor, int buffer, int part) const {
+    return tensor + (buffer * Sizes::kParts + part) * kKeys * kStride;
+  }
+
+  /// The low parts of operands that are whole without them.
+  __device__ void clear_missing_parts() {
+    for (int i = static_cast<int>(threadIdx.x); i < 2 * kKeys * kStride;
+         i += static_cast<int>(blockDim.x)) {
+      const int buffer = i / (kKeys * kStride);
+      const int place = i % (kKeys * kStride);
+      if (operands_.key.low == nullptr) buffer_of(keys_, buffer, 1)[place] = {0};
+      if (operands_.value.low == nullptr) buffer_of(values_, buffer, 1)[place] = {0};
+    }
+  }
+
+  __device__ void copy_block(int buffer, int64_t block) {
+    const int64_t first = task_.first_key + block * kKeys;
+    copy_tensor(operands_.key, operands_.key.high, buffer_of(keys_, buffer, 0), first);
+    copy_tensor(operands_.value, operands_.value.high, buffer_of(values_, buffer, 0), first);
+    if (kSplit) {
+      if (operands_.key.low != nullptr) {
+        copy_tensor(operands_.key, operands_.key.low, buffer_of(keys_, buffer, 1), first);
+      }
+      if (operands_.value.low != nullptr) {
+        copy_tensor(operands_.value, operands_.value.low, buffer_of(values_, buffer, 1), first);
+      }
+    }
+    commit_copies();
+  }
+
+  /// kKeys rows from row `first` on; zeros for rows past the end and columns that there are not.
+  __device__ void copy_tensor(const Operand& operand, const bfloat16* from, bfloat16* to,
+                              int64_t first) {
+    from += task_.batch * operand.batch_stride + task_.head * operand.head_stride;
+    constexpr int kChunks = kWidth / 8;
+#pragma unroll 4
+    for (int i = static_cast<int>(threadIdx.x); i < kKeys * kChunks;
+         i += static_cast<int>(blockDim.x)) {
+      const int row = i / kChunks;
+      const int column = i % kChunks * 8;
+      const bool valid = first + row < task_.end_key && column < operand.columns;
+      const bfloat16* source = valid ? from + (first + row) * operand.row_stride + column : from;
+      copy_async_16(to + row * kStride + column, source, valid);
+    }
+  }
+
+  template <typename Select>
+  __device__ void step(int buffer, int64_t first_key, Select& select) {
+    Scores scores[kRowTiles];
+    multiply_keys(buffer, scores);
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m) {
+      mask(m, first_key, scores[m]);
+      select(m, first_key, scores[m]);
+      enter_softmax(m, scores[m]);
+    }
+    multiply_values(buffer, scores);
+  }
+
+  /// scores = Q K^T, in fragments.
+  __device__ void multiply_keys(int buffer, Scores (&scores)[kRowTiles]) {
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+      for (int n = 0; n < kScoreTiles; ++n) {
+        for (int i = 0; i < 4; ++i) scores[m][n][i] = 0.0f;
+      }
+    }
+    const int lane = lane_index();
+    const int query_row = warp_index() * Sizes::kWarpRows + lane % 16;
+    const bfloat16* keys = buffer_of(keys_, buffer, 0) + lane % 8 * kStride + lane / 8 * 8;
+#pragma unroll
+    for (int k = 0; k < kWidth / 32; ++k) {
+      uint32_t query[Sizes::kParts][kRowTiles][2][4];
+#pragma unroll
+      for (int part = 0; part < Sizes::kParts; ++part) {
+#pragma unroll
+        for (int m = 0; m < kRowTiles; ++m) {
+          const bfloat16* row = query_ + (part * rows_ + query_row + m * kTileRows) * kStride +
+                                k * 32 + lane / 16 * 8;
+          load_tiles(query[part][m][0], row);
+          load_tiles(query[part][m][1], row + 16);
+        }
+      }
+#pragma unroll
+      for (int n = 0; n < kScoreTiles; ++n) {
+        uint32_t key[Sizes::kParts][4];
+#pragma unroll
+        for (int part = 0; part < Sizes::kParts; ++part) {
+          load_tiles(key[part], keys + part * kKeys * kStride + n * 8 * kStride + k * 32);
+        }
+#pragma unroll
+        for (int m = 0; m < kRowTiles; ++m) {
+          multiply(scores[m][n], query, m, 0, key, 0);
+          multiply(scores[m][n], query, m, 1, key, 2);
+        }
+      }
+    }
+  }
+
+  /// One product of query step `step` with the two registers of `key` from `first` on.
+  __device__ static void multiply(FragmentD& d,
+                                  const uint32_t (&query)[Sizes::kParts][kRowTiles][2][4], int m,
+                                  int step, const uint32_t (&key)[Sizes::kParts][4], int first) {
+    const FragmentB high = {key[0][first], key[0][first + 1]};
+    if constexpr (kSplit) {
+      const FragmentB low = {key[1][first], key[1][first + 1]};
+      mma_split_16x8x16(d, query[0][m][step], query[1][m][step], high, low);
+    } else {
+      mma_bf16_16x8x16(d, query[0][m][step], high);
+    }
+  }
+
+  /// Scales the scores; those of keys that a row does not see become -Inf.
+  __device__ void mask(int m, int64_t first_key, Scores& scores) {
+    const int64_t first_row = task_.first_query + warp_index() * Sizes::kWarpRows + m * kTileRows;
+    // The last key that the first row sees, and whether that leaves the whole block visible.
+    const int64_t limit = task_.causal ? first_row + task_.causal_offset + 1 : task_.end_key;
+    const bool whole = first_key + kKeys <= (limit < task_.end_key ? limit : task_.end_key);
+#pragma unroll
+    for (int n = 0; n < kScoreTiles; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        float score = scores[n][i] * task_.scale_log2;
+        if (!whole) {
+          const int64_t key = first_key + key_of(n, i);
+          const int64_t row = task_.first_query + row_of(m, i / 2);
+          const bool visible =
+              key < task_.end_key && (!task_.causal || key <= row + task_.causal_offset);
+          if (!visible) {
+            scores[n][i] = -HUGE_VALF;
+            continue;
+          }
+        }
+        minimum_ = fminf(minimum_, score);
+        scores[n][i] = score;
+      }
+    }
+  }
+
+  /// scores -> weights relative to the new maximum; what was summed so far follows it.
+  __device__ void enter_softmax(int m, Scores& scores) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float largest = maximum_[m][half];
+#pragma unroll
+      for (int n = 0; n < kScoreTiles; ++n) {
+        largest = fmaxf(largest, fmaxf(scores[n][half * 2], scores[n][half * 2 + 1]));
+      }
+      largest = fmaxf(largest, shuffle_xor(largest, 1));
+      largest = fmaxf(largest, shuffle_xor(largest, 2));
+      const float factor = SoftmaxState::shift(maximum_[m][half], largest);
+      const float base = largest == -HUGE_VALF ? 0.0f : largest;
+      maximum_[m][half] = largest;
+      float sum = 0.0f;
+#pragma unroll
+      for (int n = 0; n < kScoreTiles; ++n) {
+#pragma unroll
+        for (int i = half * 2; i < half * 2 + 2; ++i) {
+          scores[n][i] = exp2f(scores[n][i] - base);
+          sum += scores[n][i];
+        }
+      }
+      sum_[m][half] = sum_[m][half] * factor + sum;
+#pragma unroll
+      for (int n = 0; n < kOutputTiles; ++n) {
+        output_[m][n][half * 2] *= factor;
+        output_[m][n][half * 2 + 1] *= factor;
+      }
+    }
+  }
+
+  /// output += weights V.
+  __device__ void multiply_values(int buffer, const Scores (&weights)[kRowTiles]) {
+    const int lane = lane_index();
+    const bfloat16* values = buffer_of(values_, buffer, 0) + lane % 16 * kStride + lane / 16 * 8;
+#pragma unroll
+    for (int k = 0; k < kKeys / 16; ++k) {
+      uint32_t high[kRowTiles][4];
+      uint32_t low[kRowTiles][4];
+#pragma unroll
+      for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const float* pair = &weights[m][2 * k + i / 2][i % 2 * 2];
+          if constexpr (kSplit) {
+            split_pair(pair[0], pair[1], high[m][i], low[m][i]);
+          } else {
+            high[m][i] = pack_bfloat16(pair[0], pair[1]);
+          }
+        }
+      }
+#pragma unroll
+      for (int n = 0; n < kWidth / 16; ++n) {
+        uint32_t value[Sizes::kParts][4];
+#pragma unroll
+        for (int part = 0; part < Sizes::kParts; ++part) {
+          load_tiles_transposed(value[part],
+                                values + part * kKeys * kStride + k * 16 * kStride + n * 16);
+        }
+#pragma unroll
+        for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+          for (int side = 0; side < 2; ++side) {
+            const FragmentB first = {value[0][side * 2], value[0][side * 2 + 1]};
+            if constexpr (kSplit) {
+              const FragmentB second = {value[1][side * 2], value[1][side * 2 + 1]};
+              mma_split_16x8x16(output_[m][2 * n + side], high[m], low[m], first, second);
+            } else {
+              mma_bf16_16x8x16(output_[m][2 * n + side], high[m], first);
+            }
+          }
+        }
+      }
+    }
+  }
+
+  const TileTask& task_;
+  const KeysAndValues& operands_;
+  int rows_;
+  bfloat16* query_;
+  bfloat16* keys_;
+  bfloat16* values_;
+  float minimum_;
+  float maximum_[kRowTiles][2];
+  float sum_[kRowTiles][2];
+  float output_[kRowTiles][kOutputTiles][4];
+};
+
+}  // namespace cluster_attention::cuda

@@ -1,0 +1,36 @@
+#pragma once
+
+// Keys and values as tensor cores take them: bfloat16 in rows of whole 16 bytes, float32 cut into a
+// high and a low part (see primitives/mma.cuh). Tensors that are bfloat16 already and aligned are
+// used where they are; others are copied once per call, O(S (D + E)) memory.
+
+#include "cuda/backend.h"
+#include "cuda/session.h"
+
+namespace cluster_attention::cuda {
+
+struct bfloat16;
+
+struct Operand {
+  const bfloat16* high = nullptr;
+  const bfloat16* low = nullptr;  // null: the high part is the whole value
+  int64_t batch_stride = 0;
+  int64_t head_stride = 0;
+  int64_t row_stride = 0;
+  int32_t columns = 0;  // a multiple of 8; those past the tensor's own are 0
+};
+
+struct KeysAndValues {
+  Operand key;
+  Operand value;
+};
+
+/// Makes both, in at most one launch, in memory of `scope`. Real rows alone are read; a NaN or Inf
+/// there is marked in the session's flags.
+Status prepare_operands(Session& session, DeviceWorkspace::Scope& scope,
+                        const AttentionInputs& inputs, const Call& call, KeysAndValues* operands);
+
+/// Whether values of this call are cut in two parts.
+inline bool cut_in_two(const Call& call) { return call.precision == Precision::float32; }
+
+}  // namespace cluster_attention::cuda
