@@ -23,6 +23,7 @@ describe('the tarball', () => {
       (path) =>
         (/^(native|cuda)\//.test(path) && !path.startsWith('native/reference/')) ||
         path.startsWith('lib/') ||
+        path.startsWith('examples/') ||
         /^docs\/[^/]*\.md$/.test(path),
     );
     const compiled = source
@@ -35,6 +36,7 @@ describe('the tarball', () => {
       (arch) => `prebuilds/linux-${arch}/cluster-attention.node`,
     );
     const rest = [
+      'CHANGELOG.md',
       'CMakeLists.txt',
       'CONTRIBUTING.md',
       'LICENSE',
