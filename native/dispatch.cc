@@ -3,6 +3,7 @@
 #include "native/dispatch_arrays.h"
 #include "native/kernels/aggregate.h"
 #include "native/kernels/attention.h"
+#include "native/kernels/attention_gradient.h"
 #include "native/kernels/broadcast.h"
 #include "native/kernels/cast_attention.h"
 #include "native/kernels/cast_attention_gradient.h"
@@ -12,6 +13,7 @@
 #include "native/kernels/centroid_encode_gradient.h"
 #include "native/kernels/centroid_pool.h"
 #include "native/kernels/clustered_attention.h"
+#include "native/kernels/clustered_attention_gradient.h"
 #include "native/kernels/hamming_kmeans.h"
 #include "native/kernels/hash.h"
 #include "native/kernels/kmeans.h"
@@ -103,6 +105,16 @@ Status run(const SparseWeightedSumProblem& problem, const CallSettings& settings
 
 Status run(const MatmulProblem& problem, const CallSettings& settings, Context& context) {
   return execute(problem, settings, context, kernels::matmul);
+}
+
+Status run(const AttentionGradientProblem& problem, const CallSettings& settings,
+           Context& context) {
+  return execute(problem, settings, context, kernels::attention_gradient);
+}
+
+Status run(const ClusteredAttentionGradientProblem& problem, const CallSettings& settings,
+           Context& context) {
+  return execute(problem, settings, context, kernels::clustered_attention_gradient);
 }
 
 Status run(const AggregateGradientProblem& problem, const CallSettings& settings,

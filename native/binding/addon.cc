@@ -29,6 +29,8 @@ bool add_all(napi_env env, napi_value exports) {
          add_operation<SparseDotProblem>(env, exports, "sparseDot") &&
          add_operation<SparseWeightedSumProblem>(env, exports, "sparseWeightedSum") &&
          add_operation<MatmulProblem>(env, exports, "matmul") &&
+         add_operation<AttentionGradientProblem>(env, exports, "attentionGradient") &&
+         add_operation<ClusteredAttentionGradientProblem>(env, exports, "clusteredGradient") &&
          add_operation<CentroidAttentionGradientProblem>(env, exports,
                                                          "centroidAttentionGradient") &&
          add_operation<CastAttentionGradientProblem>(env, exports, "castAttentionGradient") &&

@@ -260,6 +260,7 @@ class ClusteredAttentionKernel {
         const int32_t count = offsets[c + 1] - offsets[c];
         const int64_t cluster = s * clusters + c;
         if (problem_.counts != nullptr) problem_.counts[cluster] = count;
+        write_state(cluster, count > 0);
         if (problem_.indices == nullptr || problem_.top_k == 0) continue;
         int32_t* indices = problem_.indices + cluster * problem_.top_k;
         if (count > 0) {
@@ -268,6 +269,23 @@ class ClusteredAttentionKernel {
           std::fill_n(indices, problem_.top_k, -1);
         }
       }
+    }
+  }
+
+  /// What the gradient reads of a cluster.
+  void write_state(int64_t cluster, bool has_members) const {
+    if (problem_.cluster_values != nullptr) {
+      float* values = problem_.cluster_values + cluster * shape_.value_dim;
+      if (has_members) {
+        std::copy_n(pass_.values + cluster * shape_.value_dim, shape_.value_dim, values);
+      } else {
+        std::fill_n(values, shape_.value_dim, 0.0f);
+      }
+    }
+    if (problem_.cluster_logsumexp != nullptr) {
+      SoftmaxState state;
+      if (has_members) state = {pass_.maximum[cluster], pass_.sum[cluster]};
+      problem_.cluster_logsumexp[cluster] = state.logsumexp();
     }
   }
 

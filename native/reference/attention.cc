@@ -48,4 +48,43 @@ AttentionResult attention(const AttentionProblem& problem) {
   return result;
 }
 
+AttentionGradientResult::AttentionGradientResult(const AttentionShape& shape)
+    : query(shape.batch * shape.heads * shape.query_length * shape.head_dim),
+      key(shape.batch * shape.heads * shape.key_length * shape.head_dim),
+      value(shape.batch * shape.heads * shape.key_length * shape.value_dim) {}
+
+Matrix softmax_rows_gradient(const Matrix& weights, const Matrix& weights_gradient) {
+  Matrix gradient(weights.rows(), weights.columns());
+  for (int64_t i = 0; i < weights.rows(); ++i) {
+    double total = 0.0;
+    for (int64_t j = 0; j < weights.columns(); ++j) total += weights(i, j) * weights_gradient(i, j);
+    for (int64_t j = 0; j < weights.columns(); ++j) {
+      gradient(i, j) = weights(i, j) * (weights_gradient(i, j) - total);
+    }
+  }
+  return gradient;
+}
+
+AttentionGradientResult attention_gradient(const AttentionGradientProblem& problem) {
+  const AttentionInputs& inputs = problem.forward.inputs;
+  const AttentionShape& shape = inputs.shape;
+  AttentionGradientResult result(shape);
+  for (int64_t b = 0; b < shape.batch; ++b) {
+    for (int64_t h = 0; h < shape.heads; ++h) {
+      const Sequence rows = read_sequence(inputs, b, h);
+      const Matrix weights = attention_weights(problem.forward, b, h);
+      const Matrix gradient =
+          read_rows(problem.output_gradient, b, h, rows.query.rows(), shape.value_dim);
+      const Matrix logit_gradient = scaled(
+          softmax_rows_gradient(weights, multiply_transposed(gradient, rows.value)), inputs.scale);
+      const int64_t sequence = b * shape.heads + h;
+      write_rows(multiply(logit_gradient, rows.key), sequence, shape.query_length, result.query);
+      write_rows(multiply(transpose(logit_gradient), rows.query), sequence, shape.key_length,
+                 result.key);
+      write_rows(multiply(transpose(weights), gradient), sequence, shape.key_length, result.value);
+    }
+  }
+  return result;
+}
+
 }  // namespace cluster_attention::reference

@@ -2,6 +2,7 @@
 
 // §1 exact attention: O = softmax(tau Q Kᵀ + mask) V.
 
+#include "native/core/gradient_problem.h"
 #include "native/core/problem.h"
 #include "native/reference/matrix.h"
 
@@ -13,6 +14,20 @@ struct AttentionResult {
 };
 
 AttentionResult attention(const AttentionProblem& problem);
+
+struct AttentionGradientResult {
+  std::vector<double> query;  // (B,H,L,D)
+  std::vector<double> key;    // (B,H,S,D)
+  std::vector<double> value;  // (B,H,S,E)
+
+  explicit AttentionGradientResult(const AttentionShape& shape);
+};
+
+/// Of sum output gradient * output, by the chain rule; saved results are not read.
+AttentionGradientResult attention_gradient(const AttentionGradientProblem& problem);
+
+/// Backward of softmax_rows: the gradient by the logits, from the weights and the gradient by them.
+Matrix softmax_rows_gradient(const Matrix& weights, const Matrix& weights_gradient);
 
 /// tau Q Kᵀ + mask over the real rows of one sequence.
 Matrix attention_logits(const AttentionProblem& problem, int64_t batch, int64_t head);

@@ -2,7 +2,9 @@
 
 // §4, §5 clustered and improved clustered attention.
 
+#include "native/core/gradient_problem.h"
 #include "native/core/problem.h"
+#include "native/reference/attention.h"
 #include "native/reference/matrix.h"
 
 namespace cluster_attention::reference {
@@ -22,6 +24,10 @@ std::vector<int32_t> clustered_indices(const ClusteredAttentionProblem& problem,
 /// The output (B,H,L,E) given the choices.
 std::vector<double> clustered_attention(const ClusteredAttentionProblem& problem,
                                         const ClusteredChoices& choices);
+
+/// The gradient of sum output gradient * output given the choices; saved results are not read.
+AttentionGradientResult clustered_attention_gradient(
+    const ClusteredAttentionGradientProblem& problem, const ClusteredChoices& choices);
 
 /// The weights with which query i reads the keys, (real queries, real keys): A^c_s(i) when k = 0,
 /// else A^t_i (m̂ p inside T, A^c outside).

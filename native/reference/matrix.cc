@@ -61,6 +61,13 @@ void add_scaled(Matrix& sum, double factor, const Matrix& term) {
   }
 }
 
+Matrix scaled(Matrix matrix, double factor) {
+  for (int64_t i = 0; i < matrix.rows(); ++i) {
+    for (int64_t j = 0; j < matrix.columns(); ++j) matrix(i, j) *= factor;
+  }
+  return matrix;
+}
+
 namespace {
 
 /// exp(logit - maximum) of each row, 0 for a row without a finite logit; maxima and sums beside it.

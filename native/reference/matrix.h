@@ -48,6 +48,7 @@ Matrix multiply_transposed(const Matrix& a, const Matrix& b);  // a bᵀ
 Matrix transpose(const Matrix& a);
 /// sum += factor * term.
 void add_scaled(Matrix& sum, double factor, const Matrix& term);
+Matrix scaled(Matrix matrix, double factor);
 
 /// log sum exp of each row; -Inf for a row of -Inf.
 std::vector<double> logsumexp_rows(const Matrix& logits);

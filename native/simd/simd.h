@@ -107,6 +107,14 @@ struct Simd {
   void (*softmax_gradient)(float* share, float* change, int64_t rows, int64_t columns,
                            const float* offset, const float* weight, bool centred, float* total);
 
+  /// Backward of a softmax along rows whose log-sum-exps are known, in place:
+  ///     score[r][i]  -> p = 2^(score[r][i] * scale_log2 - maximum[r]), at most 1
+  ///     change[r][i] -> p (change[r][i] - offset[r])                 (change null: only p)
+  /// Lanes from visible[r] on (null: none) are hidden: both become 0 there, whatever they held.
+  void (*attend_gradient)(float* score, float* change, int64_t rows, int64_t columns,
+                          float scale_log2, const float* maximum, const float* offset,
+                          const int32_t* visible);
+
   /// Running argmax down the lanes over value = score[r][i] * scale + (bias ? bias[r] : 0): best
   /// and best_row are updated where a row is strictly better; rows count from first_row.
   void (*argmax_rows)(const float* score, int64_t rows, int64_t columns, float scale,

@@ -60,6 +60,45 @@ void softmax_gradient(float* share, float* change, int64_t rows, int64_t columns
   }
 }
 
+/// The lane numbers of vector `v` of a tile.
+template <int... I>
+inline IntVec lane_numbers(int64_t v, Lanes<I...>) {
+  return IntVec{I...} + broadcast(static_cast<int32_t>(v * kWidth));
+}
+
+template <bool kHidden, bool kChange>
+void attend_gradient_rows(float* score, float* change, int64_t rows, int64_t vectors, Vec scale,
+                          const float* maximum, const float* offset, const int32_t* visible) {
+  for (int64_t r = 0; r < rows; ++r) {
+    const Vec top = broadcast(maximum[r]);
+    const Vec centre = broadcast(kChange ? offset[r] : 0.0f);
+    for (int64_t v = 0; v < vectors; ++v) {
+      const int64_t at = r * kLanes + v * kWidth;
+      // A rounded log-sum-exp may lie below its largest term; NaN stays NaN.
+      Vec p = exp2(min(Vec{}, fma(load(score + at), scale, -top)));
+      Vec x = {};
+      if (kChange) x = p * (load(change + at) - centre);
+      if (kHidden) {
+        const IntVec seen =
+            lane_numbers(v, typename MakeLanes<kWidth>::Type{}) < broadcast(visible[r]);
+        p = select(seen, p, Vec{});
+        x = select(seen, x, Vec{});
+      }
+      store(score + at, p);
+      if (kChange) store(change + at, x);
+    }
+  }
+}
+
+void attend_gradient(float* score, float* change, int64_t rows, int64_t columns, float scale_log2,
+                     const float* maximum, const float* offset, const int32_t* visible) {
+  const auto kernel = change != nullptr ? (visible != nullptr ? attend_gradient_rows<true, true>
+                                                              : attend_gradient_rows<false, true>)
+                                        : (visible != nullptr ? attend_gradient_rows<true, false>
+                                                              : attend_gradient_rows<false, false>);
+  kernel(score, change, rows, vectors_of(columns), broadcast(scale_log2), maximum, offset, visible);
+}
+
 void argmax_rows(const float* score, int64_t rows, int64_t columns, float scale, const float* bias,
                  int64_t first_row, float* best, int32_t* best_row) {
   const Vec factor = broadcast(scale);

@@ -43,6 +43,9 @@ ClusteredAttentionProblem one_sequence(ClusteredAttentionProblem problem, int64_
   problem.labels = part(problem.labels, sequence, shape.query_length);
   problem.counts = part(problem.counts, sequence, problem.clusters);
   problem.indices = part(problem.indices, sequence, problem.clusters * problem.top_k);
+  problem.cluster_values =
+      part(problem.cluster_values, sequence, problem.clusters * shape.value_dim);
+  problem.cluster_logsumexp = part(problem.cluster_logsumexp, sequence, problem.clusters);
   return problem;
 }
 

@@ -69,11 +69,11 @@ std::vector<float> read_view(const InputRows& view, int64_t batch, int64_t heads
 }
 
 AttentionGradientArrays::AttentionGradientArrays(AttentionArrays& forward, const Case& which,
-                                                 Fill fill) {
+                                                 Fill fill, Arrays* outputs) {
   const AttentionInputs& inputs = forward.inputs;
   const AttentionShape& shape = inputs.shape;
   const int64_t sequences = shape.batch * shape.heads;
-  Arrays& arrays = forward.arrays;
+  Arrays& arrays = outputs != nullptr ? *outputs : forward.arrays;
   output_gradient_data = arrays.floats(sequences * shape.query_length * shape.value_dim, 31, fill);
   poison_padding(output_gradient_data, which, which.query_lengths, shape.query_length,
                  shape.value_dim);
@@ -84,6 +84,15 @@ AttentionGradientArrays::AttentionGradientArrays(AttentionArrays& forward, const
       same_view(inputs.key, arrays.output<float>(sequences * shape.key_length * shape.head_dim));
   gradients.value =
       same_view(inputs.value, arrays.output<float>(sequences * shape.key_length * shape.value_dim));
+}
+
+DenseGradients read_gradients(const AttentionGradients& gradients, const AttentionShape& shape) {
+  const auto rows = [&](const OutputRows& view, int64_t length, int64_t dim) {
+    return read_view(view, shape.batch, shape.heads, length, dim);
+  };
+  return {rows(gradients.query, shape.query_length, shape.head_dim),
+          rows(gradients.key, shape.key_length, shape.head_dim),
+          rows(gradients.value, shape.key_length, shape.value_dim)};
 }
 
 AttentionGradients alone(AttentionGradients gradients, int64_t batch, int64_t head) {

@@ -41,8 +41,19 @@ struct AttentionGradientArrays {
   InputRows output_gradient;
   AttentionGradients gradients;
 
-  AttentionGradientArrays(AttentionArrays& forward, const Case& which, Fill fill = Fill::gaussian);
+  /// `outputs` holds the gradients; null: the forward's own arrays, where its results are rewritten
+  /// whenever the gradients are.
+  AttentionGradientArrays(AttentionArrays& forward, const Case& which, Fill fill = Fill::gaussian,
+                          Arrays* outputs = nullptr);
 };
+
+/// The gradients as dense (B,H,rows,columns).
+struct DenseGradients {
+  std::vector<float> query;
+  std::vector<float> key;
+  std::vector<float> value;
+};
+DenseGradients read_gradients(const AttentionGradients& gradients, const AttentionShape& shape);
 
 /// The views of one sequence.
 AttentionGradients alone(AttentionGradients gradients, int64_t batch, int64_t head);

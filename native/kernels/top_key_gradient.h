@@ -1,0 +1,87 @@
+#pragma once
+
+// The queries of one cluster and its top keys: what improved clustered attention adds to plain
+// clustered attention, differentiated (clustered_attention_gradient.h).
+//
+// Method: queries in lanes, the k key and value rows gathered once per cluster; per tile of queries
+// five products: scores, x, dq, and the rows of dk and dv.
+
+#include <cstdint>
+
+#include "native/core/context.h"
+#include "native/core/gradient_problem.h"
+#include "native/kernels/query_groups.h"
+#include "native/simd/simd.h"
+
+namespace cluster_attention::kernels {
+
+/// One cluster, and where its results go.
+struct ClusterTerms {
+  int64_t batch = 0;
+  int64_t head = 0;
+  const int32_t* members = nullptr;  // (count)
+  int64_t count = 0;
+  const int32_t* top_keys = nullptr;  // (k), -1 past the last
+  const float* mean = nullptr;        // (D): q̄
+  const float* gradient = nullptr;    // (E): G
+  const float* value = nullptr;       // (E): V^c
+  float maximum = 0.0f;               // log-sum-exp of q̄, base 2
+  float* key_rows = nullptr;          // (k, padded D): sum_i y_it q_i
+  float* value_rows = nullptr;        // (k, padded E): sum_i m̂ p_it g_i
+  float* offset = nullptr;            // delta
+  float* change = nullptr;            // mu
+};
+
+class TopKeyGradient {
+ public:
+  /// Takes all the memory that run() needs.
+  Status prepare(const ClusteredAttentionGradientProblem& problem, Context& context);
+  /// Writes the terms of a cluster, and of dq the part that goes through p. False if a gradient is
+  /// not finite.
+  bool run(const ClusterTerms& cluster, int worker) const;
+  /// Asks the memory for the first rows that run() will read.
+  void prefetch(const ClusterTerms& cluster) const;
+
+  int64_t padded_dim() const { return padded_dim_; }
+  int64_t padded_value_dim() const { return padded_value_dim_; }
+
+ private:
+  /// Scratch of one worker.
+  struct Scratch {
+    float* key;             // (k, padded D)
+    float* value;           // (k, padded E)
+    float* share;           // (k): A at T_j
+    float* shared_value;    // (padded E): sum_t A_jt v_t
+    float* query_rows;      // (lanes, padded D)
+    float* gradient_rows;   // (lanes, padded E)
+    float* query;           // (D,lanes)
+    float* gradient;        // (E,lanes)
+    float* weights;         // (k,lanes): p, then m̂ p
+    float* change;          // (k,lanes): x, then y
+    float* query_gradient;  // (D,lanes)
+    float* mass;            // (lanes): m̂ in all of them
+    float* total;           // (lanes): x̄
+  };
+  struct Top {
+    int64_t keys;
+    double mass;  // m̂
+  };
+
+  Scratch carve(int worker, int64_t& size) const;
+  Top gather(const ClusterTerms& cluster, const Scratch& scratch) const;
+  bool differentiate(const ClusterTerms& cluster, int64_t first, const Top& top,
+                     const Scratch& scratch, double& mass_gradient) const;
+  void weigh(const ClusterTerms& cluster, int64_t first, int64_t columns, int64_t keys,
+             const Scratch& scratch) const;
+  bool write_queries(const ClusterTerms& cluster, int64_t first, int64_t columns, int64_t keys,
+                     const Scratch& scratch) const;
+
+  const ClusteredAttentionGradientProblem* problem_ = nullptr;
+  bool wants_change_ = false;  // a gradient that goes through the logits
+  int64_t padded_dim_ = 0;
+  int64_t padded_value_dim_ = 0;
+  int64_t scratch_size_ = 0;
+  float* scratch_ = nullptr;  // (workers, scratch_size)
+};
+
+}  // namespace cluster_attention::kernels

@@ -1,0 +1,229 @@
+#include <cmath>
+
+#include "native/reference/attention.h"
+#include "test/native/checks.h"
+#include "test/native/compare.h"
+#include "test/native/gradients.h"
+
+namespace cluster_attention::test {
+
+namespace {
+
+/// Exact attention that has been run, and everything its backward needs.
+struct Fixture : AttentionArrays {
+  Arrays outputs;
+  AttentionGradientArrays made;
+  AttentionGradientProblem problem;
+
+  explicit Fixture(const Case& which, bool causal = false, Fill fill = Fill::gaussian)
+      : AttentionArrays(which, fill), made(*this, which, fill, &outputs) {
+    problem.forward.inputs = inputs;
+    problem.forward.causal = causal;
+    problem.forward.output = output;
+    problem.forward.logsumexp =
+        arrays.output<float>(which.batch * which.heads * which.query_length);
+    problem.output_gradient = made.output_gradient;
+    problem.gradients = made.gradients;
+    run_forward();
+  }
+  void run_forward() {
+    CHECK_RUNS(problem.forward, arrays);
+    arrays.snapshot();
+  }
+  DenseGradients result() const { return read_gradients(problem.gradients, inputs.shape); }
+};
+
+AttentionGradientProblem one_sequence(AttentionGradientProblem problem, int64_t sequence) {
+  AttentionProblem& forward = problem.forward;
+  const AttentionShape shape = forward.inputs.shape;
+  const int64_t b = sequence / shape.heads;
+  const int64_t h = sequence % shape.heads;
+  problem.output_gradient = alone(problem.output_gradient, b, h);
+  problem.gradients = alone(problem.gradients, b, h);
+  forward.inputs = alone(forward.inputs, b, h);
+  forward.output = alone(forward.output, b, h);
+  forward.logsumexp = part(forward.logsumexp, sequence, shape.query_length);
+  return problem;
+}
+
+void check_reference(Fixture& fixture, double bound = kRelativeL2) {
+  CHECK_RUNS(fixture.problem, fixture.outputs);
+  fixture.outputs.snapshot();
+  const auto expected = reference::attention_gradient(fixture.problem);
+  const DenseGradients actual = fixture.result();
+  // The backward subtracts means: of a single key nothing is left but rounding.
+  const double magnitude = 0.1 * norm(expected.value);
+  CHECK_CLOSE(actual.query, expected.query, bound, magnitude);
+  CHECK_CLOSE(actual.key, expected.key, bound, magnitude);
+  CHECK_CLOSE(actual.value, expected.value, bound);
+}
+
+TEST_ONCE("attention gradient: the reference agrees with finite differences") {
+  for (const char* name : {"one", "one-key", "tile-15", "ragged", "ragged-transposed"}) {
+    for (bool causal : {false, true}) {
+      const Scope scope(std::string(name) + (causal ? " causal" : ""));
+      Fixture fixture(find_case(name), causal);
+      const AttentionShape& shape = fixture.inputs.shape;
+      const std::vector<float> gradient =
+          read_view(fixture.problem.output_gradient, shape.batch, shape.heads, shape.query_length,
+                    shape.value_dim);
+      const Loss loss = [&] {
+        return inner_product(reference::attention(fixture.problem.forward).output, gradient);
+      };
+      const auto expected = reference::attention_gradient(fixture.problem);
+      const AttentionInputs& in = fixture.inputs;
+      check_finite_differences("query", in.query, shape.batch, shape.heads, shape.query_length,
+                               shape.head_dim, expected.query, loss);
+      check_finite_differences("key", in.key, shape.batch, shape.heads, shape.key_length,
+                               shape.head_dim, expected.key, loss);
+      check_finite_differences("value", in.value, shape.batch, shape.heads, shape.key_length,
+                               shape.value_dim, expected.value, loss);
+    }
+  }
+}
+
+TEST("attention gradient: matches the reference") {
+  for (const Case& one : cases()) {
+    for (bool causal : {false, true}) {
+      const Scope scope(one.name + (causal ? " causal" : ""));
+      Fixture fixture(one, causal);
+      check_reference(fixture);
+    }
+  }
+}
+
+TEST("attention gradient: every head dim, scales of any sign") {
+  for (int64_t dim : {1, 3, 16, 63, 64, 65, 130}) {
+    for (float scale : {0.0f, -0.5f, 2.0f}) {
+      const Scope scope("D " + std::to_string(dim) + " scale " + std::to_string(scale));
+      Case which = find_case("tile-129");
+      which.head_dim = dim;
+      which.value_dim = 131 - dim;
+      Fixture fixture(which, true);
+      fixture.problem.forward.inputs.scale = scale / std::sqrt(static_cast<float>(dim));
+      fixture.run_forward();
+      check_reference(fixture, 2 * kRelativeL2);
+    }
+  }
+}
+
+TEST("attention gradient: logits beyond float32's digits leave finite numbers") {
+  for (float scale : {1e5f, 1.3e9f, -1e12f}) {
+    const Scope scope("scale " + std::to_string(scale));
+    Fixture fixture(find_case("prime"), false, Fill::integer);
+    fixture.problem.forward.inputs.scale = scale;
+    fixture.run_forward();
+    CHECK_RUNS(fixture.problem, fixture.outputs);
+    // Every weight is at most 1, so no element exceeds the sum of all gradients.
+    for (float x : fixture.result().value) CHECK(std::abs(x) <= 2.0f * 61.0f);
+  }
+}
+
+TEST("attention gradient: a long sequence, cut into parts") {
+  Case which = find_case("usual");
+  which.batch = which.heads = 1;
+  which.query_length = 777;
+  which.key_length = 1999;
+  which.head_dim = 24;
+  which.query_lengths.clear();
+  which.key_lengths.clear();
+  for (bool causal : {false, true}) {
+    Fixture fixture(which, causal);
+    check_threads(fixture.problem, fixture.outputs);
+    check_reference(fixture);
+  }
+}
+
+TEST("attention gradient: what is not wanted does not change the others") {
+  Fixture fixture(find_case("ragged"), true);
+  const AttentionGradientProblem all = fixture.problem;
+  CHECK_RUNS(all, fixture.outputs);
+  const DenseGradients expected = fixture.result();
+  for (int wanted = 0; wanted < 8; ++wanted) {
+    AttentionGradientProblem some = all;
+    if ((wanted & 1) == 0) some.gradients.query.data = nullptr;
+    if ((wanted & 2) == 0) some.gradients.key.data = nullptr;
+    if ((wanted & 4) == 0) some.gradients.value.data = nullptr;
+    CHECK_RUNS(some, fixture.outputs);
+    const DenseGradients actual = fixture.result();
+    if ((wanted & 1) != 0) CHECK_SAME(actual.query, expected.query);
+    if ((wanted & 2) != 0) CHECK_SAME(actual.key, expected.key);
+    if ((wanted & 4) != 0) CHECK_SAME(actual.value, expected.value);
+  }
+}
+
+TEST("attention gradient: threads, batches, faults, cancellation") {
+  for (const char* name : {"prime", "ragged", "tile-49", "no-keys", "long-queries", "long-keys"}) {
+    const Scope scope(name);
+    Fixture fixture(find_case(name), true);
+    const AttentionShape& shape = fixture.inputs.shape;
+    check_promises(fixture.problem, fixture.outputs, shape.batch * shape.heads, one_sequence);
+  }
+}
+
+TEST("attention gradient: bfloat16 rounds the inputs and the gradient of the output") {
+  Fixture fixture(find_case("usual"));
+  const AttentionShape& shape = fixture.inputs.shape;
+  const int64_t sequences = shape.batch * shape.heads;
+  check_bfloat16(
+      fixture.problem, fixture.outputs,
+      {{fixture.query, sequences * shape.query_length * shape.head_dim},
+       {fixture.key, sequences * shape.key_length * shape.head_dim},
+       {fixture.value, sequences * shape.key_length * shape.value_dim},
+       {fixture.made.output_gradient_data, sequences * shape.query_length * shape.value_dim}});
+}
+
+TEST("attention gradient: NaN and Inf are named") {
+  Fixture fixture(find_case("prime"));  // (2,3,61,17) and (2,3,53,17|13)
+  check_non_finite(fixture.problem, fixture.outputs, fixture.query, "query", 17 * 61 + 3, 17 * 90);
+  check_non_finite(fixture.problem, fixture.outputs, fixture.key, "key", 17 * 56 + 3);
+  check_non_finite(fixture.problem, fixture.outputs, fixture.value, "value", 13 * 56 + 3);
+  check_non_finite(fixture.problem, fixture.outputs, fixture.made.output_gradient_data,
+                   "gradOutput", 13 * 61 + 3, 13 * 62 + 3);
+}
+
+TEST("attention gradient: 'propagate' reaches exactly the rows that see or are seen") {
+  const Case& which = find_case("tile-127");
+  Fixture fixture(which, true);
+  const AttentionShape& shape = fixture.inputs.shape;
+  const auto sees = [&](int64_t l, int64_t s) {
+    return s <= l + shape.key_length - shape.query_length;
+  };
+  const auto bad_rows = [](const std::vector<float>& values, int64_t dim) {
+    std::vector<bool> bad;
+    for (size_t i = 0; i < values.size(); i += static_cast<size_t>(dim)) {
+      bool any = false;
+      for (int64_t d = 0; d < dim; ++d) any = any || !std::isfinite(values[i + d]);
+      bad.push_back(any);
+    }
+    return bad;
+  };
+  const auto run_with = [&](float* element) {
+    const float saved = *element;
+    *element = std::numeric_limits<float>::quiet_NaN();
+    CHECK(run_fresh(fixture.problem, fixture.outputs, 2, {NonFinite::propagate, {}}).ok());
+    *element = saved;
+    return fixture.result();
+  };
+  const int64_t key = 29;
+  for (float* data : {fixture.key + key * shape.head_dim, fixture.value + key * shape.value_dim}) {
+    const DenseGradients result = run_with(data);
+    const std::vector<bool> query_rows = bad_rows(result.query, shape.head_dim);
+    for (int64_t l = 0; l < shape.query_length; ++l) CHECK_EQUAL(query_rows[l], sees(l, key));
+    const std::vector<bool> key_rows = bad_rows(result.key, shape.head_dim);
+    for (int64_t s = 0; s < shape.key_length; ++s) CHECK_EQUAL(key_rows[s], s == key);
+  }
+  const int64_t query = shape.query_length - 20;
+  for (float* data : {fixture.query + query * shape.head_dim,
+                      fixture.made.output_gradient_data + query * shape.value_dim}) {
+    const DenseGradients result = run_with(data);
+    const std::vector<bool> query_rows = bad_rows(result.query, shape.head_dim);
+    for (int64_t l = 0; l < shape.query_length; ++l) CHECK_EQUAL(query_rows[l], l == query);
+    const std::vector<bool> value_rows = bad_rows(result.value, shape.value_dim);
+    for (int64_t s = 0; s < shape.key_length; ++s) CHECK_EQUAL(value_rows[s], sees(query, s));
+  }
+}
+
+}  // namespace
+
+}  // namespace cluster_attention::test

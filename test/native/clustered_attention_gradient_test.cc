@@ -1,0 +1,359 @@
+#include <algorithm>
+#include <cmath>
+
+#include "native/reference/aggregate.h"
+#include "native/reference/attention.h"
+#include "native/reference/clustered_attention.h"
+#include "test/native/checks.h"
+#include "test/native/clustered_arrays.h"
+#include "test/native/compare.h"
+#include "test/native/gradients.h"
+
+namespace cluster_attention::test {
+
+namespace {
+
+/// Clustered attention that has been run, and everything its backward needs.
+struct Fixture : ClusteredFixture {
+  Arrays outputs;
+  AttentionGradientArrays made;
+  ClusteredAttentionGradientProblem problem;
+
+  Fixture(const Case& which, Grouping grouping, int64_t top_k, bool detach = false)
+      : ClusteredFixture(which, grouping, top_k), made(*this, which, Fill::gaussian, &outputs) {
+    ClusteredAttentionProblem& forward = ClusteredFixture::problem;
+    forward.cluster_values = arrays.output<float>(sequences() * forward.clusters * which.value_dim);
+    forward.cluster_logsumexp = arrays.output<float>(sequences() * forward.clusters);
+    problem.forward = forward;
+    problem.detach_mass = detach;
+    problem.output_gradient = made.output_gradient;
+    problem.gradients = made.gradients;
+    run_forward();
+  }
+  void run_forward() {
+    CHECK_RUNS(problem.forward, arrays);
+    arrays.snapshot();
+  }
+  DenseGradients result() const { return read_gradients(problem.gradients, inputs.shape); }
+};
+
+std::string title(const Case& which, Grouping grouping, int64_t top_k, bool detach) {
+  return which.name + (grouping == Grouping::given ? " given" : " hamming") + " k " +
+         std::to_string(top_k) + (detach ? " detached" : "");
+}
+
+ClusteredAttentionGradientProblem one_gradient(ClusteredAttentionGradientProblem problem,
+                                               int64_t sequence) {
+  const AttentionShape shape = problem.forward.inputs.shape;
+  const int64_t b = sequence / shape.heads;
+  const int64_t h = sequence % shape.heads;
+  problem.output_gradient = alone(problem.output_gradient, b, h);
+  problem.gradients = alone(problem.gradients, b, h);
+  problem.forward = one_sequence(problem.forward, sequence);
+  return problem;
+}
+
+void check_reference(Fixture& fixture) {
+  CHECK_RUNS(fixture.problem, fixture.outputs);
+  fixture.outputs.snapshot();
+  const auto expected = reference::clustered_attention_gradient(fixture.problem, fixture.choices());
+  const DenseGradients actual = fixture.result();
+  // The backward subtracts means: of a single key nothing is left but rounding.
+  const double magnitude = 0.1 * norm(expected.value);
+  CHECK_CLOSE(actual.query, expected.query, kRelativeL2, magnitude);
+  CHECK_CLOSE(actual.key, expected.key, kRelativeL2, magnitude);
+  CHECK_CLOSE(actual.value, expected.value);
+}
+
+/// Small and ragged, with empty clusters, queries without a cluster, and lists that overlap.
+Case small_case(Layout layout) {
+  Case which = find_case("ragged");
+  which.batch = which.heads = 2;
+  which.query_length = 9;
+  which.key_length = 7;
+  which.head_dim = 3;
+  which.value_dim = 2;
+  which.clusters = 5;
+  which.layout = layout;
+  which.query_lengths = {9, 6};
+  which.key_lengths = {7, 4};
+  return which;
+}
+
+void check_differences(Fixture& fixture, const reference::AttentionGradientResult& expected,
+                       const Loss& loss) {
+  const AttentionInputs& in = fixture.inputs;
+  const AttentionShape& shape = in.shape;
+  check_finite_differences("query", in.query, shape.batch, shape.heads, shape.query_length,
+                           shape.head_dim, expected.query, loss);
+  check_finite_differences("key", in.key, shape.batch, shape.heads, shape.key_length,
+                           shape.head_dim, expected.key, loss);
+  check_finite_differences("value", in.value, shape.batch, shape.heads, shape.key_length,
+                           shape.value_dim, expected.value, loss);
+}
+
+TEST_ONCE("clustered attention gradient: the reference agrees with finite differences") {
+  for (Layout layout : {Layout::bhld, Layout::blhd}) {
+    for (int64_t top_k : {0, 1, 3, 5}) {
+      const Scope scope("k " + std::to_string(top_k));
+      Fixture fixture(small_case(layout), Grouping::given, top_k);
+      const AttentionShape& shape = fixture.inputs.shape;
+      const reference::ClusteredChoices choices = fixture.choices();
+      std::vector<float> gradient = read_view(fixture.problem.output_gradient, shape.batch,
+                                              shape.heads, shape.query_length, shape.value_dim);
+      check_differences(
+          fixture, reference::clustered_attention_gradient(fixture.problem, choices), [&] {
+            return inner_product(reference::clustered_attention(fixture.problem.forward, choices),
+                                 gradient);
+          });
+    }
+  }
+}
+
+/// m̂ of the cluster of each real query, and x̄ = sum_t p_t g·v_t.
+struct Masses {
+  std::vector<double> mass;
+  std::vector<double> share;
+};
+
+Masses masses_of(const Fixture& fixture, const reference::ClusteredChoices& choices) {
+  const AttentionShape& shape = fixture.inputs.shape;
+  const ClusteredAttentionProblem& improved = fixture.problem.forward;
+  ClusteredAttentionProblem plain = improved;
+  plain.top_k = 0;
+  Masses masses;
+  for (int64_t s = 0; s < fixture.sequences(); ++s) {
+    const int64_t b = s / shape.heads;
+    const int64_t h = s % shape.heads;
+    const auto rows = reference::read_sequence(fixture.inputs, b, h);
+    const auto cluster_weights = reference::clustered_weights(plain, choices, b, h);
+    const auto weights = reference::clustered_weights(improved, choices, b, h);
+    for (int64_t i = 0; i < weights.rows(); ++i) {
+      const int32_t j = choices.labels[s * shape.query_length + i];
+      double mass = 0.0;
+      double share = 0.0;
+      for (int64_t t = 0; j >= 0 && t < improved.top_k; ++t) {
+        const int32_t key = choices.indices[(s * improved.clusters + j) * improved.top_k + t];
+        if (key < 0) continue;
+        mass += cluster_weights(i, key);
+        for (int64_t e = 0; e < shape.value_dim; ++e) {
+          share += weights(i, key) * rows.value(key, e) *
+                   static_cast<double>(fixture.problem.output_gradient.row(b, h, i)[e]);
+        }
+      }
+      masses.mass.push_back(mass);
+      masses.share.push_back(mass > 0.0 ? share / mass : 0.0);
+    }
+  }
+  return masses;
+}
+
+TEST_ONCE("clustered attention gradient: detachMass leaves out what goes through the mass") {
+  Fixture fixture(small_case(Layout::bhld), Grouping::given, 3);
+  const reference::ClusteredChoices choices = fixture.choices();
+  const Masses frozen = masses_of(fixture, choices);
+  auto difference = reference::clustered_attention_gradient(fixture.problem, choices);
+  fixture.problem.detach_mass = true;
+  const auto detached = reference::clustered_attention_gradient(fixture.problem, choices);
+  const auto subtract = [](std::vector<double>& a, const std::vector<double>& b) {
+    for (size_t i = 0; i < a.size(); ++i) a[i] -= b[i];
+  };
+  subtract(difference.query, detached.query);
+  subtract(difference.key, detached.key);
+  subtract(difference.value, detached.value);
+  CHECK(norm(difference.query) > 0.01 * norm(detached.query));
+  for (double x : difference.value) CHECK_EQUAL(x, 0.0);
+  // The output depends on m̂ with the slope x̄: with x̄ held fixed, only m̂ moves.
+  check_differences(fixture, difference, [&] {
+    const std::vector<double> mass = masses_of(fixture, choices).mass;
+    double loss = 0.0;
+    for (size_t i = 0; i < mass.size(); ++i) loss += frozen.share[i] * mass[i];
+    return loss;
+  });
+}
+
+TEST("clustered attention gradient: the forward saves values and log-sum-exps of the clusters") {
+  for (const char* name : {"prime", "ragged-transposed", "more-clusters-than-queries"}) {
+    const Scope scope(name);
+    Fixture fixture(find_case(name), Grouping::given, 2);
+    const AttentionShape& shape = fixture.inputs.shape;
+    const int64_t clusters = fixture.problem.forward.clusters;
+    const auto choices = fixture.choices();
+    std::vector<double> values, logsumexp;
+    for (int64_t s = 0; s < fixture.sequences(); ++s) {
+      const auto rows = reference::read_sequence(fixture.inputs, s / shape.heads, s % shape.heads);
+      const auto first = choices.labels.begin() + s * shape.query_length;
+      const std::vector<int32_t> labels(first, first + rows.query.rows());
+      const auto means = reference::aggregate(rows.query, labels, clusters, Reduce::mean);
+      const auto counts = reference::count_labels(labels, clusters);
+      const auto logits =
+          reference::scaled(reference::multiply_transposed(means, rows.key), fixture.inputs.scale);
+      const auto attended = reference::multiply(reference::softmax_rows(logits), rows.value);
+      const auto sums = reference::logsumexp_rows(logits);
+      for (int64_t c = 0; c < clusters; ++c) {
+        const bool empty = counts[c] == 0;
+        logsumexp.push_back(empty ? -reference::kInfinity : sums[c]);
+        for (int64_t e = 0; e < shape.value_dim; ++e) {
+          values.push_back(empty ? 0.0 : attended(c, e));
+        }
+      }
+    }
+    const ClusteredAttentionProblem& forward = fixture.problem.forward;
+    CHECK_CLOSE(read(forward.cluster_values, static_cast<int64_t>(values.size())), values);
+    CHECK_CLOSE(read(forward.cluster_logsumexp, static_cast<int64_t>(logsumexp.size())), logsumexp);
+  }
+}
+
+TEST("clustered attention gradient: matches the reference") {
+  for (const Case& one : cases()) {
+    for (Grouping grouping : {Grouping::hamming, Grouping::given}) {
+      for (int64_t top_k : {int64_t{0}, one.clamped_top_k()}) {
+        for (bool detach : {false, true}) {
+          if (detach && (top_k == 0 || grouping == Grouping::hamming)) continue;
+          const Scope scope(title(one, grouping, top_k, detach));
+          Fixture fixture(one, grouping, top_k, detach);
+          check_reference(fixture);
+        }
+      }
+    }
+  }
+}
+
+TEST("clustered attention gradient: scales of any sign") {
+  for (float scale : {0.0f, -0.5f, 0.7f}) {
+    for (int64_t top_k : {0, 33}) {
+      const Scope scope("scale " + std::to_string(scale) + " k " + std::to_string(top_k));
+      Fixture fixture(find_case("tile-49"), Grouping::given, top_k);
+      fixture.problem.forward.inputs.scale = scale;
+      fixture.run_forward();
+      check_reference(fixture);
+    }
+  }
+}
+
+TEST("clustered attention gradient: with all keys selected it is that of exact attention") {
+  for (const char* name : {"prime", "ragged-keys", "tile-128", "more-clusters-than-queries"}) {
+    const Scope scope(name);
+    const Case& which = find_case(name);
+    Fixture fixture(which, Grouping::hamming, which.key_length);
+    CHECK_RUNS(fixture.problem, fixture.outputs);
+    AttentionGradientProblem exact;
+    exact.forward.inputs = fixture.inputs;
+    exact.output_gradient = fixture.problem.output_gradient;
+    const auto expected = reference::attention_gradient(exact);
+    const DenseGradients actual = fixture.result();
+    const double magnitude = 0.1 * norm(expected.value);
+    CHECK_CLOSE(actual.query, expected.query, kRelativeL2, magnitude);
+    CHECK_CLOSE(actual.key, expected.key, kRelativeL2, magnitude);
+    CHECK_CLOSE(actual.value, expected.value);
+  }
+}
+
+/// More pairs (cluster, top key) than are kept at a time, in sequences of different lengths.
+Case chunked_case() {
+  Case which = find_case("ragged-keys");
+  which.query_length = 140;
+  which.key_length = 131;
+  which.head_dim = 9;
+  which.value_dim = 7;
+  which.clusters = 80;
+  which.query_lengths = {140, 133, 20};
+  which.key_lengths = {131, 90, 3};
+  return which;
+}
+
+TEST("clustered attention gradient: more top keys than are kept at a time") {
+  Fixture fixture(chunked_case(), Grouping::given, 131);
+  check_reference(fixture);
+  check_promises(fixture.problem, fixture.outputs, fixture.sequences(), one_gradient);
+}
+
+TEST("clustered attention gradient: a long sequence, cut into parts") {
+  Case which = find_case("usual");
+  which.batch = which.heads = 1;
+  which.query_length = 1201;
+  which.key_length = 1999;
+  which.head_dim = 24;
+  which.clusters = 150;
+  for (int64_t top_k : {0, 17}) {
+    const Scope scope("k " + std::to_string(top_k));
+    Fixture fixture(which, Grouping::hamming, top_k);
+    check_threads(fixture.problem, fixture.outputs);
+    check_reference(fixture);
+  }
+}
+
+TEST("clustered attention gradient: what is not wanted does not change the others") {
+  for (int64_t top_k : {0, 5}) {
+    Fixture fixture(find_case("ragged"), Grouping::given, top_k);
+    const ClusteredAttentionGradientProblem all = fixture.problem;
+    CHECK_RUNS(all, fixture.outputs);
+    const DenseGradients expected = fixture.result();
+    for (int wanted = 0; wanted < 8; ++wanted) {
+      ClusteredAttentionGradientProblem some = all;
+      if ((wanted & 1) == 0) some.gradients.query.data = nullptr;
+      if ((wanted & 2) == 0) some.gradients.key.data = nullptr;
+      if ((wanted & 4) == 0) some.gradients.value.data = nullptr;
+      CHECK_RUNS(some, fixture.outputs);
+      const DenseGradients actual = fixture.result();
+      if ((wanted & 1) != 0) CHECK_SAME(actual.query, expected.query);
+      if ((wanted & 2) != 0) CHECK_SAME(actual.key, expected.key);
+      if ((wanted & 4) != 0) CHECK_SAME(actual.value, expected.value);
+    }
+  }
+}
+
+TEST("clustered attention gradient: threads, batches, faults, cancellation") {
+  for (const char* name : {"ragged", "ragged-transposed", "usual", "long-queries", "long-keys"}) {
+    for (int64_t top_k : {int64_t{0}, find_case(name).top_k}) {
+      const Scope scope(std::string(name) + " k " + std::to_string(top_k));
+      Fixture fixture(find_case(name), Grouping::given, top_k);
+      check_promises(fixture.problem, fixture.outputs, fixture.sequences(), one_gradient);
+    }
+  }
+}
+
+TEST("clustered attention gradient: bfloat16 rounds the inputs and the gradient of the output") {
+  Fixture fixture(find_case("usual"), Grouping::given, 32);
+  const AttentionShape& shape = fixture.inputs.shape;
+  const int64_t sequences = fixture.sequences();
+  check_bfloat16(
+      fixture.problem, fixture.outputs,
+      {{fixture.query, sequences * shape.query_length * shape.head_dim},
+       {fixture.key, sequences * shape.key_length * shape.head_dim},
+       {fixture.value, sequences * shape.key_length * shape.value_dim},
+       {fixture.made.output_gradient_data, sequences * shape.query_length * shape.value_dim}});
+}
+
+TEST("clustered attention gradient: NaN and Inf are named") {
+  for (int64_t top_k : {0, 5}) {
+    const Scope scope("k " + std::to_string(top_k));
+    Fixture fixture(find_case("prime"), Grouping::given, top_k);  // (2,3,61,17), (2,3,53,17|13)
+    check_non_finite(fixture.problem, fixture.outputs, fixture.query, "query", 17 * 64 + 3,
+                     17 * 65);
+    check_non_finite(fixture.problem, fixture.outputs, fixture.key, "key", 17 * 56 + 3);
+    check_non_finite(fixture.problem, fixture.outputs, fixture.value, "value", 13 * 56 + 3);
+    check_non_finite(fixture.problem, fixture.outputs, fixture.made.output_gradient_data,
+                     "gradOutput", 13 * 64 + 3, 13 * 65 + 3);
+  }
+}
+
+TEST("clustered attention gradient: wrong choices are named") {
+  Fixture fixture(find_case("prime"), Grouping::given, 5);
+  int32_t* labels = fixture.problem.forward.labels;
+  int32_t* indices = fixture.problem.forward.indices;
+  const auto refused = [&](int32_t* element, int32_t wrong, const char* expected) {
+    const int32_t saved = *element;
+    *element = wrong;
+    CHECK_EQUAL(describe(run_fresh(fixture.problem, fixture.outputs)), expected);
+    *element = saved;
+  };
+  refused(labels + 64, 7, "out_of_range labels[64]");
+  refused(labels + 64, -2, "out_of_range labels[64]");
+  refused(indices + 37, 53, "out_of_range indices[37]");
+  refused(indices + 37, -2, "out_of_range indices[37]");
+}
+
+}  // namespace
+
+}  // namespace cluster_attention::test
