@@ -3,13 +3,17 @@
  * a thread pool and returns a promise (inputs are copied at the call), and as `nameSync(options)`,
  * which computes on the calling thread and borrows the inputs.
  */
-export { attention, attentionSync } from './attention';
+export { attention, attentionSync, attentionVjp, attentionVjpSync } from './attention';
 export type { AttentionDetails, ExactAttentionOptions } from './attention';
 export {
   clusteredAttention,
   clusteredAttentionSync,
+  clusteredAttentionVjp,
+  clusteredAttentionVjpSync,
   improvedClusteredAttention,
   improvedClusteredAttentionSync,
+  improvedClusteredAttentionVjp,
+  improvedClusteredAttentionVjpSync,
 } from './clustered-attention';
 export type {
   ClusteredAttentionDetails,

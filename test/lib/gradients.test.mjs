@@ -2,7 +2,7 @@
 // layouts, forms, thread counts and batches.
 
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { expectAll, expectClose, expectSameResult } from './support/compare.mjs';
+import { expectAll, expectClose, expectSameBits, expectSameResult } from './support/compare.mjs';
 import { normals, oddView, swapAxes } from './support/data.mjs';
 import { differentiable, finiteDifferences, gradientCases } from './support/gradients.mjs';
 import { inputArrays, operations } from './support/operations.mjs';
@@ -143,4 +143,32 @@ describe('thread counts', () => {
       expectSameResult(await state.backward(gradOutputOf(state.output, 3140)), expected);
     }
   });
+});
+
+test('detachMass changes the gradients by query and key alone', () => {
+  const { options } = gradientCases.improvedClusteredAttention[0];
+  const run = (detachMass) => {
+    const state = required.improvedClusteredAttentionVjpSync({ ...options(), detachMass });
+    return state.backward(gradOutputOf(state.output, 3150));
+  };
+  const exact = run(false);
+  const detached = run(true);
+  expectSameBits(detached.value, exact.value);
+  for (const input of ['query', 'key']) expect(detached[input]).not.toEqual(exact[input]);
+  expectSameResult(run(undefined), exact);
+});
+
+test('with all keys selected the gradients are those of exact attention', () => {
+  const { options } = gradientCases.attention.find(({ title }) => title === 'lengths');
+  const improved = required.improvedClusteredAttentionVjpSync({
+    ...options(),
+    clusters: 3,
+    topK: 6,
+  });
+  const exact = required.attentionVjpSync(options());
+  const gradOutput = gradOutputOf(exact.output, 3160);
+  const expected = exact.backward(gradOutput);
+  for (const [input, gradient] of Object.entries(improved.backward(gradOutput))) {
+    expectClose(gradient, expected[input], BOUND);
+  }
 });

@@ -47,13 +47,30 @@ function clusterMeans(query, labelOf, clusters) {
   );
 }
 
+/** The keys of list number `list` of indices (lists,k) with −1 for none. */
+const chosenKeys = (indices, list, k) =>
+  Array.from(indices.subarray(list * k, (list + 1) * k)).filter((t) => t >= 0);
+const sumOf = (chosen, weights) => chosen.reduce((sum, t) => sum + weights[t], 0);
+
+/** What every cluster gives to its top keys, (B·H·C), for given labels and indices. */
+export function topMasses(options) {
+  const { indices } = options;
+  const scale = defaultScale(options);
+  const scores = clusterScores(options);
+  return scores.map((list, j) => {
+    const chosen = chosenKeys(indices, j, indices.length / scores.length);
+    return list ? sumOf(chosen, softmax(list.map((score) => scale * score))) : 0;
+  });
+}
+
 /**
  * Clustered attention for given labels (B,H,L); the improved form where top-k keys are given too,
- * indices (B,H,C,k) with −1 for none.
+ * indices (B,H,C,k) with −1 for none. `masses` (B,H,C) take the place of what the clusters give to
+ * those keys.
  */
 export function clusteredAttention(options) {
   const { batch, heads, queryLength, valueDim } = fullShape(options.shape);
-  const { labels, indices, clusters } = options;
+  const { labels, indices, clusters, masses } = options;
   const scale = defaultScale(options);
   const output = new Float64Array(batch * heads * queryLength * valueDim);
   const k = indices ? indices.length / (batch * heads * clusters) : 0;
@@ -68,9 +85,8 @@ export function clusteredAttention(options) {
       const shared = weights[cluster];
       const result = weightedSum(shared, value, valueDim);
       if (indices) {
-        const first = (number * clusters + cluster) * k;
-        const chosen = Array.from(indices.subarray(first, first + k)).filter((t) => t >= 0);
-        const mass = chosen.reduce((sum, t) => sum + shared[t], 0);
+        const chosen = chosenKeys(indices, number * clusters + cluster, k);
+        const mass = masses ? masses[number * clusters + cluster] : sumOf(chosen, shared);
         const own = softmax(chosen.map((t) => scale * dot(row, key[t])));
         chosen.forEach((t, n) => addScaled(result, mass * own[n] - shared[t], value[t]));
       }

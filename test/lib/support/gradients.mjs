@@ -2,11 +2,17 @@
 // numerically. A case has `options()`, `oracle(options, result)` (the output in float64; `result` is
 // what the package returned, for its discrete choices) and `of`, the options to differentiate by.
 
+import { attentionGradients } from './gradients/attention.mjs';
 import { castGradients } from './gradients/cast.mjs';
 import { centroidGradients } from './gradients/centroid.mjs';
 import { sparseGradients } from './gradients/sparse.mjs';
 
-export const gradientCases = { ...castGradients, ...centroidGradients, ...sparseGradients };
+export const gradientCases = {
+  ...attentionGradients,
+  ...castGradients,
+  ...centroidGradients,
+  ...sparseGradients,
+};
 export const differentiable = Object.keys(gradientCases);
 
 /** Σ gradOutput·output over what is finite: −Infinity stands for "no such entry". */
