@@ -4,6 +4,7 @@
 #include <cmath>
 #include <random>
 
+#include "bench/kernels/gradient_cases.h"
 #include "native/core/problem.h"
 #include "native/dispatch.h"
 #include "native/kernels/hash.h"
@@ -429,17 +430,21 @@ Case matmul_case(int64_t length, int64_t width) {
 }  // namespace
 
 const std::vector<std::string>& kernel_names() {
-  static const std::vector<std::string> names = {
-      "attention",
-      "clusteredAttention",
-      "improvedClusteredAttention",
-      "improvedClusteredAttention/euclidean",
-      "centroidAttention/M=64",
-      "centroidAttention/M=N/4",
-      "castAttention",
-      "matmul/512",
-      "matmul/64",
-  };
+  static const std::vector<std::string> names = [] {
+    std::vector<std::string> all = {
+        "attention",
+        "clusteredAttention",
+        "improvedClusteredAttention",
+        "improvedClusteredAttention/euclidean",
+        "centroidAttention/M=64",
+        "centroidAttention/M=N/4",
+        "castAttention",
+        "matmul/512",
+        "matmul/64",
+    };
+    all.insert(all.end(), gradient_names().begin(), gradient_names().end());
+    return all;
+  }();
   return names;
 }
 
@@ -458,6 +463,7 @@ Case make_case(const std::string& kernel, int64_t length) {
   if (kernel == "castAttention") result = cast_case(length);
   if (kernel == "matmul/512") result = matmul_case(length, 512);
   if (kernel == "matmul/64") result = matmul_case(length, 64);
+  if (!result.run) result = make_gradient_case(kernel, length);
   if (result.run) result.kernel = kernel;
   return result;
 }
