@@ -3,6 +3,8 @@
 #include "cuda/attention.h"
 #include "cuda/backend.h"
 #include "cuda/errors.h"
+#include "cuda/hamming_kmeans.h"
+#include "cuda/hash.h"
 #include "cuda/session.h"
 #include "cuda/targets.h"
 
@@ -123,6 +125,8 @@ Backend make_backend() {
   backend.finish = finish;
   Operations& operations = backend.operations;
   operations.attention = operate<AttentionProblem, attention>;
+  operations.hamming_kmeans = operate<HammingKMeansProblem, hamming_kmeans>;
+  operations.hash = operate<HashProblem, hash>;
   return backend;
 }
 

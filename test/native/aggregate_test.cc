@@ -2,6 +2,7 @@
 
 #include "test/native/attention_arrays.h"
 #include "test/native/checks.h"
+#include "test/native/clustering_arrays.h"
 #include "test/native/compare.h"
 #include "test/native/gradients.h"
 
@@ -9,41 +10,7 @@ namespace cluster_attention::test {
 
 namespace {
 
-/// Rows are the queries of a case; about one in eight, and padding, belongs to no cluster.
-struct Fixture {
-  Arrays arrays;
-  AggregateProblem problem;
-  float* inputs;
-  int32_t* labels;
-
-  explicit Fixture(const Case& which, Reduce reduce = Reduce::mean) {
-    problem.batch = which.batch;
-    problem.heads = which.heads;
-    problem.length = which.query_length;
-    problem.dim = which.head_dim;
-    problem.clusters = which.clusters;
-    problem.reduce = reduce;
-    inputs = arrays.floats(sequences() * problem.length * problem.dim, 1);
-    poison_padding(inputs, which, which.query_lengths, problem.length, problem.dim);
-    problem.inputs =
-        dense_rows<const float>(inputs, which.layout, which.heads, problem.length, problem.dim);
-    std::vector<int32_t> all =
-        random_indices(sequences() * problem.length, 0, static_cast<int32_t>(which.clusters), 2);
-    for (int64_t i = 0; i < sequences() * problem.length; ++i) {
-      const int64_t b = i / problem.length / problem.heads;
-      const bool padded =
-          !which.query_lengths.empty() && i % problem.length >= which.query_lengths[b];
-      if (i % 8 == 5 || padded) all[i] = -1;
-    }
-    labels = arrays.input(all);
-    problem.labels = labels;
-    problem.output = arrays.output<float>(sequences() * problem.clusters * problem.dim);
-  }
-  int64_t sequences() const { return problem.batch * problem.heads; }
-  std::vector<float> result() const {
-    return read(problem.output, sequences() * problem.clusters * problem.dim);
-  }
-};
+using Fixture = AggregateFixture;
 
 AggregateProblem one_sequence(AggregateProblem problem, int64_t sequence) {
   problem.inputs = alone(problem.inputs, sequence / problem.heads, sequence % problem.heads);

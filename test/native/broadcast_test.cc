@@ -2,6 +2,7 @@
 
 #include "test/native/attention_arrays.h"
 #include "test/native/checks.h"
+#include "test/native/clustering_arrays.h"
 #include "test/native/compare.h"
 #include "test/native/gradients.h"
 
@@ -9,25 +10,7 @@ namespace cluster_attention::test {
 
 namespace {
 
-struct Fixture {
-  Arrays arrays;
-  BroadcastProblem problem;
-  float* inputs;
-  int32_t* labels;
-
-  explicit Fixture(const Case& which) {
-    problem.batch = which.batch;
-    problem.length = which.query_length;
-    problem.dim = which.head_dim;
-    problem.clusters = which.clusters;
-    inputs = arrays.floats(problem.batch * problem.clusters * problem.dim, 1);
-    labels = arrays.input(random_indices(problem.batch * problem.length, -1,
-                                         static_cast<int32_t>(which.clusters), 2));
-    problem.inputs = inputs;
-    problem.labels = labels;
-    problem.output = arrays.output<float>(problem.batch * problem.length * problem.dim);
-  }
-};
+using Fixture = BroadcastFixture;
 
 BroadcastProblem one_sequence(BroadcastProblem problem, int64_t b) {
   problem.inputs = part(problem.inputs, b, problem.clusters * problem.dim);

@@ -5,48 +5,14 @@
 #include "test/native/attention_arrays.h"
 #include "test/native/cases.h"
 #include "test/native/checks.h"
+#include "test/native/clustering_arrays.h"
 #include "test/native/compare.h"
 
 namespace cluster_attention::test {
 
 namespace {
 
-/// Sequences are the (batch, head) pairs of a case; the hashes of padded rows are all ones.
-struct Fixture {
-  Arrays arrays;
-  HammingKMeansProblem problem;
-
-  /// Hashes differ from one of a few patterns in about `noise` bits: a small number makes ties.
-  Fixture(const Case& which, bool given_start, int noise = 6) {
-    problem.batch = which.batch * which.heads;
-    problem.length = which.query_length;
-    problem.clusters = which.clusters;
-    problem.bits = which.bits;
-    Random random(3);
-    const uint64_t mask = which.bits == 64 ? ~uint64_t{0} : (uint64_t{1} << which.bits) - 1;
-    std::vector<uint64_t> patterns(5), hashes, initial;
-    for (uint64_t& pattern : patterns) pattern = random.bits();
-    std::vector<int32_t> lengths;
-    for (int64_t b = 0; b < problem.batch; ++b) {
-      const int64_t real =
-          which.query_lengths.empty() ? problem.length : which.query_lengths[b / which.heads];
-      if (!which.query_lengths.empty()) lengths.push_back(static_cast<int32_t>(real));
-      for (int64_t i = 0; i < problem.length; ++i) {
-        uint64_t hash = patterns[random.below(5)];
-        for (int flip = 0; flip < noise; ++flip) hash ^= uint64_t{1} << random.below(64);
-        hashes.push_back(i < real ? hash & mask : ~uint64_t{0});
-      }
-      for (int64_t j = 0; j < problem.clusters; ++j) initial.push_back(random.bits() & mask);
-    }
-    problem.hashes = arrays.input(hashes);
-    problem.initial = given_start ? arrays.input(initial) : nullptr;
-    problem.lengths = arrays.optional(lengths);
-    problem.labels = arrays.output<int32_t>(problem.batch * problem.length);
-    problem.counts = arrays.output<int32_t>(problem.batch * problem.clusters);
-    problem.centroids = arrays.output<uint64_t>(problem.batch * problem.clusters);
-    problem.iterations = arrays.output<int32_t>(problem.batch);
-  }
-};
+using Fixture = HammingFixture;
 
 HammingKMeansProblem one_sequence(HammingKMeansProblem problem, int64_t b) {
   problem.batch = 1;

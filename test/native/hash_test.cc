@@ -6,30 +6,14 @@
 #include "native/kernels/hash.h"
 #include "test/native/cases.h"
 #include "test/native/checks.h"
+#include "test/native/clustering_arrays.h"
 #include "test/native/compare.h"
 
 namespace cluster_attention::test {
 
 namespace {
 
-struct Fixture {
-  Arrays arrays;
-  HashProblem problem;
-  float* inputs;
-  float* planes;
-
-  Fixture(const Case& which, Fill fill) {
-    problem.rows = which.batch * which.heads * which.query_length;
-    problem.dim = which.head_dim;
-    problem.bits = which.bits;
-    inputs = arrays.floats(problem.rows * problem.dim, 1, fill);
-    planes = arrays.floats(problem.bits * (problem.dim + 1), 2, fill);
-    problem.inputs = inputs;
-    problem.planes = planes;
-    problem.hashes = arrays.output<uint64_t>(problem.rows);
-  }
-  std::vector<uint64_t> result() const { return read(problem.hashes, problem.rows); }
-};
+using Fixture = HashFixture;
 
 HashProblem one_row(HashProblem problem, int64_t row) {
   problem.rows = 1;

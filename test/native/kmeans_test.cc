@@ -6,52 +6,14 @@
 #include "native/reference/aggregate.h"
 #include "test/native/attention_arrays.h"
 #include "test/native/checks.h"
+#include "test/native/clustering_arrays.h"
 #include "test/native/compare.h"
 
 namespace cluster_attention::test {
 
 namespace {
 
-/// Sequences are the queries of a case.
-struct Fixture {
-  Arrays arrays;
-  KMeansProblem problem;
-  float* inputs;
-  float* initial;
-
-  explicit Fixture(const Case& which, const std::vector<float>& values) {
-    problem.batch = which.batch;
-    problem.heads = which.heads;
-    problem.length = which.query_length;
-    problem.dim = which.head_dim;
-    problem.clusters = which.clusters;
-    inputs = arrays.input(values);
-    poison_padding(inputs, which, which.query_lengths, problem.length, problem.dim);
-    problem.inputs =
-        dense_rows<const float>(inputs, which.layout, which.heads, problem.length, problem.dim);
-    problem.lengths = arrays.optional(which.query_lengths);
-    initial = arrays.floats(sequences() * problem.clusters * problem.dim, 7, Fill::integer);
-    problem.initial = initial;
-    problem.centroids = arrays.output<float>(sequences() * problem.clusters * problem.dim);
-    problem.labels = arrays.output<int32_t>(sequences() * problem.length);
-    problem.counts = arrays.output<int32_t>(sequences() * problem.clusters);
-    problem.inertia = arrays.output<double>(sequences());
-    problem.iterations = arrays.output<int32_t>(sequences());
-  }
-  explicit Fixture(const Case& which, Fill fill = Fill::gaussian)
-      : Fixture(which,
-                random_floats(which.batch * which.heads * which.query_length * which.head_dim, 5,
-                              fill)) {}
-
-  int64_t sequences() const { return problem.batch * problem.heads; }
-  std::vector<int32_t> labels() const { return read(problem.labels, sequences() * problem.length); }
-  std::vector<int32_t> counts() const {
-    return read(problem.counts, sequences() * problem.clusters);
-  }
-  std::vector<float> centroids() const {
-    return read(problem.centroids, sequences() * problem.clusters * problem.dim);
-  }
-};
+using Fixture = KMeansFixture;
 
 KMeansProblem one_sequence(KMeansProblem problem, int64_t sequence) {
   const int64_t b = sequence / problem.heads;

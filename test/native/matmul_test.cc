@@ -2,17 +2,13 @@
 
 #include "test/native/checks.h"
 #include "test/native/compare.h"
+#include "test/native/matmul_arrays.h"
 
 namespace cluster_attention::test {
 
 namespace {
 
-struct Sizes {
-  int64_t batch;
-  int64_t rows;
-  int64_t columns;
-  int64_t depth;
-};
+using Sizes = MatmulSizes;
 
 // One, primes, around the tiles of 8 rows, 16 to 48 columns, 64 rows and 256 of the depth.
 const Sizes kSizes[] = {{1, 1, 1, 1},     {2, 3, 5, 7},      {1, 8, 48, 16},   {3, 9, 49, 17},
@@ -20,28 +16,7 @@ const Sizes kSizes[] = {{1, 1, 1, 1},     {2, 3, 5, 7},      {1, 8, 48, 16},   {
                         {1, 1, 300, 64},  {1, 300, 1, 1000}, {2, 0, 5, 3},     {0, 5, 5, 3},
                         {1, 13, 15, 769}, {1, 130, 144, 512}};
 
-struct Fixture {
-  Arrays arrays;
-  MatmulProblem problem;
-  float* a;
-  float* b;
-
-  explicit Fixture(const Sizes& sizes, bool transpose_a = false, bool transpose_b = false) {
-    problem.batch = sizes.batch;
-    problem.rows = sizes.rows;
-    problem.columns = sizes.columns;
-    problem.depth = sizes.depth;
-    problem.transpose_a = transpose_a;
-    problem.transpose_b = transpose_b;
-    a = arrays.floats(sizes.batch * sizes.rows * sizes.depth, 1);
-    b = arrays.floats(sizes.batch * sizes.depth * sizes.columns, 2);
-    problem.a = a;
-    problem.b = b;
-    problem.output = arrays.output<float>(output_size());
-  }
-
-  int64_t output_size() const { return problem.batch * problem.rows * problem.columns; }
-};
+using Fixture = MatmulFixture;
 
 MatmulProblem one_entry(MatmulProblem problem, int64_t entry) {
   problem.a = part(problem.a, entry, problem.rows * problem.depth);

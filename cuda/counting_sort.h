@@ -1,0 +1,31 @@
+#pragma once
+
+// Sorting the rows of every sequence by label on the device; see counting_sort.cuh.
+
+#include "cuda/backend.h"
+
+namespace cluster_attention::cuda {
+
+struct SortProblem {
+  int64_t sequences = 0;
+  int64_t heads = 1;  // sequences per length
+  int64_t length = 0;
+  int64_t clusters = 0;
+  const int32_t* labels = nullptr;   // (sequences,length), -1 is in no cluster
+  const int32_t* lengths = nullptr;  // (sequences / heads), or null; padding is in no cluster
+  int32_t* clean = nullptr;          // (sequences,length), optional: labels, -1 for padding
+  int32_t* offsets = nullptr;        // (sequences,clusters+1)
+  int32_t* order = nullptr;          // (sequences,length), the members of cluster c from offsets[c]
+  int32_t* active = nullptr;         // (sequences,clusters), optional: clusters with members
+  int32_t* active_count = nullptr;   // (sequences), with `active`
+};
+
+/// As kernels::sort_by_label for every sequence: stable, so that the members of a cluster ascend. A
+/// label outside -1..clusters-1 is a fault of "labels" and counts as -1. Two launches.
+Status sort_by_label(Session& session, const SortProblem& problem);
+
+/// Rows that one warp sorts: so many that the counts of all parts need no more memory than the rows
+/// themselves, up to a factor of 8.
+int64_t sort_part_rows(int64_t clusters);
+
+}  // namespace cluster_attention::cuda

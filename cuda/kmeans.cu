@@ -1,0 +1,127 @@
+#include <algorithm>
+
+#include "cuda/kmeans.cuh"
+#include "cuda/launch.h"
+
+namespace cluster_attention::cuda {
+
+namespace {
+
+template <Read kRead>
+class Lloyd {
+ public:
+  Lloyd(Session& session, const KMeansProblem& problem, const Call& call)
+      : session_(session),
+        scope_(session.workspace()),
+        problem_(problem),
+        sequences_(problem.batch * problem.heads) {
+    params_.problem = problem;
+    params_.clusters = std::min(problem.clusters, problem.length);
+    params_.chunks = std::max<int64_t>(divide_up(problem.length, kKMeansChunk), 1);
+    params_.round_initial = call.precision == Precision::bfloat16;
+    params_.flags = session.flags();
+  }
+
+  Status run() {
+    CA_RETURN_IF_ERROR(allocate());
+    CA_RETURN_IF_ERROR(start());
+    for (int64_t i = 0; i <= problem_.max_iterations; ++i) CA_RETURN_IF_ERROR(iterate(i));
+    if (problem_.inertia == nullptr) return Status::success();
+    return launch(session_, sequences_ * params_.chunks, kKMeansThreads,
+                  kKMeansThreads * sizeof(double), kmeans_inertia_kernel<kRead>, params_);
+  }
+
+ private:
+  Status allocate() {
+    const int64_t rows = checked_size(sequences_, problem_.length);
+    const int64_t clusters = checked_size(sequences_, params_.clusters);
+    const int64_t chunks = checked_size(sequences_, params_.chunks);
+    const int64_t dim = problem_.dim;
+    const bool plus_plus = problem_.start == KMeansStart::plus_plus;
+    const bool tolerant = problem_.tolerance > 0.0;
+    SortProblem& sort = sort_.problem;
+    CA_RETURN_IF_ERROR(scope_.allocate(&params_.state, sequences_));
+    CA_RETURN_IF_ERROR(scope_.allocate(&params_.chosen, plus_plus ? clusters : 0));
+    CA_RETURN_IF_ERROR(scope_.allocate(&params_.distances, plus_plus ? rows : 0));
+    CA_RETURN_IF_ERROR(scope_.allocate(&params_.taken, plus_plus ? rows : 0));
+    CA_RETURN_IF_ERROR(scope_.allocate(&params_.chunk_sums, chunks));
+    CA_RETURN_IF_ERROR(scope_.allocate(&params_.chunk_farthest, plus_plus ? chunks : 0));
+    CA_RETURN_IF_ERROR(
+        scope_.allocate(&params_.scales, problem_.metric == Metric::cosine ? rows : 0));
+    CA_RETURN_IF_ERROR(scope_.allocate(&params_.packed, checked_size(rows, dim)));
+    CA_RETURN_IF_ERROR(scope_.allocate(&params_.origin, checked_size(sequences_, dim)));
+    CA_RETURN_IF_ERROR(scope_.allocate(&params_.shifted, checked_size(clusters, dim)));
+    CA_RETURN_IF_ERROR(scope_.allocate(&params_.bias, clusters));
+    CA_RETURN_IF_ERROR(scope_.allocate(&params_.movement, tolerant ? clusters : 0));
+    CA_RETURN_IF_ERROR(
+        scope_.allocate(&params_.moments, tolerant ? checked_size(chunks, 2, dim) : 0));
+    CA_RETURN_IF_ERROR(
+        scope_.allocate(&sort.offsets, checked_size(sequences_, params_.clusters + 1)));
+    CA_RETURN_IF_ERROR(scope_.allocate(&sort.order, rows));
+    sort.sequences = sequences_;
+    sort.heads = problem_.heads;
+    sort.length = problem_.length;
+    sort.clusters = params_.clusters;
+    sort.labels = problem_.labels;
+    sort.lengths = problem_.lengths;
+    plan_sort(sort_);
+    CA_RETURN_IF_ERROR(session_.tickets(sequences_, &params_.tickets));
+    sort_.done = &params_.state->done;
+    sort_.done_stride = sizeof(KMeansState) / sizeof(int32_t);
+    return scope_.allocate(&sort_.counts, checked_size(sequences_, sort_.parts, params_.clusters));
+  }
+
+  Status start() {
+    const int64_t row_blocks = sequences_ * divide_up(problem_.length, kKMeansThreads);
+    if (problem_.metric == Metric::cosine) {
+      CA_RETURN_IF_ERROR(
+          launch(session_, row_blocks, kKMeansThreads, 0, kmeans_scales_kernel<kRead>, params_));
+    }
+    if (problem_.start == KMeansStart::plus_plus) {
+      const int64_t draws = std::max<int64_t>(params_.clusters - 1, 1);
+      for (int64_t draw = 1; draw <= draws; ++draw) {
+        params_.draw = draw;
+        CA_RETURN_IF_ERROR(launch(session_, sequences_ * params_.chunks, kKMeansThreads,
+                                  start_layout().bytes, plus_plus_kernel<kRead>, params_));
+      }
+    }
+    CA_RETURN_IF_ERROR(
+        launch(session_, sequences_, kKMeansThreads, 0, kmeans_start_kernel<kRead>, params_));
+    CA_RETURN_IF_ERROR(
+        launch(session_, row_blocks, kKMeansThreads, 0, kmeans_pack_kernel<kRead>, params_));
+    if (!(problem_.tolerance > 0.0)) return Status::success();
+    return launch(session_, sequences_ * params_.chunks, kKMeansThreads, sizeof(uint32_t),
+                  kmeans_tolerance_kernel<kRead>, params_);
+  }
+
+  Status iterate(int64_t iteration) {
+    params_.iteration = iteration;
+    const KMeansStep step{params_, sort_};
+    CA_RETURN_IF_ERROR(launch(session_, sequences_ * sort_.parts, kFmaThreads,
+                              assign_layout().bytes, kmeans_assign_kernel<>, step));
+    if (iteration == problem_.max_iterations) return Status::success();
+    CA_RETURN_IF_ERROR(
+        launch(session_, sequences_ * sort_.blocks, kSortThreads, 0, place_rows_kernel<>, sort_));
+    const int64_t threads = std::clamp<int64_t>(round_up(problem_.dim, kWarp), kWarp, 256);
+    return launch(session_, sequences_ * params_.clusters, threads,
+                  update_layout(problem_.dim).bytes, kmeans_update_kernel<kRead>, step);
+  }
+
+  Session& session_;
+  DeviceWorkspace::Scope scope_;
+  const KMeansProblem& problem_;
+  const int64_t sequences_;
+  KMeansParams params_{};
+  SortParams sort_{};
+};
+
+}  // namespace
+
+Status kmeans(Session& session, const KMeansProblem& problem, const Call& call) {
+  // grid: see run(); every kernel has blocks for all sequences
+  if (problem.batch * problem.heads == 0) return Status::success();
+  return with_read(
+      call, [&](auto read) { return Lloyd<decltype(read)::value>(session, problem, call).run(); });
+}
+
+}  // namespace cluster_attention::cuda

@@ -1,0 +1,136 @@
+#include "cuda/hash.h"
+#include "native/kernels/hash.h"
+#include "test/cuda/same_as_cpu.h"
+#include "test/native/cases.h"
+#include "test/native/clustering_arrays.h"
+
+namespace cluster_attention::test {
+
+namespace {
+
+auto on_device(HashFixture& fixture) {
+  return [&](HashProblem problem, Device& device) {
+    problem.inputs = device.stored(problem.inputs, fixture.arrays);
+    problem.planes = device.at(problem.planes, fixture.arrays);
+    problem.hashes = device.at(problem.hashes, fixture.arrays);
+    return problem;
+  };
+}
+
+const cuda::Operation<HashProblem> kHash = Device::backend().operations.hash;
+
+TEST_ONCE("CUDA hash: the CPU's bits, ties with the threshold included") {
+  for (const Case& one : cases()) {
+    for (Fill fill : {comparable_fill(), Fill::integer}) {
+      const Scope scope(one.name);
+      HashFixture fixture(one, fill);
+      check_same_as_cpu(fixture.problem, fixture.arrays, kHash, on_device(fixture));
+    }
+  }
+}
+
+TEST_ONCE("CUDA hash: rows and bits around the tiles") {
+  Case which = find_case("prime");
+  which.batch = which.heads = 1;
+  for (int64_t rows : {127, 128, 129}) {
+    for (int64_t dim : {32, 33}) {
+      for (int64_t bits : {1, 16, 17, 33, 64}) {
+        const Scope scope(std::to_string(rows) + "x" + std::to_string(dim) + "x" +
+                          std::to_string(bits));
+        which.query_length = rows;
+        which.head_dim = dim;
+        which.bits = bits;
+        HashFixture fixture(which, comparable_fill());
+        check_same_as_cpu(fixture.problem, fixture.arrays, kHash, on_device(fixture));
+      }
+    }
+  }
+}
+
+TEST_ONCE("CUDA hash: bfloat16 rounds rows and planes, stored so or not") {
+  for (cuda::Storage storage : {cuda::Storage::float32, cuda::Storage::bfloat16}) {
+    HashFixture fixture(find_case("usual"), comparable_fill());
+    check_same_as_cpu(fixture.problem, fixture.arrays, kHash, on_device(fixture),
+                      {storage, Precision::bfloat16});
+  }
+}
+
+TEST_ONCE("CUDA hash: NaN and Inf in rows and planes are noticed, and cancellation is heard") {
+  HashFixture fixture(find_case("prime"), Fill::gaussian);
+  const auto map = on_device(fixture);
+  check_notices_non_finite(fixture.problem, fixture.arrays, kHash, map, fixture.inputs,
+                           17 * 40 + 16);
+  check_notices_non_finite(fixture.problem, fixture.arrays, kHash, map, fixture.planes, 18 * 3 + 2);
+  check_notices_non_finite(fixture.problem, fixture.arrays, kHash, map, fixture.planes,
+                           18 * 62 + 17);
+  const volatile int32_t abort = 1;
+  CHECK_EQUAL(device_status(fixture.problem, fixture.arrays, kHash, map, &abort), "cancelled");
+}
+
+/// Sequences with lengths, and thresholds of their own.
+struct SequencesFixture : AttentionArrays {
+  cuda::HashSequences problem;
+  float* planes;
+  uint64_t* hashes;
+
+  SequencesFixture(const Case& which, Fill fill, uint64_t seed) : AttentionArrays(which, fill) {
+    const AttentionShape& shape = inputs.shape;
+    problem.inputs = inputs.query;
+    problem.batch = shape.batch;
+    problem.heads = shape.heads;
+    problem.length = shape.query_length;
+    problem.dim = shape.head_dim;
+    problem.lengths = inputs.query_lengths;
+    planes = arrays.floats(which.bits * (shape.head_dim + 1), 2, fill);
+    problem.planes = planes;
+    problem.bits = which.bits;
+    problem.threshold = Threshold::data;
+    problem.seed = seed;
+    hashes = arrays.output<uint64_t>(shape.batch * shape.heads * shape.query_length);
+    problem.hashes = hashes;
+  }
+};
+
+void check_sequences(SequencesFixture& fixture) {
+  const cuda::HashSequences& problem = fixture.problem;
+  Arrays& arrays = fixture.arrays;
+  arrays.poison();
+  Context context(2);
+  CHECK_EQUAL(
+      describe(kernels::hash_sequences(problem.inputs, problem.batch, problem.heads, problem.length,
+                                       problem.dim, problem.lengths, problem.planes, problem.bits,
+                                       problem.threshold, problem.seed, context, problem.hashes)),
+      "ok");
+  const auto expected = arrays.snapshot();
+  in_every_thread_order([&] {
+    arrays.poison();
+    Device device;
+    cuda::HashSequences there = problem;
+    there.inputs = device.stored(problem.inputs, arrays);
+    there.lengths = device.at(problem.lengths, arrays);
+    there.planes = device.at(problem.planes, arrays);
+    there.hashes = device.at(problem.hashes, arrays);
+    CHECK_EQUAL(describe(cuda::hash_sequences(*device.session(), there, cuda::Call())), "ok");
+    bool non_finite = true;
+    CHECK_EQUAL(describe(device.backend().finish(device.session(), &non_finite)), "ok");
+    CHECK(!non_finite);
+    device.fetch(arrays);
+    check_same_bytes(arrays.snapshot(), expected, "the device");
+  });
+}
+
+TEST_ONCE("CUDA hash: thresholds from the data, padding left alone") {
+  for (const char* name : {"one", "no-queries", "prime", "ragged", "tile-129", "usual"}) {
+    for (uint64_t seed : {0, 7}) {
+      for (Fill fill : {comparable_fill(), Fill::integer}) {
+        const Scope scope(name);
+        SequencesFixture fixture(find_case(name), fill, seed);
+        check_sequences(fixture);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+}  // namespace cluster_attention::test
