@@ -3,7 +3,7 @@ import { defineConfig } from 'vitest/config';
 export default defineConfig({
   test: {
     include: ['test/**/*.test.mjs'],
-    exclude: ['test/package/**'], // npm run test:package
+    exclude: ['test/package/**', 'test/report/**'], // npm run test:package, test:report
     // A native addon deserves a process of its own per file: a crash then names its file.
     pool: 'forks',
     maxWorkers: 2,

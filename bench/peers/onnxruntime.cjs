@@ -1,121 +1,182 @@
 'use strict';
-// Times this package beside onnxruntime's fused attention on the CPU: the same arrays, interleaved
-// in one process, medians. The peer is no dependency; install it for the occasion:
-//   npm install --no-save --ignore-scripts onnxruntime-node@1.30.0 onnx-proto
-//   node bench/peers/onnxruntime.cjs [--lengths 1024,4096] [--threads 1,2] [--rounds 9]
+// The process that measures onnxruntime's attention on the CPU: the fused operator, or the three
+// operators of its definition. See lib/bench/protocol.ts. onnxruntime is no dependency of this
+// package; without its install script it brings its CPU library and downloads nothing:
+//   npm install --no-save --ignore-scripts onnxruntime-node@1.30.0 onnx-proto@8.0.1
 
-const { setTimeout } = require('node:timers/promises');
-const { parseArgs } = require('node:util');
-const { onnx } = require('onnx-proto');
-const ort = require('onnxruntime-node');
-const library = require('../../dist/index.js');
+const { binding } = require('../../dist/binding.js');
+const { setNumThreads } = require('../../dist/threads.js');
+const { ExactRows, relativeL2, sampleRows } = require('../../dist/bench/accuracy.js');
+const { countFlops } = require('../../dist/bench/flops.js');
+const { loadInputs } = require('../../dist/bench/inputs.js');
+const { repeatsFor, serve } = require('../../dist/bench/protocol.js');
 
-const HEADS = 8;
-const DIM = 64;
+const BOUND = 1e-4;
 
-/** One com.microsoft.MultiHeadAttention node over (1, length, heads·dim). */
-function model(length) {
-  const tensor = (name) => ({
-    name,
-    type: {
-      tensorType: {
-        elemType: 1,
-        shape: { dim: [1, length, HEADS * DIM].map((dimValue) => ({ dimValue })) },
-      },
-    },
-  });
-  const node = {
-    opType: 'MultiHeadAttention',
-    domain: 'com.microsoft',
-    input: ['query', 'key', 'value'],
-    output: ['output'],
-    attribute: [{ name: 'num_heads', type: 2, i: HEADS }],
-  };
+function packages() {
+  try {
+    return { onnx: require('onnx-proto').onnx, ort: require('onnxruntime-node') };
+  } catch {
+    return undefined;
+  }
+}
+
+const MISSING =
+  'npm install --no-save --ignore-scripts onnxruntime-node@1.30.0 onnx-proto@8.0.1 installs it';
+
+const FLOAT = 1;
+const INTEGER = 2; // types of elements and attributes have different numbers
+
+const describeTensor = ([name, shape]) => ({
+  name,
+  type: {
+    tensorType: { elemType: FLOAT, shape: { dim: shape.map((dimValue) => ({ dimValue })) } },
+  },
+});
+
+const step = (opType, input, output, attribute = []) => ({
+  opType,
+  input,
+  output: [output],
+  attribute,
+});
+
+function encode(onnx, node, initializer, shapes) {
+  const { output, ...inputs } = shapes;
   const graph = {
     name: 'attention',
-    node: [node],
-    input: ['query', 'key', 'value'].map(tensor),
-    output: [tensor('output')],
+    node,
+    initializer,
+    input: Object.entries(inputs).map(describeTensor),
+    output: [describeTensor(['output', output])],
   };
   const opsetImport = [
     { domain: '', version: 17 },
     { domain: 'com.microsoft', version: 1 },
   ];
-  return onnx.ModelProto.encode({ irVersion: 8, opsetImport, graph }).finish();
+  return Buffer.from(onnx.ModelProto.encode({ irVersion: 8, opsetImport, graph }).finish());
 }
 
-function normal() {
-  const radius = Math.sqrt(-2 * Math.log(1 - Math.random()));
-  return radius * Math.cos(2 * Math.PI * Math.random());
+/** One com.microsoft.MultiHeadAttention node over (batch, length, heads·dim). */
+function fusedModel(onnx, { batch, heads, queryLength, keyLength, headDim, valueDim }) {
+  const node = {
+    opType: 'MultiHeadAttention',
+    domain: 'com.microsoft',
+    input: ['query', 'key', 'value'],
+    output: ['output'],
+    attribute: [{ name: 'num_heads', type: INTEGER, i: heads }],
+  };
+  return encode(onnx, [node], [], {
+    query: [batch, queryLength, heads * headDim],
+    key: [batch, keyLength, heads * headDim],
+    value: [batch, keyLength, heads * valueDim],
+    output: [batch, queryLength, heads * valueDim],
+  });
 }
 
-const gaussian = (count) => Float32Array.from({ length: count }, normal);
+/** softmax(τ Q Kᵀ) V in operators of their own, over (batch, heads, length, dim). */
+function plainModel(onnx, { batch, heads, queryLength, keyLength, headDim, valueDim }) {
+  const perm = [{ name: 'perm', type: 7, ints: [0, 1, 3, 2] }];
+  const axis = [{ name: 'axis', type: INTEGER, i: -1 }];
+  const nodes = [
+    step('Transpose', ['key'], 'transposed', perm),
+    step('Mul', ['query', 'scale'], 'scaled'),
+    step('MatMul', ['scaled', 'transposed'], 'scores'),
+    step('Softmax', ['scores'], 'weights', axis),
+    step('MatMul', ['weights', 'value'], 'output'),
+  ];
+  const scale = { name: 'scale', dataType: FLOAT, dims: [], floatData: [1 / Math.sqrt(headDim)] };
+  return encode(onnx, nodes, [scale], {
+    query: [batch, heads, queryLength, headDim],
+    key: [batch, heads, keyLength, headDim],
+    value: [batch, heads, keyLength, valueDim],
+    output: [batch, heads, queryLength, valueDim],
+  });
+}
 
-function relativeError(actual, expected) {
-  let error = 0;
-  let norm = 0;
-  for (let i = 0; i < expected.length; ++i) {
-    error += (actual[i] - expected[i]) ** 2;
-    norm += expected[i] ** 2;
+/** (B,H,L,D) to (B,L,H,D). */
+function interleaveHeads(source, { batch, heads }, length, dim) {
+  const target = new Float32Array(source.length);
+  for (let b = 0; b < batch; ++b) {
+    for (let h = 0; h < heads; ++h) {
+      for (let l = 0; l < length; ++l) {
+        const from = ((b * heads + h) * length + l) * dim;
+        target.set(source.subarray(from, from + dim), ((b * length + l) * heads + h) * dim);
+      }
+    }
   }
-  return Math.sqrt(error / norm);
+  return target;
 }
 
-const median = (values) => values.toSorted((a, b) => a - b)[values.length >> 1];
+function fusedFeeds(ort, { problem, query, key, value }) {
+  const { batch, heads, queryLength, keyLength, headDim, valueDim } = problem;
+  const tensor = (data, length, dim) =>
+    new ort.Tensor('float32', interleaveHeads(data, problem, length, dim), [
+      batch,
+      length,
+      heads * dim,
+    ]);
+  return {
+    query: tensor(query, queryLength, headDim),
+    key: tensor(key, keyLength, headDim),
+    value: tensor(value, keyLength, valueDim),
+  };
+}
 
-async function compare(length, threads, rounds) {
-  const session = await ort.InferenceSession.create(Buffer.from(model(length)), {
+function plainFeeds(ort, { problem, query, key, value }) {
+  const { batch, heads, queryLength, keyLength, headDim, valueDim } = problem;
+  const tensor = (data, length, dim) =>
+    new ort.Tensor('float32', data, [batch, heads, length, dim]);
+  return {
+    query: tensor(query, queryLength, headDim),
+    key: tensor(key, keyLength, headDim),
+    value: tensor(value, keyLength, valueDim),
+  };
+}
+
+/** The relative L2 distance of sampled rows to exact attention in double precision. */
+function errorOf(task, inputs, output, fused) {
+  const { batch, heads, queryLength, valueDim } = inputs.problem;
+  const exact = new ExactRows(inputs);
+  const rows = sampleRows(batch * heads, queryLength, task.rows, task.seed);
+  const pairs = rows.map((row) => {
+    const [b, h] = [Math.floor(row.sequence / heads), row.sequence % heads];
+    const place = fused
+      ? (b * queryLength + row.query) * heads + h
+      : row.sequence * queryLength + row.query;
+    const actual = output.subarray(place * valueDim, (place + 1) * valueDim);
+    return [actual, exact.at(row).output];
+  });
+  return { rows: rows.length, rounding: relativeL2(pairs), error: relativeL2(pairs) };
+}
+
+async function prepare(task) {
+  const found = packages();
+  const idle = { run() {} };
+  if (found === undefined) return { ...idle, reply: { status: 'missing', reason: MISSING } };
+  const { onnx, ort } = found;
+  const { threads, method, problem } = task.case;
+  const fused = method === 'MultiHeadAttention';
+  const model = fused ? fusedModel(onnx, problem) : plainModel(onnx, problem);
+  const session = await ort.InferenceSession.create(model, {
     intraOpNumThreads: threads,
     interOpNumThreads: 1,
   });
-  library.setNumThreads(threads);
-  const [query, key, value] = [0, 1, 2].map(() => gaussian(length * HEADS * DIM));
-  const tensor = (data) => new ort.Tensor('float32', data, [1, length, HEADS * DIM]);
-  const feeds = { query: tensor(query), key: tensor(key), value: tensor(value) };
-  const shape = { batch: 1, heads: HEADS, queryLength: length, headDim: DIM };
-  const options = { query, key, value, shape, layout: 'BLHD', out: new Float32Array(query.length) };
-  const clustered = { ...options, clusters: 100 };
-  const methods = {
-    onnxruntime: async () => (await session.run(feeds)).output.data,
-    attention: () => library.attentionSync(options),
-    clustered: () => library.clusteredAttentionSync(clustered),
-    improved: () => library.improvedClusteredAttentionSync({ ...clustered, topK: 32 }),
-    euclidean: () =>
-      library.improvedClusteredAttentionSync({ ...clustered, topK: 32, grouping: 'euclidean' }),
-  };
-  const expected = await methods.onnxruntime();
-  const error = relativeError(methods.attention(), expected);
-  if (!(error < 1e-5)) throw new Error(`the two disagree by ${error}`);
-  const times = Object.fromEntries(Object.keys(methods).map((name) => [name, []]));
-  for (let round = 0; round < rounds; ++round) {
-    for (const [name, run] of Object.entries(methods)) {
-      await setTimeout(30); // onnxruntime's threads spin for a while after a run
-      const start = process.hrtime.bigint();
-      await run(); // one after the other: they must not compete
-      times[name].push(Number(process.hrtime.bigint() - start) / 1e6);
-    }
+  setNumThreads(threads); // of the peak
+  const inputs = loadInputs(task.input);
+  const feeds = fused ? fusedFeeds(ort, inputs) : plainFeeds(ort, inputs);
+  const run = async () => (await session.run(feeds)).output.data;
+  const accuracy = errorOf(task, inputs, await run(), fused);
+  if (!(accuracy.rounding <= BOUND)) {
+    const reason = `the result is off by ${accuracy.rounding.toExponential(1)}`;
+    return { ...idle, reply: { status: 'wrong', reason, accuracy } };
   }
-  const medians = Object.entries(times).map(([name, values]) => [name, median(values)]);
-  const peer = medians[0][1];
-  const cells = medians.map(
-    ([name, ms]) => `${name} ${ms.toFixed(2)} ms (${(peer / ms).toFixed(2)}×)`,
-  );
-  console.log(`N=${length}, ${threads} thread${threads > 1 ? 's' : ''}: ${cells.join(', ')}`);
+  const start = performance.now();
+  await run();
+  const repeats = repeatsFor(performance.now() - start);
+  const flop = countFlops('exact', problem, {}, false);
+  const reply = { status: 'ready', accuracy, flop, repeats };
+  return { reply, run, peak: () => binding.measurePeak() };
 }
 
-async function main() {
-  const { values } = parseArgs({
-    options: {
-      lengths: { type: 'string', default: '1024,4096' },
-      threads: { type: 'string', default: '1,2' },
-      rounds: { type: 'string', default: '9' },
-    },
-  });
-  for (const length of values.lengths.split(',').map(Number)) {
-    for (const threads of values.threads.split(',').map(Number)) {
-      await compare(length, threads, Number(values.rounds));
-    }
-  }
-}
-
-main();
+void serve(prepare);

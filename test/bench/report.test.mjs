@@ -1,0 +1,84 @@
+// The report as text; test/report opens it in a browser.
+
+import { readFileSync } from 'node:fs';
+import path from 'node:path';
+import { describe, expect, test } from 'vitest';
+import { writeReport } from '../../dist/bench/report.js';
+import { run, temporaryFolder } from './support/cli.mjs';
+import { recording, result, store } from './support/recording.mjs';
+
+const dataOf = (html) => JSON.parse(/id="data">(.*?)<\/script>/s.exec(html)[1]);
+
+describe('writeReport', () => {
+  test('holds everything: no address, no file is referred to', () => {
+    const html = writeReport([recording([result(10)])]);
+    expect(html).not.toMatch(/<(link|img|iframe)|src=|@import|url\(\s*['"]?http/);
+    expect(html).toContain('Observable'); // its licence
+    expect(Buffer.byteLength(html)).toBeLessThan(600_000);
+  });
+
+  test('gives the charts what was measured, and lists the rest', () => {
+    const { case: one } = result(1, { method: 'improved' });
+    const skipped = { case: one, status: 'skipped', reason: 'too <long>' };
+    const html = writeReport([recording([result(10, {}, { speedup: 1 }), skipped])]);
+    const { series, points } = dataOf(html);
+    expect(series).toEqual(['exact']);
+    expect(points).toHaveLength(1);
+    expect(points[0]).toMatchObject({
+      length: 1024,
+      threads: 1,
+      time: 10,
+      speedup: 1,
+      error: 1e-7,
+    });
+    expect(html).toContain('improved: skipped, too &#60;long&#62;');
+  });
+
+  test('of a case that was measured twice, the last counts', () => {
+    const first = recording([result(10), result(7, { length: 64 })]);
+    const { points } = dataOf(writeReport([first, recording([result(20)])]));
+    expect(points.map(({ time }) => time)).toEqual([20, 7]);
+  });
+
+  test('escapes what came from outside', () => {
+    const html = writeReport([recording([result(1, { data: '</script><b>' })])]);
+    expect(html).not.toContain('</script><b>');
+    expect(dataOf(html).points[0].data).toBe('</script><b>');
+    expect(html).toContain('Test &#60;processor&#62; &#38; &#34;more&#34;');
+  });
+
+  test('says when the run was interrupted', () => {
+    const html = writeReport([{ ...recording([result(1)]), complete: false }]);
+    expect(html).toContain('The run was interrupted');
+  });
+});
+
+describe('the command', () => {
+  test('makes one page of several recordings', () => {
+    const folder = temporaryFolder();
+    const a = store(folder, 'a.json', recording([result(10)]));
+    const b = store(folder, 'b.json', recording([result(20, { length: 2048 })]));
+    const out = path.join(folder, 'page.html');
+    expect(run('report', a, b, '--out', out)).toEqual({ status: 0, stdout: '', stderr: '' });
+    expect(dataOf(readFileSync(out, 'utf8')).points).toHaveLength(2);
+  });
+
+  test.each([
+    ['no recording', ['--out', 'x.html'], /expects recordings/],
+    ['no place', ['a.json'], /expects --out/],
+    ['a folder that is not there', ['a.json', '--out', 'no/x.html'], /cannot write/],
+    ['two machines', ['a.json', 'b.json', '--out', 'x.html'], /one report shows one machine/],
+    ['no JSON', ['c.json', '--out', 'x.html'], /it is not JSON/],
+  ])('refuses %s', (_, names, message) => {
+    const folder = temporaryFolder();
+    store(folder, 'a.json', recording([result(1)]));
+    store(folder, 'b.json', recording([result(1)], { processor: 'another' }));
+    store(folder, 'c.json', '{');
+    const parameters = names.map((name) =>
+      name.startsWith('--') ? name : path.join(folder, name),
+    );
+    const { status, stdout, stderr } = run('report', ...parameters);
+    expect(stderr).toMatch(message);
+    expect([status, stdout]).toEqual([2, '']);
+  });
+});
