@@ -44,8 +44,17 @@ export type {
   CastAttentionGradients,
   CastAttentionOptions,
 } from './cast-attention';
-export { centroidPool, centroidPoolSync } from './centroid-pool';
-export type { CentroidPoolDetails, CentroidPoolOptions } from './centroid-pool';
+export {
+  centroidPool,
+  centroidPoolSync,
+  centroidPoolVjp,
+  centroidPoolVjpSync,
+} from './centroid-pool';
+export type {
+  CentroidPoolDetails,
+  CentroidPoolGradients,
+  CentroidPoolOptions,
+} from './centroid-pool';
 export {
   centroidEncode,
   centroidEncodeSync,

@@ -12,6 +12,7 @@
 #include "native/kernels/centroid_encode.h"
 #include "native/kernels/centroid_encode_gradient.h"
 #include "native/kernels/centroid_pool.h"
+#include "native/kernels/centroid_pool_gradient.h"
 #include "native/kernels/clustered_attention.h"
 #include "native/kernels/clustered_attention_gradient.h"
 #include "native/kernels/hamming_kmeans.h"
@@ -150,6 +151,11 @@ Status run(const CastAttentionGradientProblem& problem, const CallSettings& sett
 Status run(const CentroidEncodeGradientProblem& problem, const CallSettings& settings,
            Context& context) {
   return execute(problem, settings, context, kernels::centroid_encode_gradient);
+}
+
+Status run(const CentroidPoolGradientProblem& problem, const CallSettings& settings,
+           Context& context) {
+  return execute(problem, settings, context, kernels::centroid_pool_gradient);
 }
 
 }  // namespace cluster_attention

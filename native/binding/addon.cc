@@ -34,6 +34,7 @@ bool add_all(napi_env env, napi_value exports) {
          add_operation<CentroidAttentionGradientProblem>(env, exports,
                                                          "centroidAttentionGradient") &&
          add_operation<CastAttentionGradientProblem>(env, exports, "castAttentionGradient") &&
+         add_operation<CentroidPoolGradientProblem>(env, exports, "centroidPoolGradient") &&
          add_operation<CentroidEncodeGradientProblem>(env, exports, "centroidEncodeGradient") &&
          add_operation<AggregateGradientProblem>(env, exports, "aggregateGradient") &&
          add_operation<BroadcastGradientProblem>(env, exports, "broadcastGradient") &&

@@ -13,8 +13,9 @@ constexpr int64_t kCentroidsPerTask = 64;
 }  // namespace
 
 Status CentroidOutputGradient::prepare(const CentroidAttentionGradientProblem& problem,
-                                       Context& context) {
+                                       Context& context, double added_mass) {
   problem_ = &problem;
+  added_mass_ = added_mass;
   const AttentionShape& shape = problem.forward.inputs.shape;
   centroids_ = shape.query_length;
   value_dim_ = shape.value_dim;
@@ -49,7 +50,8 @@ void CentroidOutputGradient::find_row(int64_t sequence, int64_t centroid) {
 
   // Normalised over its inputs, every centroid that has any has the mass 1.
   const double mass = over_inputs || !mean ? 1.0 : forward.masses[row];
-  const double factor = mean ? 1.0 / (mass + 1e-6) : 1.0;
+  const double divisor = mean ? mass + added_mass_ : 1.0;
+  const double factor = divisor != 0.0 ? 1.0 / divisor : 0.0;
   double product = 0.0;
   for (int64_t e = 0; (over_inputs || mean) && e < value_dim_; ++e) {
     product += static_cast<double>(gradient[e]) * output[e];

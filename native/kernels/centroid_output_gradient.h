@@ -9,8 +9,10 @@ namespace cluster_attention::kernels {
 /// before it meets an input.
 class CentroidOutputGradient {
  public:
-  /// Takes all the memory that find() needs; `problem` must outlive this object.
-  Status prepare(const CentroidAttentionGradientProblem& problem, Context& context);
+  /// Takes all the memory that find() needs; `problem` must outlive this object. A mean divides by
+  /// r_j + added_mass; where that is 0, nothing depends on the inputs and ĝ is 0.
+  Status prepare(const CentroidAttentionGradientProblem& problem, Context& context,
+                 double added_mass = 1e-6);
   Status find(Context& context);
 
   /// ĝ of one sequence, (M,E).
@@ -22,6 +24,7 @@ class CentroidOutputGradient {
   void find_row(int64_t sequence, int64_t centroid);
 
   const CentroidAttentionGradientProblem* problem_ = nullptr;
+  double added_mass_ = 0.0;
   int64_t centroids_ = 0;
   int64_t value_dim_ = 0;
   float* rows_ = nullptr;     // (B*H,M,E)

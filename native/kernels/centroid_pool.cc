@@ -1,230 +1,36 @@
 #include "native/kernels/centroid_pool.h"
 
 #include <algorithm>
-#include <cmath>
-#include <limits>
 
-#include "native/core/shape.h"
-#include "native/core/softmax_state.h"
-#include "native/kernels/assignment.h"
-#include "native/kernels/centroid_sequence.h"
-#include "native/kernels/centroid_start.h"
+#include "native/kernels/centroid_pooling.h"
 #include "native/kernels/finite.h"
-#include "native/kernels/pool_similarity.h"
-#include "native/simd/simd.h"
 
 namespace cluster_attention::kernels {
 
-namespace {
-
-constexpr int64_t kCentroidsPerTask = 64;
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
-
-/// What a pass over the inputs is for.
-enum class Pass { update, assign };
-
-class CentroidPooling {
- public:
-  CentroidPooling(const CentroidPoolProblem& problem, Context& context)
-      : problem_(problem), context_(context) {}
-
-  Status run();
-
- private:
-  int64_t inputs(int64_t batch) const {
-    return real_length(problem_.lengths, batch, problem_.length);
-  }
-  int64_t centroids(int64_t batch) const { return std::min(problem_.centroids, inputs(batch)); }
-  int64_t parts(int64_t batch) const { return input_parts(inputs(batch), centroids(batch)); }
-  float* centroid(int64_t batch, int64_t j) const {
-    return problem_.output + (batch * problem_.centroids + j) * problem_.dim;
-  }
-  float* operand(int64_t batch, int64_t j) const {
-    return operands_ + (batch * problem_.centroids + j) * similarity_.dim();
-  }
-
-  Status start();
-  Status allocate();
-  Status pass(Pass purpose);
-  void pass_part(Pass purpose, int64_t batch, int64_t part, AssignmentTile& tile);
-  void add_hard(Pass purpose, int64_t columns, const float* rows, const AssignmentTile& tile,
-                const AssignmentSums& sums) const;
-  void update(int64_t batch, int64_t j, float* mean);
-  template <typename Body>
-  Status for_centroids(Body body);
-
-  const CentroidPoolProblem& problem_;
-  Context& context_;
-  PoolSimilarity similarity_;
-  int64_t parts_ = 1;                // of the longest sequence
-  float* operands_ = nullptr;        // (batch,M,similarity dim)
-  float* rows_ = nullptr;            // (workers,d)
-  AssignmentTile* tiles_ = nullptr;  // (workers)
-  AssignmentSumsArray sums_;         // (batch,parts)
-};
-
-Status CentroidPooling::run() {
-  CA_RETURN_IF_ERROR(start());
-  CA_RETURN_IF_ERROR(similarity_.prepare(problem_, problem_.output, context_));
-  CA_RETURN_IF_ERROR(allocate());
-  CA_RETURN_IF_ERROR(for_centroids([this](int64_t batch, int64_t j, int) {
-    similarity_.prepare_centroid(batch, centroid(batch, j), operand(batch, j));
-  }));
-  for (int64_t iteration = 0; iteration < problem_.iterations; ++iteration) {
-    CA_RETURN_IF_ERROR(pass(Pass::update));
-    CA_RETURN_IF_ERROR(for_centroids([this](int64_t batch, int64_t j, int worker) {
-      update(batch, j, rows_ + worker * problem_.dim);
-    }));
-  }
-  if (!all_finite(problem_.output, problem_.batch * problem_.centroids * problem_.dim)) {
-    context_.mark_non_finite();
-  }
-  if (problem_.labels == nullptr && problem_.masses == nullptr) return Status::success();
-
-  if (problem_.labels != nullptr) {
-    std::fill(problem_.labels, problem_.labels + problem_.batch * problem_.length, -1);
-  }
-  if (problem_.masses != nullptr) {
-    std::fill(problem_.masses, problem_.masses + problem_.batch * problem_.centroids, 0.0f);
-  }
-  CA_RETURN_IF_ERROR(pass(Pass::assign));
-  if (problem_.masses == nullptr) return Status::success();
-  return for_centroids([this](int64_t batch, int64_t j, int) {
-    const float mass = sums_.total_mass(batch * parts_, parts(batch), j);
-    problem_.masses[batch * problem_.centroids + j] = mass;
-    if (!all_finite(&mass, 1)) context_.mark_non_finite();
-  });
-}
-
-Status CentroidPooling::start() {
-  int64_t* chosen = context_.workspace().allocate<int64_t>(problem_.centroids);
-  if (chosen == nullptr) return Status::out_of_memory();
-  for (int64_t b = 0; b < problem_.batch; ++b) {
-    CentroidStart sequence;
-    sequence.start = problem_.start;
-    sequence.seed = problem_.seed;
-    sequence.normalize_rows = problem_.similarity == Similarity::cosine;
-    sequence.inputs = problem_.inputs + b * problem_.length * problem_.dim;
-    if (problem_.start == PoolStart::given) {
-      sequence.initial = problem_.initial + b * problem_.centroids * problem_.dim;
-    }
-    sequence.length = inputs(b);
-    sequence.dim = problem_.dim;
-    std::fill(centroid(b, 0), centroid(b + 1, 0), 0.0f);
-    CA_RETURN_IF_ERROR(start_centroids(sequence, centroids(b), chosen, context_, centroid(b, 0)));
-  }
-  return Status::success();
-}
-
-Status CentroidPooling::allocate() {
-  for (int64_t b = 0; b < problem_.batch; ++b) parts_ = std::max(parts_, parts(b));
-  Workspace& workspace = context_.workspace();
-  operands_ = workspace.allocate<float>(problem_.batch * problem_.centroids * similarity_.dim());
-  rows_ = workspace.allocate<float>(context_.workers() * problem_.dim);
-  tiles_ = workspace.allocate<AssignmentTile>(context_.workers());
-  if (operands_ == nullptr || rows_ == nullptr || tiles_ == nullptr ||
-      !sums_.allocate(problem_.batch * parts_, problem_.centroids, problem_.dim, true, workspace)) {
-    return Status::out_of_memory();
-  }
-  for (int worker = 0; worker < context_.workers(); ++worker) {
-    tiles_[worker] = AssignmentTile();
-    if (!tiles_[worker].allocate(problem_.centroids, similarity_.dim(), problem_.dim, workspace)) {
-      return Status::out_of_memory();
-    }
-  }
-  return Status::success();
-}
-
-/// Calls body(batch, j, worker) for every real centroid.
-template <typename Body>
-Status CentroidPooling::for_centroids(Body body) {
-  const int64_t tasks = divide_up(problem_.centroids, kCentroidsPerTask);
-  return context_.parallel(problem_.batch * tasks, [&](int64_t task, int worker) {
-    const int64_t batch = task / tasks;
-    const int64_t begin = task % tasks * kCentroidsPerTask;
-    const int64_t end = std::min(begin + kCentroidsPerTask, centroids(batch));
-    for (int64_t j = begin; j < end; ++j) body(batch, j, worker);
-  });
-}
-
-Status CentroidPooling::pass(Pass purpose) {
-  return context_.parallel(problem_.batch * parts_, [&](int64_t task, int worker) {
-    pass_part(purpose, task / parts_, task % parts_, tiles_[worker]);
-  });
-}
-
-void CentroidPooling::pass_part(Pass purpose, int64_t batch, int64_t part, AssignmentTile& tile) {
-  // operands: (M,dim) rows x (dim,lanes) inputs; values: (N,d) rows
-  if (part >= parts(batch) || centroids(batch) == 0) return;
-  const Simd& cpu = simd();
-  const int64_t count = centroids(batch);
-  const float* values = problem_.inputs + batch * problem_.length * problem_.dim;
-  const AssignmentSums sums = sums_.at(batch * parts_ + part);
-  const bool hard = problem_.temperature == 0.0f;
-  if (hard) {
-    std::fill(sums.values, sums.values + count * round_up(problem_.dim, cpu.width), 0.0f);
-    std::fill(sums.masses, sums.masses + count * cpu.width, 0.0f);
-  }
-  const Range range = split(inputs(batch), parts(batch), part);
-  for (int64_t first = range.begin; first < range.end; first += cpu.lanes) {
-    if (context_.cancelled()) return;
-    const int64_t columns = std::min(cpu.lanes, range.end - first);
-    similarity_.pack(batch, first, columns, tile.packed);
-    prefetch_rows(values + (first + columns) * problem_.dim, problem_.dim,
-                  std::min(cpu.lanes, range.end - first - columns), problem_.dim);
-    cpu.multiply(operand(batch, 0), similarity_.dim(), 1, count, similarity_.dim(), tile.packed,
-                 cpu.lanes, columns, tile.scores, cpu.lanes, false);
-    const bool label = purpose == Pass::assign && problem_.labels != nullptr;
-    if (hard || label) tile.find_best(count, columns, 1.0f, nullptr);
-    if (label) {
-      std::copy(tile.best_row, tile.best_row + columns,
-                problem_.labels + batch * problem_.length + first);
-    }
-    if (hard) {
-      add_hard(purpose, columns, values + first * problem_.dim, tile, sums);
-      continue;
-    }
-    cpu.softmax_rows(tile.scores, count, columns, kLog2E / problem_.temperature, tile.maximum,
-                     tile.sum, tile.minimum);
-    if (std::count(tile.minimum, tile.minimum + columns, -kInfinity) > 0) {
-      context_.mark_non_finite();
-    }
-    // An assignment pass sums the masses alone: values of dimension 0.
-    const int64_t value_dim = purpose == Pass::update ? problem_.dim : 0;
-    const TileRows rows =
-        tile_rows(values, problem_.dim, nullptr, nullptr, first, columns, value_dim, tile);
-    add_tile(tile, count, columns, rows, value_dim, first > range.begin, sums);
-  }
-}
-
-/// Adds every input of a tile to its most similar centroid.
-void CentroidPooling::add_hard(Pass purpose, int64_t columns, const float* rows,
-                               const AssignmentTile& tile, const AssignmentSums& sums) const {
-  const int64_t width = simd().width;
-  const int64_t stride = round_up(problem_.dim, width);
-  for (int64_t i = 0; i < columns; ++i) {
-    if (!(std::fabs(tile.best[i]) < kInfinity)) context_.mark_non_finite();
-    sums.masses[tile.best_row[i] * width] += 1.0f;
-    if (purpose == Pass::assign) continue;
-    float* sum = sums.values + tile.best_row[i] * stride;
-    for (int64_t d = 0; d < problem_.dim; ++d) sum[d] += rows[i * problem_.dim + d];
-  }
-}
-
-/// u_j <- its mean; without mass it stays.
-void CentroidPooling::update(int64_t batch, int64_t j, float* mean) {
-  const float mass = sums_.total_mass(batch * parts_, parts(batch), j);
-  if (mass == 0.0f) return;
-  sums_.total_values(batch * parts_, parts(batch), j, mean);
-  float* row = centroid(batch, j);
-  for (int64_t d = 0; d < problem_.dim; ++d) row[d] = mean[d] / mass;
-  similarity_.prepare_centroid(batch, row, operand(batch, j));
-}
-
-}  // namespace
-
 Status centroid_pool(const CentroidPoolProblem& problem, Context& context) {
-  return CentroidPooling(problem, context).run();
+  CentroidPooling pooling(problem, context);
+  CA_RETURN_IF_ERROR(pooling.prepare());
+  for (int64_t iteration = 0; iteration < problem.iterations; ++iteration) {
+    CA_RETURN_IF_ERROR(pooling.step(nullptr));
+  }
+  if (!all_finite(problem.output, problem.batch * problem.centroids * problem.dim)) {
+    context.mark_non_finite();
+  }
+  if (problem.labels == nullptr && problem.masses == nullptr) return Status::success();
+
+  if (problem.labels != nullptr) {
+    std::fill_n(problem.labels, problem.batch * problem.length, -1);
+  }
+  if (problem.masses != nullptr) {
+    std::fill_n(problem.masses, problem.batch * problem.centroids, 0.0f);
+  }
+  CA_RETURN_IF_ERROR(pooling.assign(problem.labels));
+  if (problem.masses == nullptr) return Status::success();
+  return pooling.for_centroids([&](int64_t batch, int64_t j, int) {
+    const float mass = pooling.mass(batch, j);
+    problem.masses[batch * problem.centroids + j] = mass;
+    if (!all_finite(&mass, 1)) context.mark_non_finite();
+  });
 }
 
 }  // namespace cluster_attention::kernels

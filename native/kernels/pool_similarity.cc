@@ -30,6 +30,17 @@ float round_coarsely(double value) {
   return static_cast<float>(std::ldexp(std::nearbyint(fraction * 8.0), exponent - 3));
 }
 
+/// gradient (+)= what the gradient by row / |row| means for the row: nothing along it.
+void unit_row_gradient(const float* row, double inverse_norm, const float* by_unit, int64_t dim,
+                       bool accumulate, float* gradient) {
+  double along = 0.0;
+  for (int64_t d = 0; d < dim; ++d) along += row[d] * inverse_norm * by_unit[d];
+  for (int64_t d = 0; d < dim; ++d) {
+    const double across = (by_unit[d] - along * (row[d] * inverse_norm)) * inverse_norm;
+    gradient[d] = static_cast<float>(accumulate ? gradient[d] + across : across);
+  }
+}
+
 }  // namespace
 
 Status PoolSimilarity::prepare(const CentroidPoolProblem& problem, const float* starts,
@@ -118,6 +129,52 @@ void PoolSimilarity::pack(int64_t batch, int64_t first, int64_t columns, float* 
       std::fill(packed + dim * lanes, packed + (dim + 1) * lanes, 1.0f);
       return;
   }
+}
+
+void PoolSimilarity::prepare_input(int64_t batch, int64_t input, const float* x,
+                                   float* operand) const {
+  const int64_t dim = problem_->dim;
+  switch (problem_->similarity) {
+    case Similarity::cosine: {
+      const float factor = inverse_norm_[batch * problem_->length + input];
+      for (int64_t d = 0; d < dim; ++d) operand[d] = x[d] * factor;
+      return;
+    }
+    case Similarity::dot:
+      std::copy_n(x, dim, operand);
+      return;
+    case Similarity::euclidean:
+      for (int64_t d = 0; d < dim; ++d) operand[d] = x[d] - origin_[batch * dim + d];
+      operand[dim] = 1.0f;
+      return;
+  }
+}
+
+void PoolSimilarity::centroid_gradient(const float* centroid, const float* operand,
+                                       const float* by_operand, float* gradient) const {
+  const int64_t dim = problem_->dim;
+  switch (problem_->similarity) {
+    case Similarity::cosine:
+      unit_row_gradient(centroid, centroid_factor(centroid), by_operand, dim, false, gradient);
+      return;
+    case Similarity::dot:
+      std::copy_n(by_operand, dim, gradient);
+      return;
+    case Similarity::euclidean:  // the last element of the operand is -|u - c|^2 / 2
+      for (int64_t d = 0; d < dim; ++d) gradient[d] = by_operand[d] - by_operand[dim] * operand[d];
+      return;
+  }
+}
+
+void PoolSimilarity::add_input_gradient(int64_t batch, int64_t input, const float* x,
+                                        const float* by_operand, float* gradient) const {
+  const int64_t dim = problem_->dim;
+  if (problem_->similarity == Similarity::cosine) {
+    unit_row_gradient(x, inverse_norm_[batch * problem_->length + input], by_operand, dim, true,
+                      gradient);
+    return;
+  }
+  for (int64_t d = 0; d < dim; ++d) gradient[d] += by_operand[d];
 }
 
 }  // namespace cluster_attention::kernels

@@ -31,6 +31,15 @@ class PoolSimilarity {
   /// Operands of inputs [first, first + columns), in lanes.
   void pack(int64_t batch, int64_t first, int64_t columns, float* packed) const;  // (dim(),lanes)
 
+  /// Operand of one input x (d), as pack() makes it: (dim()).
+  void prepare_input(int64_t batch, int64_t input, const float* x, float* operand) const;
+  /// gradient (d): what the gradient by the operand (dim()) of a centroid means for u.
+  void centroid_gradient(const float* centroid, const float* operand, const float* by_operand,
+                         float* gradient) const;
+  /// Adds to gradient (d) what the gradient by the operand (dim()) of an input means for x.
+  void add_input_gradient(int64_t batch, int64_t input, const float* x, const float* by_operand,
+                          float* gradient) const;
+
  private:
   /// 1 / |u| for the cosine, 1 otherwise.
   double centroid_factor(const float* centroid) const;

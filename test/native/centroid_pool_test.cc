@@ -3,75 +3,15 @@
 #include <algorithm>
 #include <cmath>
 
-#include "test/native/attention_arrays.h"
 #include "test/native/checks.h"
 #include "test/native/compare.h"
+#include "test/native/pool_arrays.h"
 
 namespace cluster_attention::test {
 
 namespace {
 
-constexpr Similarity kSimilarities[] = {Similarity::cosine, Similarity::dot, Similarity::euclidean};
-constexpr PoolStart kStarts[] = {PoolStart::stride, PoolStart::plus_plus, PoolStart::farthest,
-                                 PoolStart::given};
-
-/// Inputs are the keys of a case as one head, centroids its clusters.
-struct Fixture {
-  Arrays arrays;
-  CentroidPoolProblem problem;
-  float* inputs;
-  float* initial;
-
-  Fixture(const Case& which, Similarity similarity, PoolStart start,
-          const std::vector<float>& values)
-      : Fixture(which, similarity, start) {
-    std::copy(values.begin(), values.end(), inputs);
-  }
-  Fixture(const Case& which, Similarity similarity, PoolStart start) {
-    problem.batch = which.batch;
-    problem.length = which.key_length;
-    problem.dim = which.head_dim;
-    problem.centroids = which.clusters;
-    problem.iterations = 2;
-    problem.similarity = similarity;
-    // Soft enough that rounding is not amplified by many steps of a sharp softmax.
-    problem.temperature =
-        similarity == Similarity::cosine ? 0.5f : static_cast<float>(which.head_dim);
-    problem.start = start;
-    inputs = arrays.floats(problem.batch * problem.length * problem.dim, 1);
-    Case one_head = which;
-    one_head.heads = 1;
-    one_head.layout = Layout::bhld;
-    poison_padding(inputs, one_head, which.key_lengths, problem.length, problem.dim);
-    initial = arrays.floats(problem.batch * problem.centroids * problem.dim, 2);
-    problem.inputs = inputs;
-    problem.initial = start == PoolStart::given ? initial : nullptr;
-    problem.lengths = arrays.optional(which.key_lengths);
-    problem.output = arrays.output<float>(problem.batch * problem.centroids * problem.dim);
-    problem.labels = arrays.output<int32_t>(problem.batch * problem.length);
-    problem.masses = arrays.output<float>(problem.batch * problem.centroids);
-  }
-  std::vector<float> result() const {
-    return read(problem.output, problem.batch * problem.centroids * problem.dim);
-  }
-  std::vector<int32_t> labels() const {
-    return read(problem.labels, problem.batch * problem.length);
-  }
-  std::vector<float> masses() const {
-    return read(problem.masses, problem.batch * problem.centroids);
-  }
-};
-
-CentroidPoolProblem one_sequence(CentroidPoolProblem problem, int64_t b) {
-  problem.inputs = part(problem.inputs, b, problem.length * problem.dim);
-  problem.initial = part(problem.initial, b, problem.centroids * problem.dim);
-  problem.lengths = part(problem.lengths, b, 1);
-  problem.output = part(problem.output, b, problem.centroids * problem.dim);
-  problem.labels = part(problem.labels, b, problem.length);
-  problem.masses = part(problem.masses, b, problem.centroids);
-  problem.batch = 1;
-  return problem;
-}
+using Fixture = PoolArrays;
 
 /// Labels are the most similar of the centroids returned, up to rounding; -1 for padding.
 void check_labels(const Fixture& fixture) {
@@ -105,16 +45,11 @@ void check_reference(Fixture& fixture, double bound = 1e-5) {
   check_labels(fixture);
 }
 
-std::string describe_options(Similarity similarity, PoolStart start) {
-  return " similarity " + std::to_string(static_cast<int>(similarity)) + " start " +
-         std::to_string(static_cast<int>(start));
-}
-
 TEST("centroid pool: matches the reference") {
   for (const Case& one : cases()) {
     for (Similarity similarity : kSimilarities) {
-      for (PoolStart start : kStarts) {
-        const Scope scope(one.name + describe_options(similarity, start));
+      for (PoolStart start : kPoolStarts) {
+        const Scope scope(one.name + pool_options_name(similarity, start));
         Fixture fixture(one, similarity, start);
         check_reference(fixture);
       }
@@ -123,9 +58,9 @@ TEST("centroid pool: matches the reference") {
 }
 
 TEST("centroid pool: a start without steps is returned as it is") {
-  for (PoolStart start : kStarts) {
+  for (PoolStart start : kPoolStarts) {
     for (const char* name : {"prime", "ragged"}) {
-      const Scope scope(name + describe_options(Similarity::cosine, start));
+      const Scope scope(name + pool_options_name(Similarity::cosine, start));
       Fixture fixture(find_case(name), Similarity::cosine, start);
       fixture.problem.iterations = 0;
       check_reference(fixture, kRelativeL2);
@@ -139,7 +74,7 @@ TEST("centroid pool: hard assignment finds planted clusters") {
       planted_clusters(which.batch * which.key_length, which.head_dim, which.clusters, 5);
   for (Similarity similarity : {Similarity::cosine, Similarity::euclidean}) {
     for (PoolStart start : {PoolStart::plus_plus, PoolStart::farthest}) {
-      const Scope scope(describe_options(similarity, start));
+      const Scope scope(pool_options_name(similarity, start));
       Fixture fixture(which, similarity, start, planted);
       fixture.problem.iterations = 8;
       fixture.problem.temperature = 0.0f;
@@ -173,8 +108,8 @@ TEST("centroid pool: a centroid without mass keeps its value") {
 
 TEST("centroid pool: equal inputs and ties go to the lowest centroid") {
   for (Similarity similarity : kSimilarities) {
-    for (PoolStart start : kStarts) {
-      const Scope scope(describe_options(similarity, start));
+    for (PoolStart start : kPoolStarts) {
+      const Scope scope(pool_options_name(similarity, start));
       const Case& which = find_case("tile-49");
       Fixture fixture(which, similarity, start,
                       std::vector<float>(which.batch * which.key_length * which.head_dim, 0.5f));
@@ -206,12 +141,12 @@ TEST("centroid pool: optional outputs do not change the others") {
 
 TEST("centroid pool: threads, batches, faults, cancellation") {
   for (const char* name : {"ragged", "usual", "long-keys"}) {
-    for (PoolStart start : kStarts) {
+    for (PoolStart start : kPoolStarts) {
       for (float temperature : {0.0f, 0.3f}) {
-        const Scope scope(name + describe_options(Similarity::cosine, start));
+        const Scope scope(name + pool_options_name(Similarity::cosine, start));
         Fixture fixture(find_case(name), Similarity::cosine, start);
         fixture.problem.temperature = temperature;
-        check_promises(fixture.problem, fixture.arrays, fixture.problem.batch, one_sequence);
+        check_promises(fixture.problem, fixture.arrays, fixture.problem.batch, one_pool_sequence);
       }
     }
   }
@@ -220,7 +155,7 @@ TEST("centroid pool: threads, batches, faults, cancellation") {
 TEST("centroid pool: NaN and Inf are named") {
   for (Similarity similarity : kSimilarities) {
     for (float temperature : {0.0f, 0.5f}) {
-      const Scope scope(describe_options(similarity, PoolStart::given));
+      const Scope scope(pool_options_name(similarity, PoolStart::given));
       Fixture fixture(find_case("prime"), similarity, PoolStart::given);
       fixture.problem.temperature = temperature;
       check_non_finite(fixture.problem, fixture.arrays, fixture.inputs, "inputs", 17 * 53 + 3,

@@ -100,6 +100,41 @@ const encodeCase = (title, options, more = []) => ({
   of: ['inputs', ...projectionNames, ...more],
 });
 
+const POOL = { batch: 2, length: 7, dim: 3 };
+const poolOptions = () => ({ inputs: normals(2 * 7 * 3, 3320), shape: POOL, centroids: 3 });
+const poolStarts = [
+  ['stride', { iterations: 1 }],
+  ['kmeans++, lengths', { initial: 'kmeans++', seed: 2, lengths: Int32Array.of(7, 2) }],
+  ['farthest', { initial: 'farthest', iterations: 3 }],
+  ['given', { initial: normals(2 * 3 * 3, 3321) }],
+  ['given, hard, one far away', { initial: farAway(), temperature: 0 }],
+];
+
+/** Given centroids of which the second is too far from all inputs to get one. */
+function farAway() {
+  return normals(2 * 3 * 3, 3322).map((x, i) => (Math.floor(i / 3) % 3 === 1 ? -90 : x));
+}
+
+function poolOracle(options, start) {
+  const { batch, length, dim } = options.shape;
+  const output = new Float64Array(batch * options.centroids * dim);
+  start(options).forEach((rows, b) => {
+    const real = options.lengths?.[b] ?? length;
+    const inputs = oracle.rowsAt(options.inputs, b * length, real, dim);
+    const { centroids } = oracle.centroidPool(inputs, rows, options);
+    centroids.forEach((row, j) => output.set(row, (b * options.centroids + j) * dim));
+  });
+  return output;
+}
+
+const poolCase = (title, options) => ({
+  title,
+  options,
+  oracle: (moved) =>
+    poolOracle(moved, startOf(options(), 'centroidPool', { iterations: 0, details: false })),
+  of: ['inputs', ...(typeof options().initial === 'object' ? ['initial'] : [])],
+});
+
 export const centroidGradients = {
   centroidAttention: modes.flatMap((mode) =>
     restrictions.map(([title, restriction, more]) => ({
@@ -108,6 +143,17 @@ export const centroidGradients = {
       oracle: (options) => oracle.centroidAttention(options).output,
       of: ['query', 'key', 'value', ...more],
     })),
+  ),
+  centroidPool: ['cosine', 'dot', 'euclidean'].flatMap((similarity) =>
+    poolStarts.map(([title, start]) =>
+      poolCase(`${similarity}, ${title}`, () => ({
+        ...poolOptions(),
+        similarity,
+        iterations: 2,
+        temperature: 0.5,
+        ...start,
+      })),
+    ),
   ),
   centroidEncode: [
     ...modes.flatMap((mode) =>
