@@ -32,8 +32,16 @@ struct Case {
   }
 };
 
+/// What the tests walk over: the table, unless other cases were made.
 const std::vector<Case>& cases();
-/// The case of that name.
+/// One case for every size from 1 to `last`: lengths and dims of that size, in turn with all
+/// layouts, with and without padding.
+void walk_sizes(int64_t last);
+/// `count` cases of random shapes, and other data for each seed.
+void walk_random_cases(uint64_t seed, int64_t count);
+/// Whether one of the two was called.
+bool made_cases();
+/// The case of the table of that name.
 const Case& find_case(const std::string& name);
 
 }  // namespace cluster_attention::test

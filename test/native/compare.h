@@ -17,6 +17,13 @@ namespace cluster_attention::test {
 /// What fp32 kernels must reach for sequences up to 4096.
 constexpr double kRelativeL2 = 3e-6;
 
+/// By how much bounds are widened: among thousands of made cases some are worse conditioned than
+/// any of the table (one pair of rows, nearly all cancelled).
+inline double& bound_factor() {
+  static double factor = 1.0;
+  return factor;
+}
+
 inline double norm(const std::vector<double>& values) {
   double squared = 0.0;
   for (double value : values) squared += value * value;
@@ -28,6 +35,7 @@ inline double norm(const std::vector<double>& values) {
 template <typename T>
 std::string difference(const std::vector<T>& actual, const std::vector<double>& expected,
                        double bound = kRelativeL2, double magnitude = 0.0) {
+  bound *= bound_factor();
   std::ostringstream message;
   message.precision(9);
   if (actual.size() != expected.size()) {

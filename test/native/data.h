@@ -8,9 +8,18 @@
 
 namespace cluster_attention::test {
 
+/// Other data for every seed; 0, the start, is that of the plain test run.
+inline uint64_t& data_seed() {
+  static uint64_t seed = 0;
+  return seed;
+}
+inline void set_data_seed(uint64_t seed) { data_seed() = seed; }
+
 class Random {
  public:
-  explicit Random(uint64_t seed) : state_(seed * 0x9E3779B97F4A7C15ull + 0x2545F4914F6CDD1Dull) {}
+  explicit Random(uint64_t seed)
+      : state_(seed * 0x9E3779B97F4A7C15ull + 0x2545F4914F6CDD1Dull +
+               data_seed() * 0xD6E8FEB86659FD93ull) {}
 
   uint64_t bits() {  // splitmix64
     state_ += 0x9E3779B97F4A7C15ull;

@@ -1,6 +1,11 @@
-// native_tests [--errors] [substring ...]: runs the tests whose names contain one of the
-// substrings;
-// --errors also prints the largest relative error of every operation, by the bound it was held to.
+// native_tests [option ...] [substring ...]: runs the tests whose names contain one of the
+// substrings.
+//   --errors             also prints the largest relative error of every operation, by its bound
+//   --guard=begin|end    all arrays begin, or end, at a page that nothing may touch
+//   --sizes=LAST         instead of the cases of the table: one for every size from 1 to LAST
+//   --random=SEED,COUNT  instead of the cases of the table: random shapes and data
+//     (such cases get bounds four times as wide, see compare.h)
+//   --threads=N          of the pool; 8 when not given
 
 #include <algorithm>
 #include <cstdio>
@@ -11,6 +16,9 @@
 
 #include "native/core/thread_pool.h"
 #include "native/simd/simd.h"
+#include "test/native/cases.h"
+#include "test/native/compare.h"
+#include "test/native/guarded_memory.h"
 #include "test/native/harness.h"
 
 namespace cluster_attention::test {
@@ -120,12 +128,44 @@ int run_tests(int filter_count, const char* const* filters) {
 extern "C" const char* __asan_default_options() { return "allocator_may_return_null=1"; }
 #endif
 
+namespace {
+
+/// Takes one option; false when it is none.
+bool take_option(const char* option, bool& errors) {
+  using namespace cluster_attention::test;
+  long long first = 0;
+  long long second = 0;
+  if (std::strcmp(option, "--errors") == 0) {
+    errors = true;
+  } else if (std::strcmp(option, "--guard=begin") == 0) {
+    set_guard(Guard::begin);
+  } else if (std::strcmp(option, "--guard=end") == 0) {
+    set_guard(Guard::end);
+  } else if (std::sscanf(option, "--sizes=%lld", &first) == 1) {
+    walk_sizes(first);
+  } else if (std::sscanf(option, "--random=%lld,%lld", &first, &second) == 2) {
+    walk_random_cases(static_cast<uint64_t>(first), second);
+  } else if (std::sscanf(option, "--threads=%lld", &first) == 1) {
+    cluster_attention::ThreadPool::instance().set_threads(static_cast<int>(first));
+  } else {
+    return false;
+  }
+  return true;
+}
+
+}  // namespace
+
 int main(int argc, char** argv) {
   std::setvbuf(stdout, nullptr, _IOLBF, 1 << 12);  // a crash must not swallow what failed before
   // More threads than most machines that run this have cores: orders of execution vary more.
   cluster_attention::ThreadPool::instance().set_threads(8);
-  const bool errors = argc > 1 && std::strcmp(argv[1], "--errors") == 0;
-  const int first = errors ? 2 : 1;
+  bool errors = false;
+  int first = 1;
+  while (first < argc && take_option(argv[first], errors)) ++first;
+  if (cluster_attention::test::made_cases()) cluster_attention::test::bound_factor() = 4.0;
+  if (cluster_attention::test::guard() != cluster_attention::test::Guard::none) {
+    cluster_attention::test::report_touched_guards();
+  }
   const int failed = cluster_attention::test::run_tests(argc - first, argv + first);
   if (errors) cluster_attention::test::print_errors();
   return failed < 0 ? 2 : failed == 0 ? 0 : 1;  // 2: nothing ran
