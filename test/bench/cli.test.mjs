@@ -95,9 +95,19 @@ describe('bench', () => {
   });
 
   test('gradients are checked too', () => {
-    const { status, stdout } = run('bench', ...SMALL, '--grad');
+    const json = path.join(temporaryFolder(), 'a.json');
+    const { status, stdout } = run('bench', ...SMALL, '--grad', '--json', json);
     expect(status).toBe(0);
     expect(stdout).toContain('forward and backward');
+    const { results } = JSON.parse(readFileSync(json, 'utf8'));
+    const byMethod = Object.fromEntries(results.map((one) => [one.case.method, one]));
+    for (const { status: state, accuracy } of results) {
+      expect(state).toBe('measured');
+      expect(accuracy.rounding).toBeLessThan(1e-5);
+    }
+    expect(byMethod.exact.accuracy.gradientError).toBeLessThan(1e-5);
+    expect(byMethod.improved.accuracy.gradientError).toBeGreaterThan(0.01);
+    expect(byMethod.cast.accuracy.gradientError).toBeUndefined();
   });
 });
 
