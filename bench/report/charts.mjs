@@ -20,7 +20,7 @@ const percent = (value) => `${(100 * value).toFixed(0)} %`;
 const times = (value) => `${Number(value.toPrecision(3))}×`;
 const count = (value) => value.toLocaleString('en');
 const errorOf = (value) =>
-  value < 1e-3 ? value.toExponential(0) : `${Number(value.toPrecision(3))}`;
+  value === 0 || value >= 1e-3 ? `${Number(value.toPrecision(3))}` : value.toExponential(0);
 
 /** Points of the chosen setting; `except` names the settings that the chart spreads out. */
 function chosen(points, choice, ...except) {

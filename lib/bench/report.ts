@@ -73,12 +73,13 @@ function lead(results: readonly Result[]): string {
     .toSorted(
       (a, b) =>
         b.case.problem.keyLength - a.case.problem.keyLength ||
+        b.case.threads - a.case.threads ||
         a.accuracy!.error! - b.accuracy!.error!,
     );
   const [best] = compared;
   if (best === undefined) return 'Every time stands beside the error that it is bought with.';
   const { case: one, time, speedup, accuracy } = best;
-  return `With ${one.problem.keyLength.toLocaleString('en')} tokens of ${escape(one.data)} data, ${escape(labelOf(one))} takes
+  return `With ${one.problem.keyLength.toLocaleString('en')} tokens of ${escape(one.data)} data and ${one.threads} thread${one.threads === 1 ? '' : 's'}, ${escape(labelOf(one))} takes
     <b>${formatTime(time!.median)}</b>: <b>${digits(speedup!)} times</b> as fast as exact attention, with an error of
     <b>${formatError(accuracy!.error!)}</b>. Every time stands beside the error that it is bought with.`;
 }

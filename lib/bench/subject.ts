@@ -136,8 +136,6 @@ function bytesOf({ gradients, output }: Outcome): number {
   return Object.values(gradients).reduce((sum, g) => sum + g.byteLength, output.byteLength);
 }
 
-const isDevice = (device: string): boolean => device !== 'cpu' && device !== 'auto';
-
 /** Nothing to time. */
 function failure(
   status: 'wrong' | 'failed' | 'missing',
@@ -188,6 +186,6 @@ export function prepareSubject(task: Task): Prepared {
     repeats: repeatsFor(performance.now() - start),
     ...(risen !== undefined && { memory: Math.max(risen - bytesOf(outcome!), 0) }),
   };
-  const peak = isDevice(device) ? {} : { peak: () => binding.measurePeak() };
+  const peak = device === 'cpu' ? { peak: () => binding.measurePeak() } : {}; // 'auto' may be a GPU
   return { reply, run: () => subject.call(), ...peak };
 }
