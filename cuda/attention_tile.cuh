@@ -23,11 +23,15 @@ namespace cluster_attention::cuda {
 
 constexpr int kTileRows = 16;  // of one product
 
+/// Row tiles of a warp when nothing else needs registers and shared memory.
 template <int kWidth, bool kSplit>
+constexpr int kManyRowTiles = kWidth <= 64 && !kSplit ? 2 : 1;
+
+template <int kWidth, bool kSplit, int kTiles = kManyRowTiles<kWidth, kSplit>>
 struct TileSizes {
   static_assert(kWidth % 32 == 0, "load_tiles takes 32 columns at once");
   static constexpr int kKeys = kWidth <= 64 ? (kSplit ? 32 : 64) : kWidth <= 128 ? 32 : 16;
-  static constexpr int kRowTiles = kWidth <= 64 && !kSplit ? 2 : 1;
+  static constexpr int kRowTiles = kTiles;
   static constexpr int kWarpRows = kTileRows * kRowTiles;
   static constexpr int kStride = kWidth + 8;  // eight rows begin in different banks
   static constexpr int kParts = kSplit ? 2 : 1;
@@ -57,13 +61,14 @@ struct TileTask {
   int64_t end_key = 0;        // of the stretch
   int64_t causal_offset = 0;  // query l sees keys up to l + causal_offset
   bool causal = false;
-  float scale_log2 = 1.0f;  // tau log2(e)
+  float scale_log2 = 1.0f;            // tau log2(e)
+  const int32_t* key_rows = nullptr;  // key i is row key_rows[i]; null: row i
 };
 
-template <int kWidth, bool kSplit>
+template <int kWidth, bool kSplit, int kTiles = kManyRowTiles<kWidth, kSplit>>
 class AttentionTile {
  public:
-  using Sizes = TileSizes<kWidth, kSplit>;
+  using Sizes = TileSizes<kWidth, kSplit, kTiles>;
   static constexpr int kKeys = Sizes::kKeys;
   static constexpr int kRowTiles = Sizes::kRowTiles;
   static constexpr int kStride = Sizes::kStride;
@@ -127,9 +132,9 @@ class AttentionTile {
     return bad;
   }
 
-  /// Goes through the keys of the task. select(m, first_key, scores) sees the scaled scores (base
-  /// 2) of each block of keys and of each row tile, -Inf where a key is not visible, before they
-  /// enter the softmax; all lanes of a warp call it together.
+  /// Goes through the keys of the task. select(m, first_key, scores) sees the products q k of each
+  /// block of keys and of each row tile, unscaled, those past the last key among them; all lanes of
+  /// a warp call it together.
   template <typename Select>
   __device__ void run(Select select) {
     const int64_t blocks = (task_.end_key - task_.first_key + kKeys - 1) / kKeys;
@@ -208,7 +213,12 @@ class AttentionTile {
       const int row = i / kChunks;
       const int column = i % kChunks * 8;
       const bool valid = first + row < task_.end_key && column < operand.columns;
-      const bfloat16* source = valid ? from + (first + row) * operand.row_stride + column : from;
+      const bfloat16* source = from;
+      if (valid) {
+        const int64_t key = first + row;
+        const int64_t place = task_.key_rows != nullptr ? task_.key_rows[key] : key;
+        source += place * operand.row_stride + column;
+      }
       copy_async_16(to + row * kStride + column, source, valid);
     }
   }
@@ -219,8 +229,8 @@ class AttentionTile {
     multiply_keys(buffer, scores);
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m) {
-      mask(m, first_key, scores[m]);
       select(m, first_key, scores[m]);
+      mask(m, first_key, scores[m]);
       enter_softmax(m, scores[m]);
     }
     multiply_values(buffer, scores);

@@ -2,6 +2,7 @@
 
 #include "cuda/attention.h"
 #include "cuda/backend.h"
+#include "cuda/clustered_attention.h"
 #include "cuda/errors.h"
 #include "cuda/hamming_kmeans.h"
 #include "cuda/hash.h"
@@ -127,6 +128,7 @@ Backend make_backend() {
   operations.attention = operate<AttentionProblem, attention>;
   operations.hamming_kmeans = operate<HammingKMeansProblem, hamming_kmeans>;
   operations.hash = operate<HashProblem, hash>;
+  operations.clustered_attention = operate<ClusteredAttentionProblem, clustered_attention>;
   return backend;
 }
 

@@ -1,0 +1,298 @@
+#include <algorithm>
+#include <cmath>
+
+#include "cuda/clustered_attention.h"
+#include "native/reference/aggregate.h"
+#include "native/reference/attention.h"
+#include "test/cuda/device.h"
+#include "test/native/clustered_arrays.h"
+#include "test/native/compare.h"
+
+namespace cluster_attention::test {
+
+namespace {
+
+using cuda::Storage;
+
+constexpr double kSplitBound = 2e-5;
+constexpr double kBfloat16Bound =
+    0x1p-6;  // mean queries, queries, keys, values and weights rounded
+
+struct Fixture : ClusteredFixture {
+  std::vector<float> given_values;
+
+  Fixture(const Case& which, Grouping grouping, int64_t top_k = -1, Fill fill = Fill::gaussian)
+      : ClusteredFixture(which, grouping, top_k, fill) {
+    const int64_t clusters = sequences() * problem.clusters;
+    problem.cluster_values = arrays.output<float>(clusters * inputs.shape.value_dim);
+    problem.cluster_logsumexp = arrays.output<float>(clusters);
+  }
+
+  ClusteredAttentionProblem there(Device& device) {
+    ClusteredAttentionProblem there = problem;
+    there.inputs = device.inputs(problem.inputs, arrays);
+    there.planes = device.at(problem.planes, arrays);
+    there.given_labels = device.at(problem.given_labels, arrays);
+    there.output = device.stored(problem.output, arrays);
+    there.labels = device.at(problem.labels, arrays);
+    there.counts = device.at(problem.counts, arrays);
+    there.indices = device.at(problem.indices, arrays);
+    there.cluster_values = device.at(problem.cluster_values, arrays);
+    there.cluster_logsumexp = device.at(problem.cluster_logsumexp, arrays);
+    return there;
+  }
+  Status run(Device& device, Precision precision = Precision::float32) {
+    arrays.poison();
+    const Status status =
+        device.run(device.backend().operations.clustered_attention, there(device), precision);
+    device.fetch(arrays);
+    return status;
+  }
+};
+
+/// T_j holds min(k, real keys) distinct keys, best first, none worse than a key left out, up to
+/// `tolerance` in the scores.
+bool check_indices(const Fixture& fixture, double tolerance) {
+  const ClusteredAttentionProblem& problem = fixture.problem;
+  const reference::ClusteredChoices choices = fixture.choices();
+  const AttentionShape& shape = problem.inputs.shape;
+  const std::vector<int32_t> expected = reference::clustered_indices(problem, choices.labels);
+  for (int64_t sequence = 0; sequence < fixture.sequences(); ++sequence) {
+    const auto rows =
+        reference::read_sequence(problem.inputs, sequence / shape.heads, sequence % shape.heads);
+    const auto first = choices.labels.begin() + sequence * shape.query_length;
+    const auto means = reference::aggregate(rows.query, {first, first + rows.query.rows()},
+                                            problem.clusters, Reduce::mean);
+    const auto scores = reference::multiply_transposed(means, rows.key);
+    for (int64_t j = 0; j < problem.clusters; ++j) {
+      const int64_t at = (sequence * problem.clusters + j) * problem.top_k;
+      std::vector<int32_t> seen;
+      for (int64_t t = 0; t < problem.top_k; ++t) {
+        const int32_t actual = choices.indices[static_cast<size_t>(at + t)];
+        const int32_t wanted = expected[static_cast<size_t>(at + t)];
+        const bool repeated = std::count(seen.begin(), seen.end(), actual) > 0;
+        if ((actual < 0) != (wanted < 0) || actual >= scores.columns() ||
+            (actual >= 0 && repeated)) {
+          CHECK_EQUAL(actual, wanted);
+          return false;
+        }
+        if (actual < 0) continue;
+        seen.push_back(actual);
+        CHECK(std::abs(scores(j, actual) - scores(j, wanted)) < tolerance);
+      }
+    }
+  }
+  return true;
+}
+
+void check_reference(Fixture& fixture, double bound, double tolerance) {
+  fixture.arrays.snapshot();
+  if (!check_indices(fixture, tolerance)) return;
+  CHECK_CLOSE(fixture.result(), reference::clustered_attention(fixture.problem, fixture.choices()),
+              bound);
+}
+
+/// V^c of the clusters and its log-sum-exp: attention of the reference's mean queries.
+void check_cluster_outputs(const Fixture& fixture) {
+  const ClusteredAttentionProblem& problem = fixture.problem;
+  const AttentionShape& shape = problem.inputs.shape;
+  const std::vector<int32_t> labels = fixture.choices().labels;
+  std::vector<double> values;
+  std::vector<double> logsumexp;
+  for (int64_t sequence = 0; sequence < fixture.sequences(); ++sequence) {
+    const auto rows =
+        reference::read_sequence(problem.inputs, sequence / shape.heads, sequence % shape.heads);
+    const auto first = labels.begin() + sequence * shape.query_length;
+    const auto means = reference::aggregate(rows.query, {first, first + rows.query.rows()},
+                                            problem.clusters, Reduce::mean);
+    const auto scores = reference::multiply_transposed(means, rows.key);
+    for (int64_t j = 0; j < problem.clusters; ++j) {
+      const bool empty = std::count(first, first + rows.query.rows(), static_cast<int32_t>(j)) == 0;
+      double sum = 0.0;
+      std::vector<double> value(static_cast<size_t>(shape.value_dim));
+      for (int64_t s = 0; s < rows.key.rows() && !empty; ++s) {
+        const double weight = std::exp(problem.inputs.scale * scores(j, s));
+        sum += weight;
+        for (int64_t e = 0; e < shape.value_dim; ++e) {
+          value[static_cast<size_t>(e)] += weight * rows.value(s, e);
+        }
+      }
+      for (double one : value) values.push_back(sum > 0.0 ? one / sum : 0.0);
+      logsumexp.push_back(std::log(sum));
+    }
+  }
+  const int64_t clusters = fixture.sequences() * problem.clusters;
+  CHECK_CLOSE(read(problem.cluster_values, clusters * shape.value_dim), values, kSplitBound);
+  CHECK_CLOSE(read(problem.cluster_logsumexp, clusters), logsumexp, kSplitBound);
+}
+
+TEST_ONCE("CUDA clustered attention: matches the reference given the same choices") {
+  for (const Case& one : cases()) {
+    for (Grouping grouping : {Grouping::hamming, Grouping::given}) {
+      for (int64_t top_k : {int64_t{0}, one.clamped_top_k()}) {
+        const Scope scope(one.name + " grouping " + std::to_string(static_cast<int>(grouping)) +
+                          " k " + std::to_string(top_k));
+        Fixture fixture(one, grouping, top_k);
+        Device device;
+        CHECK_EQUAL(describe(fixture.run(device)), "ok");
+        CHECK(!device.non_finite());
+        check_reference(fixture, kSplitBound, 5e-5);
+        check_cluster_outputs(fixture);
+      }
+    }
+  }
+}
+
+TEST_ONCE("CUDA clustered attention: Euclidean groups") {
+  for (const char* name : {"prime", "ragged"}) {
+    Fixture fixture(find_case(name), Grouping::euclidean);
+    Device device;
+    CHECK_EQUAL(describe(fixture.run(device)), "ok");
+    check_reference(fixture, kSplitBound, 5e-5);
+  }
+}
+
+TEST_ONCE("CUDA clustered attention: choices equal the CPU's on planted groups") {
+  const Case& which = find_case("usual");
+  for (Grouping grouping : {Grouping::hamming, Grouping::given}) {
+    const Scope scope("grouping " + std::to_string(static_cast<int>(grouping)));
+    Fixture fixture(which, grouping);
+    CHECK_RUNS(fixture.problem, fixture.arrays);
+    const reference::ClusteredChoices expected = fixture.choices();
+    const std::vector<int32_t> counts = fixture.counts();
+    Device device;
+    CHECK_EQUAL(describe(fixture.run(device)), "ok");
+    CHECK_SAME(fixture.choices().labels, expected.labels);
+    CHECK_SAME(fixture.counts(), counts);
+    // Scores of operands in two parts: a few neighbours in the order may have changed places.
+    size_t different = 0;
+    for (size_t i = 0; i < expected.indices.size(); ++i) {
+      different += fixture.choices().indices[i] != expected.indices[i] ? 1 : 0;
+    }
+    CHECK(different * 100 < expected.indices.size());
+  }
+}
+
+TEST_ONCE("CUDA clustered attention: long keys in stretches, ties by index") {
+  Case which = find_case("long-keys");
+  which.key_length = 9001;
+  // All scores of a cluster are equal but for the sign of its mean: the first keys win.
+  Fixture fixture(which, Grouping::given, 37);
+  std::fill_n(fixture.key, which.key_length * which.head_dim, 1.0f);
+  Device device;
+  CHECK_EQUAL(describe(fixture.run(device)), "ok");
+  const reference::ClusteredChoices choices = fixture.choices();
+  const std::vector<int32_t> counts = fixture.counts();
+  for (size_t c = 0; c < counts.size(); ++c) {
+    for (int32_t t = 0; t < 37; ++t) {
+      CHECK_EQUAL(choices.indices[c * 37 + static_cast<size_t>(t)], counts[c] > 0 ? t : -1);
+    }
+  }
+  check_reference(fixture, kSplitBound, 1e-9);
+  // Ascending scores: every stretch beats the one before it, every list overflows again and again.
+  for (int64_t s = 0; s < which.key_length; ++s) {
+    for (int64_t d = 0; d < which.head_dim; ++d) {
+      fixture.key[s * which.head_dim + d] = d == 0 ? static_cast<float>(s) / 64.0f : 0.0f;
+    }
+  }
+  for (int64_t l = 0; l < which.query_length; ++l) fixture.query[l * which.head_dim] = 0.5f;
+  Device another;
+  CHECK_EQUAL(describe(fixture.run(another)), "ok");
+  CHECK(check_indices(fixture, 1e-9));
+}
+
+TEST_ONCE("CUDA clustered attention: bfloat16") {
+  for (Storage storage : {Storage::float32, Storage::bfloat16}) {
+    for (const char* name : {"prime", "ragged-transposed", "width-64", "width-64-130"}) {
+      const Scope scope(name);
+      Fixture fixture(find_case(name), Grouping::given);
+      Device device(storage);
+      CHECK_EQUAL(describe(fixture.run(device, Precision::bfloat16)), "ok");
+      CHECK(!device.non_finite());
+      fixture.arrays.snapshot();
+      const AttentionShape& s = fixture.inputs.shape;
+      round_in_place({{fixture.query, fixture.sequences() * s.query_length * s.head_dim},
+                      {fixture.key, fixture.sequences() * s.key_length * s.head_dim},
+                      {fixture.value, fixture.sequences() * s.key_length * s.value_dim}});
+      CHECK(check_indices(fixture, 0.2));
+      CHECK_CLOSE(fixture.result(),
+                  reference::clustered_attention(fixture.problem, fixture.choices()),
+                  kBfloat16Bound);
+    }
+  }
+}
+
+TEST_ONCE("CUDA clustered attention: the same bits in every order of threads, and alone") {
+  for (const char* name : {"ragged", "usual", "more-clusters-than-queries"}) {
+    const Scope scope(name);
+    Fixture fixture(find_case(name), Grouping::hamming);
+    Device device;
+    CHECK_EQUAL(describe(fixture.run(device)), "ok");
+    const auto expected = fixture.arrays.snapshot();
+    in_every_thread_order([&] {
+      CHECK_EQUAL(describe(fixture.run(device)), "ok");
+      check_same_bytes(fixture.arrays.snapshot(), expected, "running again");
+    });
+    const ClusteredAttentionProblem there = fixture.there(device);
+    const int64_t clusters = there.clusters;
+    fixture.arrays.poison();
+    for (int64_t i = 0; i < fixture.sequences(); ++i) {
+      ClusteredAttentionProblem one = one_sequence(there, i);
+      one.cluster_values = part(there.cluster_values, i, clusters * there.inputs.shape.value_dim);
+      one.cluster_logsumexp = part(there.cluster_logsumexp, i, clusters);
+      CHECK_EQUAL(describe(device.run(device.backend().operations.clustered_attention, one)), "ok");
+    }
+    device.fetch(fixture.arrays);
+    check_same_bytes(fixture.arrays.snapshot(), expected, "running sequences one by one");
+  }
+}
+
+TEST_ONCE("CUDA clustered attention: NaN and Inf are noticed") {
+  for (int64_t top_k : {int64_t{0}, int64_t{9}}) {
+    for (Storage storage : {Storage::float32, Storage::bfloat16}) {
+      Fixture fixture(find_case("ragged"), Grouping::hamming, top_k);
+      const AttentionInputs& in = fixture.inputs;
+      for (float* place :
+           {const_cast<float*>(in.query.row(0, 1, 7)), const_cast<float*>(in.key.row(0, 1, 5)),
+            const_cast<float*>(in.value.row(0, 0, 3))}) {
+        for (float bad :
+             {std::numeric_limits<float>::quiet_NaN(), -std::numeric_limits<float>::infinity()}) {
+          const Scope scope(std::to_string(bad) + " k " + std::to_string(top_k));
+          const float saved = *place;
+          *place = bad;
+          Device device(storage);
+          CHECK_EQUAL(describe(fixture.run(device)), "ok");
+          CHECK(device.non_finite());
+          *place = saved;
+        }
+      }
+    }
+  }
+}
+
+TEST_ONCE(
+    "CUDA clustered attention: labels out of range are named, optional outputs are optional") {
+  Fixture fixture(find_case("prime"), Grouping::given);
+  Device device;
+  CHECK_EQUAL(describe(fixture.run(device)), "ok");
+  const std::vector<float> expected = fixture.result();
+  fixture.problem.labels = nullptr;
+  fixture.problem.counts = nullptr;
+  fixture.problem.indices = nullptr;
+  fixture.problem.cluster_values = nullptr;
+  fixture.problem.cluster_logsumexp = nullptr;
+  CHECK_EQUAL(describe(fixture.run(device)), "ok");
+  CHECK_SAME(fixture.result(), expected);
+  fixture.given_labels[70] = 7;
+  fixture.given_labels[90] = -2;
+  Device another;
+  CHECK_EQUAL(describe(fixture.run(another)), "out_of_range labels[70]");
+  fixture.problem.inputs.shape.value_dim = 257;
+  ClusteredAttentionProblem wide = fixture.problem;
+  CHECK_EQUAL(describe(another.run(another.backend().operations.clustered_attention, wide)),
+              "unsupported valueDim");
+}
+
+}  // namespace
+
+}  // namespace cluster_attention::test
