@@ -4,6 +4,7 @@
 #include <cmath>
 #include <random>
 
+#include "bench/kernels/centroid_gradient_cases.h"
 #include "bench/kernels/gradient_cases.h"
 #include "native/core/problem.h"
 #include "native/dispatch.h"
@@ -443,6 +444,7 @@ const std::vector<std::string>& kernel_names() {
         "matmul/64",
     };
     all.insert(all.end(), gradient_names().begin(), gradient_names().end());
+    all.insert(all.end(), centroid_gradient_names().begin(), centroid_gradient_names().end());
     return all;
   }();
   return names;
@@ -464,6 +466,7 @@ Case make_case(const std::string& kernel, int64_t length) {
   if (kernel == "matmul/512") result = matmul_case(length, 512);
   if (kernel == "matmul/64") result = matmul_case(length, 64);
   if (!result.run) result = make_gradient_case(kernel, length);
+  if (!result.run) result = make_centroid_gradient_case(kernel, length);
   if (result.run) result.kernel = kernel;
   return result;
 }
