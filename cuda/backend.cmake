@@ -63,7 +63,7 @@ file(GLOB CA_CUDA_TEST_SOURCES CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/tes
 
 # ---- the real one -----------------------------------------------------------------------------
 
-if(CA_BUILD_CUDA OR (CA_BUILD_CUDA_TESTS AND NOT CA_CUDA_MODEL))
+if(CA_BUILD_CUDA OR CA_BUILD_CUDA_BENCHMARKS OR (CA_BUILD_CUDA_TESTS AND NOT CA_CUDA_MODEL))
   ca_find_nvcc()
   if(CA_NVCC)
     ca_choose_architectures(CMAKE_CUDA_ARCHITECTURES)
@@ -103,6 +103,15 @@ if(CA_BUILD_CUDA_TESTS AND TARGET ca_cuda)
     $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr>)
   set_target_properties(cuda_tests PROPERTIES CUDA_RUNTIME_LIBRARY Static)
   target_link_libraries(cuda_tests PRIVATE ca_test_support ca_kernels Threads::Threads)
+endif()
+
+if(CA_BUILD_CUDA_BENCHMARKS AND TARGET ca_cuda)
+  file(GLOB CA_CUDA_BENCHMARK_SOURCES CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/bench/cuda/*.cu)
+  add_executable(cuda_bench ${CA_CUDA_BENCHMARK_SOURCES} $<TARGET_OBJECTS:ca_cuda>)
+  target_compile_options(cuda_bench PRIVATE
+    $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr>)
+  set_target_properties(cuda_bench PROPERTIES CUDA_RUNTIME_LIBRARY Static)
+  target_link_libraries(cuda_bench PRIVATE ca_kernels Threads::Threads)
 endif()
 
 # ---- on a model of CUDA -----------------------------------------------------------------------

@@ -29,7 +29,7 @@ Status improve_queries(Session& session, ImproveParams params, int64_t sequences
 
 Status spread_values(Session& session, const ClusteredAttentionProblem& problem, const Call& call,
                      const QueryGroups& groups, const ClusteredPass& pass) {
-  // grid: (queries / 4)
+  // grid: (queries / 32)
   const AttentionShape& shape = problem.inputs.shape;
   SpreadParams params = {};
   params.values = pass.values;
@@ -40,8 +40,8 @@ Status spread_values(Session& session, const ClusteredAttentionProblem& problem,
   params.clusters = problem.clusters;
   params.queries = shape.batch * shape.heads * shape.query_length;
   params.value_dim = static_cast<int32_t>(shape.value_dim);
-  return launch(session, divide_up(params.queries, kSpreadWarps), kSpreadWarps * kWarp, 0, spread,
-                params);
+  return launch(session, divide_up(params.queries, kSpreadWarps * kSpreadQueries),
+                kSpreadWarps * kWarp, 0, spread, params);
 }
 
 }  // namespace

@@ -148,20 +148,23 @@ struct SpreadParams {
 };
 
 constexpr int kSpreadWarps = 4;
+constexpr int kSpreadQueries = 8;  // of a warp
 
-/// output_i = values of the cluster of query i; a warp per query. Bound by writing the output.
+/// output_i = values of the cluster of query i; a warp per row. Bound by writing the output.
 __global__ void __launch_bounds__(kSpreadWarps* kWarp) spread(const SpreadParams params) {
   // values (B,H,C,E), labels (B,H,L) -> output (B,H,L,E)
-  const int64_t query = static_cast<int64_t>(blockIdx.x) * kSpreadWarps + warp_index();
-  if (query >= params.queries) return;
-  const int32_t label = params.labels[query];
-  if (label < 0) return;  // written by join_stretches
-  const int64_t sequence = query / params.query_length;
-  const float* value = params.values + (sequence * params.clusters + label) * params.value_dim;
-  const int64_t row = params.output.offset(sequence / params.heads, sequence % params.heads,
-                                           query % params.query_length);
-  for (int column = lane_index(); column < params.value_dim; column += kWarp) {
-    params.output.store(row + column, value[column]);
+  const int64_t warp = static_cast<int64_t>(blockIdx.x) * kSpreadWarps + warp_index();
+  const int64_t first = warp * kSpreadQueries;
+  for (int64_t query = first; query < first + kSpreadQueries && query < params.queries; ++query) {
+    const int32_t label = params.labels[query];
+    if (label < 0) continue;  // written by join_stretches
+    const int64_t sequence = query / params.query_length;
+    const float* value = params.values + (sequence * params.clusters + label) * params.value_dim;
+    const int64_t row = params.output.offset(sequence / params.heads, sequence % params.heads,
+                                             query % params.query_length);
+    for (int column = lane_index(); column < params.value_dim; column += kWarp) {
+      params.output.store(row + column, value[column]);
+    }
   }
 }
 

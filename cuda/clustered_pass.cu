@@ -47,7 +47,7 @@ Status clustered_pass(Session& session, DeviceWorkspace::Scope& scope,
                       const ClusteredAttentionProblem& problem, const Call& call,
                       const QueryGroups& groups, const KeysAndValues& operands,
                       ClusteredPass* pass) {
-  // grids: (sequences * tiles * stretches); (sequences * clusters / 4 + queries / 4)
+  // grids: (sequences * tiles * stretches); (sequences * clusters / 4 + queries / 128)
   const AttentionShape& shape = problem.inputs.shape;
   const int64_t sequences = shape.batch * shape.heads;
   const int64_t rows = checked_size(sequences, problem.clusters);
@@ -108,7 +108,7 @@ Status clustered_pass(Session& session, DeviceWorkspace::Scope& scope,
   join.top_k = params.top_k;
   join.scale = params.scale;
   join.flags = params.flags;
-  const int64_t clear_blocks = divide_up(sequences * shape.query_length, kJoinWarps);
+  const int64_t clear_blocks = divide_up(sequences * shape.query_length, kJoinWarps * kWarp);
   return launch(session, join.join_blocks + clear_blocks, kJoinWarps * kWarp,
                 kJoinWarps * 2 * problem.top_k * static_cast<int64_t>(sizeof(Candidate)),
                 join_stretches, join);

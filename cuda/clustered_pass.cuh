@@ -285,17 +285,23 @@ class ClusterJoin {
   SoftmaxState state_;
 };
 
-/// The rest of the grid: a warp takes a query and, where it is in no cluster, clears its output.
-__device__ inline void clear_unlabelled(const JoinParams& params, int64_t query) {
-  if (query >= params.sequences * params.query_length) return;
-  const int32_t label = params.labels[query];
-  if (lane_index() == 0 && params.out_labels != nullptr) params.out_labels[query] = label;
-  if (label >= 0) return;
-  const int64_t sequence = query / params.query_length;
-  const int64_t row = params.output.offset(sequence / params.heads, sequence % params.heads,
-                                           query % params.query_length);
-  for (int column = lane_index(); column < params.value_dim; column += kWarp) {
-    params.output.store(row + column, 0.0f);
+/// The rest of the grid: a warp looks at 32 queries, one in each lane, and clears together the
+/// outputs of those that are in no cluster.
+__device__ inline void clear_unlabelled(const JoinParams& params, int64_t first_query) {
+  const int64_t query = first_query + lane_index();
+  int32_t label = 0;
+  if (query < params.sequences * params.query_length) {
+    label = params.labels[query];
+    if (params.out_labels != nullptr) params.out_labels[query] = label;
+  }
+  for (unsigned left = ballot(label < 0); left != 0; left &= left - 1) {
+    const int64_t one = first_query + __ffs(static_cast<int>(left)) - 1;
+    const int64_t sequence = one / params.query_length;
+    const int64_t row = params.output.offset(sequence / params.heads, sequence % params.heads,
+                                             one % params.query_length);
+    for (int column = lane_index(); column < params.value_dim; column += kWarp) {
+      params.output.store(row + column, 0.0f);
+    }
   }
 }
 
@@ -303,7 +309,7 @@ __global__ void __launch_bounds__(kJoinWarps* kWarp) join_stretches(const JoinPa
   // partials -> values, bases (B,H,C,E), masses (B,H,C), top_keys (B,H,C,k); one warp per cluster
   const int64_t block = blockIdx.x;
   if (block >= params.join_blocks) {
-    clear_unlabelled(params, (block - params.join_blocks) * kJoinWarps + warp_index());
+    clear_unlabelled(params, ((block - params.join_blocks) * kJoinWarps + warp_index()) * kWarp);
     return;
   }
   const int64_t row = block * kJoinWarps + warp_index();

@@ -25,7 +25,9 @@ class TopKeys {
   /// `lists` is the block's shared memory of bytes(k, warps).
   __device__ TopKeys(Candidate* lists, int k) : k_(k), capacity_(static_cast<int>(capacity(k))) {
     lists_ = lists + static_cast<int64_t>(warp_index()) * Tile::Sizes::kWarpRows * capacity_;
+#pragma unroll
     for (int m = 0; m < Tile::kRowTiles; ++m) {
+#pragma unroll
       for (int half = 0; half < 2; ++half) {
         count_[m][half] = 0;
         threshold_[m][half] = 0;
@@ -66,7 +68,9 @@ class TopKeys {
 
   /// Leaves at most k candidates of each row: the best ones, in no order.
   __device__ void finish() {
+#pragma unroll
     for (int m = 0; m < Tile::kRowTiles; ++m) {
+#pragma unroll
       for (int half = 0; half < 2; ++half) shrink(m, half, k_, k_);
     }
   }

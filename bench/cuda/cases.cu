@@ -1,0 +1,175 @@
+#include "bench/cuda/cases.h"
+
+#include <cmath>
+
+#include "cuda/session.h"
+#include "native/dispatch.h"
+#include "test/native/data.h"
+
+extern "C" const cluster_attention::cuda::Backend* cluster_attention_cuda_backend(uint32_t version);
+
+namespace cluster_attention::bench {
+
+namespace {
+
+using cuda::Storage;
+
+const cuda::Backend& backend() {
+  return *cluster_attention_cuda_backend(cuda::kBackendVersion);
+}
+
+constexpr int64_t kClusters = 100;
+constexpr int64_t kTopK = 32;
+constexpr int64_t kBits = 63;
+
+/// Floors of docs/performance.md in microseconds, for lengths 1024, 4096, 16384, 65536.
+double floor_of(const std::string& name, int64_t length) {
+  struct Row {
+    const char* name;
+    double microseconds[4];
+  };
+  static const Row kRows[] = {{"attention", {3, 43, 696, 11100}},
+                              {"clustered", {3, 14, 56, 223}},
+                              {"improved", {4, 16, 63, 254}}};
+  const int column = length == 1024 ? 0 : length == 4096 ? 1 : length == 16384 ? 2 : 3;
+  if ((int64_t{1024} << (2 * column)) != length) return 0.0;
+  for (const Row& row : kRows) {
+    if (name == row.name) return row.microseconds[column] * 1e-6;
+  }
+  return 0.0;
+}
+
+AttentionInputs make_inputs(DeviceMemory& memory, int64_t length, Storage storage) {
+  AttentionInputs inputs;
+  inputs.shape = {1, kHeads, length, length, kDim, kDim};
+  const int64_t count = kHeads * length * kDim;
+  inputs.query = dense_rows(memory.floats(count, 1, storage), Layout::bhld, kHeads, length, kDim);
+  inputs.key = dense_rows(memory.floats(count, 2, storage), Layout::bhld, kHeads, length, kDim);
+  inputs.value = dense_rows(memory.floats(count, 3, storage), Layout::bhld, kHeads, length, kDim);
+  inputs.scale = 0.125f;
+  return inputs;
+}
+
+ClusteredAttentionProblem make_clustered(const AttentionInputs& inputs, OutputRows output,
+                                         const float* planes, int64_t top_k) {
+  ClusteredAttentionProblem problem;
+  problem.inputs = inputs;
+  problem.clusters = kClusters;
+  problem.top_k = top_k;
+  problem.bits = kBits;
+  problem.planes = planes;
+  problem.output = output;
+  return problem;
+}
+
+}  // namespace
+
+DeviceMemory::~DeviceMemory() {
+  for (void* memory : memory_) backend().release(session_, memory);
+}
+
+void* DeviceMemory::allocate(int64_t bytes) {
+  void* memory = nullptr;
+  if (!backend().allocate(session_, bytes, &memory).ok()) {
+    complete_ = false;
+    return nullptr;
+  }
+  memory_.push_back(memory);
+  return memory;
+}
+
+const float* DeviceMemory::floats(int64_t count, uint64_t seed, Storage storage) {
+  void* memory = allocate(count * cuda::storage_bytes(storage));
+  if (memory == nullptr) return nullptr;
+  const std::vector<float> values = test::random_floats(count, seed);
+  complete_ = complete_ &&
+              backend().upload(session_, memory, storage, values.data(), count, nullptr).ok();
+  return static_cast<const float*>(memory);
+}
+
+std::vector<Case> make_cases(cuda::Session* session, DeviceMemory& memory, int64_t length,
+                             Storage storage) {
+  const Precision precision =
+      storage == Storage::bfloat16 ? Precision::bfloat16 : Precision::float32;
+  cuda::Call call;
+  call.storage = storage;
+  call.precision = precision;
+  const AttentionInputs inputs = make_inputs(memory, length, storage);
+  const int64_t count = kHeads * length * kDim;
+  float* output = static_cast<float*>(memory.allocate(count * cuda::storage_bytes(storage)));
+  const OutputRows rows = dense_rows(output, Layout::bhld, kHeads, length, kDim);
+  const float* planes = memory.floats(kBits * (kDim + 1), 4, Storage::float32);
+  const double n = static_cast<double>(length);
+  const double heads = static_cast<double>(kHeads);
+  const double product = 4.0 * heads * static_cast<double>(kDim);  // of one query and one key, twice
+  const double grouping = 2.0 * heads * n * static_cast<double>(kDim * kBits);
+  const double pass = product * n * static_cast<double>(kClusters);
+
+  std::vector<Case> cases;
+  const auto add = [&](const char* name, double operations, std::function<Status()> run) {
+    cases.push_back({name, length, storage, precision, operations, floor_of(name, length),
+                     output, run});
+  };
+  AttentionProblem attention;
+  attention.inputs = inputs;
+  attention.output = rows;
+  add("attention", product * n * n, [=] {
+    return backend().operations.attention(session, attention, call);
+  });
+  for (int64_t top_k : {int64_t{0}, kTopK}) {
+    const ClusteredAttentionProblem problem = make_clustered(inputs, rows, planes, top_k);
+    const double improving = product * n * static_cast<double>(top_k);
+    add(top_k == 0 ? "clustered" : "improved", grouping + pass + improving, [=] {
+      return backend().operations.clustered_attention(session, problem, call);
+    });
+  }
+  return cases;
+}
+
+double largest_error(cuda::Session* session, Storage storage) {
+  constexpr int64_t kLength = 1024;
+  const int64_t count = kHeads * kLength * kDim;
+  const std::vector<float> host[] = {test::random_floats(count, 1), test::random_floats(count, 2),
+                                     test::random_floats(count, 3),
+                                     test::random_floats(kBits * (kDim + 1), 4)};
+  std::vector<float> expected(static_cast<size_t>(count));
+  AttentionInputs inputs;
+  inputs.shape = {1, kHeads, kLength, kLength, kDim, kDim};
+  inputs.query = dense_rows(host[0].data(), Layout::bhld, kHeads, kLength, kDim);
+  inputs.key = dense_rows(host[1].data(), Layout::bhld, kHeads, kLength, kDim);
+  inputs.value = dense_rows(host[2].data(), Layout::bhld, kHeads, kLength, kDim);
+  inputs.scale = 0.125f;
+  const OutputRows rows = dense_rows(expected.data(), Layout::bhld, kHeads, kLength, kDim);
+  CallSettings settings;
+  settings.precision = storage == Storage::bfloat16 ? Precision::bfloat16 : Precision::float32;
+  DeviceMemory memory(session);
+  const std::vector<Case> cases = make_cases(session, memory, kLength, storage);
+  double worst = memory.complete() ? 0.0 : HUGE_VAL;
+  for (const Case& one : cases) {
+    Context context(8);
+    AttentionProblem exact;
+    exact.inputs = inputs;
+    exact.output = rows;
+    const int64_t top_k = one.name == "improved" ? kTopK : 0;
+    const Status on_cpu =
+        one.name == "attention"
+            ? run(exact, settings, context)
+            : run(make_clustered(inputs, rows, host[3].data(), top_k), settings, context);
+    bool non_finite = false;
+    const bool worked = on_cpu.ok() && one.run().ok() && backend().finish(session, &non_finite).ok();
+    std::vector<float> actual(static_cast<size_t>(count));
+    const bool fetched =
+        worked &&
+        backend().download(session, actual.data(), one.output, storage, count, nullptr).ok();
+    double squared = 0.0;
+    double norm = 0.0;
+    for (size_t i = 0; i < actual.size() && fetched; ++i) {
+      squared += (actual[i] - expected[i]) * static_cast<double>(actual[i] - expected[i]);
+      norm += static_cast<double>(expected[i]) * expected[i];
+    }
+    worst = std::fmax(worst, fetched ? std::sqrt(squared / norm) : HUGE_VAL);
+  }
+  return worst;
+}
+
+}  // namespace cluster_attention::bench

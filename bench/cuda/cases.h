@@ -1,0 +1,62 @@
+#pragma once
+
+// The operations that cuda_bench times, on tensors that stay on the device.
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "cuda/backend.h"
+
+namespace cluster_attention::bench {
+
+/// What every case of the tables in docs/performance.md has: B = 1, H = 8, D = E = 64.
+constexpr int64_t kHeads = 8;
+constexpr int64_t kDim = 64;
+
+/// Device memory of one case, freed with it. Floats come from a fixed seed.
+class DeviceMemory {
+ public:
+  explicit DeviceMemory(cuda::Session* session) : session_(session) {}
+  ~DeviceMemory();
+  DeviceMemory(const DeviceMemory&) = delete;
+  DeviceMemory& operator=(const DeviceMemory&) = delete;
+
+  /// Uninitialised; null when it cannot be had.
+  void* allocate(int64_t bytes);
+  template <typename T>
+  T* array(int64_t count) {
+    return static_cast<T*>(allocate(count * static_cast<int64_t>(sizeof(T))));
+  }
+  /// Normally distributed, in the storage given.
+  const float* floats(int64_t count, uint64_t seed, cuda::Storage storage);
+  /// Whether every allocation and upload so far has worked.
+  bool complete() const { return complete_; }
+
+ private:
+  cuda::Session* session_;
+  std::vector<void*> memory_;
+  bool complete_ = true;
+};
+
+struct Case {
+  std::string name;
+  int64_t length;
+  cuda::Storage storage;
+  Precision precision;
+  double operations;  // multiplications and additions
+  double floor;       // seconds on an H200 with bfloat16, 0 where none is stated
+  const void* output;  // (1,H,N,E) in the storage
+  std::function<Status()> run;
+};
+
+/// The cases of one length, made on `session`; `memory` must outlive them.
+std::vector<Case> make_cases(cuda::Session* session, DeviceMemory& memory, int64_t length,
+                             cuda::Storage storage);
+
+/// The worst relative L2 distance of a case from the CPU's result, at a length of 1024; Inf when one
+/// fails.
+double largest_error(cuda::Session* session, cuda::Storage storage);
+
+}  // namespace cluster_attention::bench

@@ -1,0 +1,136 @@
+// cuda_bench [--rounds R] [lengths ...]: times every operation on tensors that stay on the device:
+// CUDA events around one call, the L2 cache flushed before each, the median of R (default 30).
+// Prints one line of JSON per measurement; transfers do not count. Results are compared with the
+// CPU's first.
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+#include "bench/cuda/cases.h"
+#include "cuda/session.h"
+#include "native/core/thread_pool.h"
+
+extern "C" const cluster_attention::cuda::Backend* cluster_attention_cuda_backend(uint32_t version);
+
+namespace cluster_attention::bench {
+namespace {
+
+using cuda::Storage;
+
+constexpr int64_t kFlushBytes = int64_t{256} << 20;  // more than any L2 cache
+
+struct Times {
+  double median = 0.0;
+  double fastest = 0.0;
+  double slowest = 0.0;
+};
+
+/// Seconds between two events around the call; false when something fails.
+bool time_once(cuda::Session* session, const Case& one, void* flush, cudaEvent_t start,
+               cudaEvent_t stop, double* seconds) {
+  if (cudaMemsetAsync(flush, 0, kFlushBytes, session->stream()) != cudaSuccess) return false;
+  if (cudaEventRecord(start, session->stream()) != cudaSuccess) return false;
+  if (!one.run().ok()) return false;
+  if (cudaEventRecord(stop, session->stream()) != cudaSuccess) return false;
+  float milliseconds = 0.0f;
+  if (cudaEventSynchronize(stop) != cudaSuccess) return false;
+  if (cudaEventElapsedTime(&milliseconds, start, stop) != cudaSuccess) return false;
+  *seconds = static_cast<double>(milliseconds) * 1e-3;
+  return true;
+}
+
+bool measure(cuda::Session* session, const Case& one, void* flush, int rounds, Times* times) {
+  cudaEvent_t start = nullptr;
+  cudaEvent_t stop = nullptr;
+  if (cudaEventCreate(&start) != cudaSuccess || cudaEventCreate(&stop) != cudaSuccess) return false;
+  std::vector<double> seconds;
+  bool works = true;
+  for (int round = -2; round < rounds && works; ++round) {  // the first two size the workspace
+    double one_call = 0.0;
+    works = time_once(session, one, flush, start, stop, &one_call);
+    if (round >= 0) seconds.push_back(one_call);
+  }
+  (void)cudaEventDestroy(start);
+  (void)cudaEventDestroy(stop);
+  if (!works || seconds.empty()) return false;
+  std::sort(seconds.begin(), seconds.end());
+  *times = {seconds[seconds.size() / 2], seconds.front(), seconds.back()};
+  return true;
+}
+
+void print(const Case& one, const Times& times, int rounds) {
+  std::printf(
+      "{\"kernel\":\"%s\",\"length\":%lld,\"storage\":\"%s\",\"rounds\":%d,"
+      "\"microseconds\":%.1f,\"fastest\":%.1f,\"slowest\":%.1f,\"tflops\":%.1f",
+      one.name.c_str(), static_cast<long long>(one.length),
+      one.storage == Storage::bfloat16 ? "bfloat16" : "float32", rounds, times.median * 1e6,
+      times.fastest * 1e6, times.slowest * 1e6, one.operations / times.median * 1e-12);
+  if (one.floor > 0.0 && one.storage == Storage::bfloat16) {
+    std::printf(",\"timesTheFloor\":%.2f", times.median / one.floor);
+  }
+  std::printf("}\n");
+}
+
+int run_all(cuda::Session* session, const std::vector<int64_t>& lengths, int rounds) {
+  int failed = 0;
+  for (Storage storage : {Storage::bfloat16, Storage::float32}) {
+    const double error = largest_error(session, storage);
+    const double bound = storage == Storage::bfloat16 ? 2e-2 : 3e-5;
+    std::fprintf(stderr, "largest relative error with %s: %.2e (bound %.0e)\n",
+                 storage == Storage::bfloat16 ? "bfloat16" : "float32", error, bound);
+    if (!(error <= bound)) ++failed;
+    for (int64_t length : lengths) {
+      DeviceMemory memory(session);
+      void* flush = memory.allocate(kFlushBytes);
+      const std::vector<Case> cases = make_cases(session, memory, length, storage);
+      for (const Case& one : cases) {
+        Times times;
+        if (memory.complete() && measure(session, one, flush, rounds, &times)) {
+          print(one, times, rounds);
+          continue;
+        }
+        std::fprintf(stderr, "%s at %lld failed\n", one.name.c_str(),
+                     static_cast<long long>(length));
+        ++failed;
+      }
+    }
+  }
+  return failed;
+}
+
+int main(int argc, char** argv) {
+  int rounds = 30;
+  std::vector<int64_t> lengths;
+  for (int i = 1; i < argc; ++i) {
+    if (std::strcmp(argv[i], "--rounds") == 0 && i + 1 < argc) {
+      rounds = std::max(1, std::atoi(argv[++i]));
+    } else {
+      lengths.push_back(std::max(1ll, std::atoll(argv[i])));
+    }
+  }
+  if (lengths.empty()) lengths = {1024, 4096, 16384, 65536};
+  const cuda::Backend* backend = cluster_attention_cuda_backend(cuda::kBackendVersion);
+  cuda::Session* session = nullptr;
+  const Status status = backend->open_session(0, &session);
+  if (!status.ok()) {
+    std::fprintf(stderr, "no GPU: %s\n", status.argument != nullptr ? status.argument : "");
+    return 1;
+  }
+  cuda::DeviceInfo info;
+  backend->describe_device(0, &info);
+  std::printf("{\"device\":\"%s\",\"multiprocessors\":%d}\n", info.name, info.multiprocessors);
+  const int failed = run_all(session, lengths, rounds);
+  backend->close_session(session);
+  return failed == 0 ? 0 : 1;
+}
+
+}  // namespace
+}  // namespace cluster_attention::bench
+
+int main(int argc, char** argv) {
+  cluster_attention::ThreadPool::instance().set_threads(
+      cluster_attention::default_thread_count());
+  return cluster_attention::bench::main(argc, argv);
+}

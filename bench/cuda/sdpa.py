@@ -1,0 +1,65 @@
+"""PyTorch's scaled_dot_product_attention beside cuda_bench: the same shapes, the same way of timing.
+
+usage: python3 sdpa.py [length ...]      one line of JSON per back end, type and length
+"""
+
+import json
+import statistics
+import sys
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+
+HEADS, DIM, ROUNDS = 8, 64, 30
+BACKENDS = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "math": SDPBackend.MATH,
+}
+
+
+def median_seconds(call, flush):
+    """Of ROUNDS calls, each between two events and after the L2 cache was flushed."""
+    seconds = []
+    for round_ in range(-2, ROUNDS):
+        flush.zero_()
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        call()
+        stop.record()
+        stop.synchronize()
+        if round_ >= 0:
+            seconds.append(start.elapsed_time(stop) * 1e-3)
+    return statistics.median(seconds)
+
+
+def main(lengths):
+    flush = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")
+    for dtype in (torch.bfloat16, torch.float32):
+        for length in lengths:
+            torch.manual_seed(1)
+            shape = (1, HEADS, length, DIM)
+            tensors = [torch.randn(shape, device="cuda").to(dtype) for _ in range(3)]
+            for name, backend in BACKENDS.items():
+                # The plain form stores the whole matrix of weights.
+                if name == "math" and length > 16384:
+                    continue
+                result = {"backend": name, "dtype": str(dtype)[6:], "length": length}
+                try:
+                    with sdpa_kernel(backend):
+                        seconds = median_seconds(
+                            lambda: scaled_dot_product_attention(*tensors), flush
+                        )
+                except RuntimeError as error:
+                    result["unavailable"] = str(error).splitlines()[0][:120]
+                else:
+                    result["microseconds"] = round(seconds * 1e6, 1)
+                    operations = 4 * HEADS * DIM * length**2
+                    result["tflops"] = round(operations / seconds * 1e-12, 1)
+                print(json.dumps(result), flush=True)
+
+
+if __name__ == "__main__":
+    main([int(one) for one in sys.argv[1:]] or [1024, 4096, 16384, 65536])
