@@ -1,7 +1,6 @@
-#include "bench/cuda/cases.h"
-
 #include <cmath>
 
+#include "bench/cuda/cases.h"
 #include "cuda/session.h"
 #include "native/dispatch.h"
 #include "test/native/data.h"
@@ -14,9 +13,7 @@ namespace {
 
 using cuda::Storage;
 
-const cuda::Backend& backend() {
-  return *cluster_attention_cuda_backend(cuda::kBackendVersion);
-}
+const cuda::Backend& backend() { return *cluster_attention_cuda_backend(cuda::kBackendVersion); }
 
 constexpr int64_t kClusters = 100;
 constexpr int64_t kTopK = 32;
@@ -82,8 +79,8 @@ const float* DeviceMemory::floats(int64_t count, uint64_t seed, Storage storage)
   void* memory = allocate(count * cuda::storage_bytes(storage));
   if (memory == nullptr) return nullptr;
   const std::vector<float> values = test::random_floats(count, seed);
-  complete_ = complete_ &&
-              backend().upload(session_, memory, storage, values.data(), count, nullptr).ok();
+  complete_ =
+      complete_ && backend().upload(session_, memory, storage, values.data(), count, nullptr).ok();
   return static_cast<const float*>(memory);
 }
 
@@ -101,28 +98,48 @@ std::vector<Case> make_cases(cuda::Session* session, DeviceMemory& memory, int64
   const float* planes = memory.floats(kBits * (kDim + 1), 4, Storage::float32);
   const double n = static_cast<double>(length);
   const double heads = static_cast<double>(kHeads);
-  const double product = 4.0 * heads * static_cast<double>(kDim);  // of one query and one key, twice
+  const double product =
+      4.0 * heads * static_cast<double>(kDim);  // of one query and one key, twice
   const double grouping = 2.0 * heads * n * static_cast<double>(kDim * kBits);
   const double pass = product * n * static_cast<double>(kClusters);
 
   std::vector<Case> cases;
   const auto add = [&](const char* name, double operations, std::function<Status()> run) {
-    cases.push_back({name, length, storage, precision, operations, floor_of(name, length),
-                     output, run});
+    cases.push_back(
+        {name, length, storage, precision, operations, floor_of(name, length), output, run});
   };
   AttentionProblem attention;
   attention.inputs = inputs;
   attention.output = rows;
-  add("attention", product * n * n, [=] {
-    return backend().operations.attention(session, attention, call);
-  });
+  add("attention", product * n * n,
+      [=] { return backend().operations.attention(session, attention, call); });
   for (int64_t top_k : {int64_t{0}, kTopK}) {
     const ClusteredAttentionProblem problem = make_clustered(inputs, rows, planes, top_k);
     const double improving = product * n * static_cast<double>(top_k);
-    add(top_k == 0 ? "clustered" : "improved", grouping + pass + improving, [=] {
-      return backend().operations.clustered_attention(session, problem, call);
-    });
+    add(top_k == 0 ? "clustered" : "improved", grouping + pass + improving,
+        [=] { return backend().operations.clustered_attention(session, problem, call); });
   }
+  HashProblem hashing;
+  hashing.rows = kHeads * length;
+  hashing.dim = kDim;
+  hashing.bits = kBits;
+  hashing.inputs = inputs.query.data;
+  hashing.planes = planes;
+  hashing.hashes = memory.array<uint64_t>(kHeads * length);
+  add("hash", grouping, [=] { return backend().operations.hash(session, hashing, call); });
+  HammingKMeansProblem kmeans;
+  kmeans.batch = kHeads;
+  kmeans.length = length;
+  kmeans.clusters = kClusters;
+  kmeans.bits = kBits;
+  kmeans.hashes = hashing.hashes;
+  kmeans.labels = memory.array<int32_t>(kHeads * length);
+  kmeans.counts = memory.array<int32_t>(kHeads * kClusters);
+  kmeans.centroids = memory.array<uint64_t>(kHeads * kClusters);
+  kmeans.iterations = memory.array<int32_t>(kHeads);
+  // Pairs of codes compared: xor, population count, minimum.
+  add("hamming_kmeans", 3.0 * heads * n * static_cast<double>(kClusters * 11),
+      [=] { return backend().operations.hamming_kmeans(session, kmeans, call); });
   return cases;
 }
 
@@ -146,6 +163,7 @@ double largest_error(cuda::Session* session, Storage storage) {
   const std::vector<Case> cases = make_cases(session, memory, kLength, storage);
   double worst = memory.complete() ? 0.0 : HUGE_VAL;
   for (const Case& one : cases) {
+    if (one.name == "hash" || one.name == "hamming_kmeans") continue;  // their tests want equality
     Context context(8);
     AttentionProblem exact;
     exact.inputs = inputs;
@@ -156,7 +174,8 @@ double largest_error(cuda::Session* session, Storage storage) {
             ? run(exact, settings, context)
             : run(make_clustered(inputs, rows, host[3].data(), top_k), settings, context);
     bool non_finite = false;
-    const bool worked = on_cpu.ok() && one.run().ok() && backend().finish(session, &non_finite).ok();
+    const bool worked =
+        on_cpu.ok() && one.run().ok() && backend().finish(session, &non_finite).ok();
     std::vector<float> actual(static_cast<size_t>(count));
     const bool fetched =
         worked &&

@@ -45,8 +45,8 @@ struct Case {
   int64_t length;
   cuda::Storage storage;
   Precision precision;
-  double operations;  // multiplications and additions
-  double floor;       // seconds on an H200 with bfloat16, 0 where none is stated
+  double operations;   // multiplications and additions
+  double floor;        // seconds on an H200 with bfloat16, 0 where none is stated
   const void* output;  // (1,H,N,E) in the storage
   std::function<Status()> run;
 };
@@ -55,8 +55,8 @@ struct Case {
 std::vector<Case> make_cases(cuda::Session* session, DeviceMemory& memory, int64_t length,
                              cuda::Storage storage);
 
-/// The worst relative L2 distance of a case from the CPU's result, at a length of 1024; Inf when one
-/// fails.
+/// The worst relative L2 distance of a case from the CPU's result, at a length of 1024; Inf when
+/// one fails.
 double largest_error(cuda::Session* session, cuda::Storage storage);
 
 }  // namespace cluster_attention::bench

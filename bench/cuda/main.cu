@@ -130,7 +130,6 @@ int main(int argc, char** argv) {
 }  // namespace cluster_attention::bench
 
 int main(int argc, char** argv) {
-  cluster_attention::ThreadPool::instance().set_threads(
-      cluster_attention::default_thread_count());
+  cluster_attention::ThreadPool::instance().set_threads(cluster_attention::default_thread_count());
   return cluster_attention::bench::main(argc, argv);
 }
