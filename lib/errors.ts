@@ -143,7 +143,7 @@ export function wrongTensor(argument: string, expected: string, received: string
 export function noKernel(name: string, device: number): Error {
   return unsupported(
     'device',
-    `device must be 'auto' or 'cpu' for plain arrays, received '${deviceName(device)}': ` +
+    `device must be 'auto' or 'cpu', with plain arrays, received '${deviceName(device)}': ` +
       `the CUDA backend has no kernel for ${name}`,
   );
 }

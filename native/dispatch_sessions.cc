@@ -43,7 +43,14 @@ Status DeviceSessions::allocate(int32_t device, int64_t bytes, void** memory) {
   *memory = nullptr;
   SessionLease lease(*this, device);
   if (!lease.status().ok()) return lease.status();
-  return lease.conclude(backend_library().backend->allocate(lease.session(), bytes, memory));
+  const cuda::Backend& backend = *backend_library().backend;
+  const Status allocated = backend.allocate(lease.session(), bytes, memory);
+  if (!allocated.ok()) return lease.conclude(allocated);
+  // Memory is there in the order of this session's stream; another session will use it.
+  bool non_finite = false;
+  const Status finished = backend.finish(lease.session(), &non_finite);
+  if (!finished.ok()) backend.release(lease.session(), *memory);
+  return lease.conclude(finished);
 }
 
 void DeviceSessions::release(int32_t device, void* memory) {

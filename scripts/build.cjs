@@ -42,7 +42,7 @@ function dropForeignCache(build) {
 }
 
 /** Configures and builds `folder` (relative to the package) with these CMake definitions. */
-function cmake(folder, definitions) {
+function cmake(folder, definitions, target = 'all') {
   const missing = missingTools();
   if (missing !== undefined) throw new Error(missing);
   const build = join(root, folder);
@@ -53,7 +53,8 @@ function cmake(folder, definitions) {
   const settings = defined.map(([name, value]) => `-D${name}=${value}`);
   run('cmake', ['-S', root, '-B', build, ...generator, ...settings]);
   const jobs = String(availableParallelism());
-  run('cmake', ['--build', build, '--config', 'Release', '--parallel', jobs]);
+  const wanted = target === 'all' ? [] : ['--target', target];
+  run('cmake', ['--build', build, '--config', 'Release', '--parallel', jobs, ...wanted]);
 }
 
 /** What CMake is told to build the addon. */
@@ -66,8 +67,10 @@ function addonDefinitions() {
   };
 }
 
-function buildAddon() {
+/** The addon, and the CUDA backend where it is wanted. */
+function buildAddon({ installing = false } = {}) {
   cmake('build/addon', addonDefinitions());
+  require('./build-cuda.cjs').buildWantedBackend(installing); // here: it needs this file
 }
 
 module.exports = { addonDefinitions, buildAddon, cmake, has };

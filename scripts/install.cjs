@@ -36,7 +36,7 @@ function install() {
   if (reason === undefined) return;
   console.log(`cluster-attention: building the native addon from source: ${reason}`);
   try {
-    buildAddon();
+    buildAddon({ installing: true });
   } catch (error) {
     console.error(`cluster-attention: the native addon was not built: ${error.message}`);
     console.error('cluster-attention: then run "npm rebuild cluster-attention"');

@@ -5,6 +5,7 @@
 
 const { join } = require('node:path');
 const { addonDefinitions, cmake } = require('./build.cjs');
+const { cudaDefinitions } = require('./build-cuda.cjs');
 
 const { PREBUILD_ARCH: arch, PREBUILD_PLATFORM: platform } = process.env;
 
@@ -15,8 +16,13 @@ const cross = {
 };
 
 const folder = join('build', 'prebuild', `${platform}-${arch}`, 'cmake');
+// The backend for the GPUs of a release comes along when it is asked for: CLUSTER_ATTENTION_CUDA=release.
+const asked = process.env.CLUSTER_ATTENTION_CUDA ?? '';
+const cuda = arch === 'x64' ? cudaDefinitions(asked, () => false) : undefined;
+
 cmake(folder, {
   ...addonDefinitions(),
+  ...cuda,
   ...(arch !== process.arch && cross),
   CA_OUTPUT_DIRECTORY: join(process.cwd(), 'build', 'Release'),
 });

@@ -1,11 +1,13 @@
 // The promises of DeviceTensor, over the stand-in for the CUDA backend.
 
+import { readFileSync } from 'node:fs';
+import path from 'node:path';
 import { describe, expect, test } from 'vitest';
 import { expectSameBits } from './support/compare.mjs';
 import { normals, oddView, roundToBfloat16, words } from './support/data.mjs';
 import { onDevice, runOnDevice, useStub } from './support/device.mjs';
 import { operations } from './support/operations.mjs';
-import { required } from './support/package.mjs';
+import { entry, required, root } from './support/package.mjs';
 import { errorOf, expectRefused } from './support/refusal.mjs';
 
 useStub();
@@ -170,6 +172,14 @@ describe('the life of a tensor', () => {
     `;
     const { output } = await runOnDevice(script, { wishes: 'report=1' });
     expect(output).toBe(`freed\n${report(0)}`);
+  });
+
+  test("the README's example runs", async () => {
+    const readme = readFileSync(path.join(root, 'README.md'), 'utf8');
+    const [example] = /const assert[^`]*fromAsync[^`]*/.exec(readme);
+    const script = example.replace("require('cluster-attention')", `require('${entry}')`);
+    const { code, output } = await runOnDevice(`{ ${script} }`, { wishes: 'report=1' });
+    expect([code, output]).toEqual([0, report(2)]);
   });
 
   test('what is alive at the end of the process is freed', async () => {

@@ -44,6 +44,7 @@ describe('the tarball', () => {
       'dist/bench/page.css',
       'dist/bench/page.js',
       'package.json',
+      'scripts/build-cuda.cjs',
       'scripts/build.cjs',
       'scripts/install.cjs',
     ];

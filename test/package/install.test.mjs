@@ -99,7 +99,7 @@ describe('the source builds', () => {
   const compilers = ['cmake', 'c++', 'as', 'ld', 'ar', 'ranlib', 'make', 'nproc', 'uname'];
 
   test('with a C++ compiler, CMake and make alone, when no prebuilt addon fits', () => {
-    const env = { PATH: pathWith(...compilers) };
+    const env = { PATH: pathWith(...compilers), CLUSTER_ATTENTION_CUDA: '0' };
     const folder = installed(project(), { env }, inject('sourceTarball'));
     expect(builtHere(folder)).toBe(true);
     expect(execute(folder, 'build.cjs', hasBuild, { env }).output).toBe('local\n');

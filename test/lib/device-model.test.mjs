@@ -1,0 +1,86 @@
+// The package over the real CUDA backend, compiled for a model of a GPU (test/cuda/model): its own
+// sessions, staging and kernels, called as a user calls them. Kernels are tested for themselves in
+// test/cuda; here are few and small cases, since the model is slow.
+
+import path from 'node:path';
+import { describe, expect, test } from 'vitest';
+import { expectClose, expectSameBits } from './support/compare.mjs';
+import { normals, roundToBfloat16, words } from './support/data.mjs';
+import { BACKEND_VARIABLE, disposeAll, inPlainMemory, onDevice } from './support/device.mjs';
+import { operations, resultArrays } from './support/operations.mjs';
+import { imported, required, root } from './support/package.mjs';
+import { errorOf } from './support/refusal.mjs';
+
+process.env[BACKEND_VARIABLE] = path.join(
+  root,
+  'build/native-tests/model/cluster_attention_cuda.so',
+);
+
+const { DeviceTensor } = required;
+
+/** Floats near, all else equal. */
+function expectAlike(actual, expected) {
+  const wanted = resultArrays(expected);
+  for (const [name, array] of Object.entries(resultArrays(actual))) {
+    if (array instanceof Float32Array) {
+      expectClose(array, wanted[name], 2e-5);
+    } else if (array instanceof Float64Array) {
+      expectClose(array, wanted[name], 2e-5);
+    } else {
+      expectSameBits(array, wanted[name]);
+    }
+  }
+}
+
+test('info() describes the devices', () => {
+  const { available, reason, runtime, targets, devices } = required.info().cuda;
+  expect([available, reason, runtime]).toEqual([true, undefined, '13.0']);
+  expect(targets.length).toBeGreaterThan(0);
+  expect(devices[0]).toMatchObject({ index: 0, computeCapability: '9.0' });
+  expect(devices[0].reason).toBeUndefined();
+});
+
+describe('arrays come back as they went', () => {
+  test.each([
+    ['float32', normals(1001, 1)],
+    ['int32', Int32Array.from({ length: 1001 }, (_, i) => i * i - 50)],
+    ['uint64', words(77, 2)],
+  ])('%s', async (dtype, array) => {
+    const tensor = DeviceTensor.from(array);
+    expect(tensor.dtype).toBe(dtype);
+    expectSameBits(tensor.toArraySync(), array);
+    expectSameBits(await tensor.toArray(), array);
+    tensor.dispose();
+  });
+
+  test('bfloat16, rounded to nearest', async () => {
+    const array = normals(999, 3);
+    const tensor = await DeviceTensor.fromAsync(array, { dtype: 'bfloat16', device: 'cuda:0' });
+    expectSameBits(tensor.toArraySync(), roundToBfloat16(array));
+    tensor.dispose();
+  });
+});
+
+describe.each(['attention', 'hash', 'hammingKMeans'])('%s', (name) => {
+  const { minimal } = operations[name];
+
+  test('over DeviceTensors and over plain arrays is what the CPU gives', async () => {
+    const expected = required[`${name}Sync`](minimal());
+    const moved = onDevice(minimal());
+    const result = await imported[name](moved);
+    expectAlike(inPlainMemory(result), expected);
+    disposeAll(moved, result);
+    expectAlike(required[`${name}Sync`]({ ...minimal(), device: 'cuda' }), expected);
+  });
+});
+
+test('a NaN is found with its place', async () => {
+  const options = operations.attention.minimal();
+  options.key[4] = NaN;
+  const moved = onDevice(options);
+  for (const each of [{ ...options, device: 'cuda' }, moved]) {
+    const error = await errorOf(() => required.attentionSync(each));
+    expect(error).toMatchObject({ code: 'ERR_NON_FINITE', argument: 'key', index: 4 });
+  }
+  disposeAll(moved);
+});
