@@ -50,7 +50,7 @@ bool add_all(napi_env env, napi_value exports) {
          add_function(env, exports, "info", info) &&
          add_function(env, exports, "getNumThreads", get_num_threads) &&
          add_function(env, exports, "setNumThreads", set_num_threads) &&
-         add_function(env, exports, "measurePeak", measure_peak);
+         add_function(env, exports, "measurePeak", measure_peak) && add_test_hooks(env, exports);
 }
 
 }  // namespace

@@ -39,6 +39,8 @@ void watch(Arrived&& arrived) {
   }
 }
 
+std::atomic<bool> thread_starts_fail{false};
+
 /// The tasks of one operation. It lives on the stack of the thread that called run(), which leaves
 /// only when no helper is inside any more.
 struct Job {
@@ -167,6 +169,7 @@ void ThreadPool::State::main_loop() {
 }
 
 bool ThreadPool::State::start_thread() {
+  if (thread_starts_fail.load(std::memory_order_relaxed)) return false;
   // std::thread reports failure by an exception; it ends here.
   try {
     std::thread([this] { main_loop(); }).detach();
@@ -255,6 +258,8 @@ bool ThreadPool::post(CallFunction function, void* context) {
   state_->work_arrived.notify_one();
   return true;
 }
+
+void fail_thread_starts(bool fail) { thread_starts_fail.store(fail, std::memory_order_relaxed); }
 
 int default_thread_count() {
   const int hardware = std::max(1u, std::thread::hardware_concurrency());

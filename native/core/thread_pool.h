@@ -44,6 +44,9 @@ class ThreadPool {
   State* state_;
 };
 
+/// For fault tests: while set, no thread can be started.
+void fail_thread_starts(bool fail);
+
 /// CLUSTER_ATTENTION_NUM_THREADS if that is set to a positive number, else the hardware threads.
 int default_thread_count();
 

@@ -3,7 +3,12 @@
 import { describe, expect, test } from 'vitest';
 import { runChild } from './support/program.mjs';
 
-const QUICK = [['hostile-arguments.mjs', { cases: 40, pairs: 60 }]];
+const QUICK = [
+  ['hostile-arguments.mjs', { cases: 40, pairs: 60 }],
+  ['workers.mjs', { terminations: 10, alone: 2 }],
+  ['life.mjs', { rounds: 1, aborts: 20, exits: 2, drift: 40 }],
+  ['fuzz-safetensors.mjs', { executions: 5000 }],
+];
 
 describe('quick share', { timeout: 300_000 }, () => {
   test.each(QUICK)('%s', async (file, parameters) => {
