@@ -2,6 +2,10 @@
 
 #include "cuda/attention.h"
 #include "cuda/backend.h"
+#include "cuda/cast_attention.h"
+#include "cuda/centroid_attention.h"
+#include "cuda/centroid_encode.h"
+#include "cuda/centroid_pool.h"
 #include "cuda/clustered_attention.h"
 #include "cuda/errors.h"
 #include "cuda/hamming_kmeans.h"
@@ -129,6 +133,10 @@ Backend make_backend() {
   operations.hamming_kmeans = operate<HammingKMeansProblem, hamming_kmeans>;
   operations.hash = operate<HashProblem, hash>;
   operations.clustered_attention = operate<ClusteredAttentionProblem, clustered_attention>;
+  operations.centroid_attention = operate<CentroidAttentionProblem, centroid_attention>;
+  operations.centroid_pool = operate<CentroidPoolProblem, centroid_pool>;
+  operations.centroid_encode = operate<CentroidEncodeProblem, centroid_encode>;
+  operations.cast_attention = operate<CastAttentionProblem, cast_attention>;
   return backend;
 }
 

@@ -26,6 +26,7 @@ __device__ inline void mma_bf16_16x8x16_by_shuffles(FragmentD& d, const Fragment
                                                     const FragmentB& b) {
   const int group = lane_index() / 4;
   const int column = lane_index() % 4 * 2;
+#pragma unroll 1  // kernels hold hundreds of products: unrolled, sm_75 takes minutes to compile
   for (int source = 0; source < 4; ++source) {
     uint32_t row[4];
     for (int i = 0; i < 4; ++i) row[i] = shuffle(a[i], group * 4 + source);

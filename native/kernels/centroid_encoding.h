@@ -2,6 +2,7 @@
 
 // The steps of the learned layer (centroid_encode.h), one at a time: its backward runs them again.
 
+#include "native/core/absorption.h"
 #include "native/core/context.h"
 #include "native/core/problem.h"
 #include "native/kernels/active_inputs.h"
@@ -10,9 +11,6 @@
 #include "native/kernels/project_rows.h"
 
 namespace cluster_attention::kernels {
-
-/// Whether absorbing the projections takes fewer multiplications than projecting the inputs.
-bool absorbing_is_cheaper(const CentroidEncodeProblem& problem);
 
 class CentroidEncoding {
  public:

@@ -1,0 +1,152 @@
+#include "cuda/cast_affinity.cuh"
+#include "cuda/cast_attention.h"
+#include "cuda/cast_clusters.cuh"
+#include "cuda/cast_combination.cuh"
+#include "cuda/cast_selection.cuh"
+#include "cuda/launch.h"
+#include "native/core/shape.h"
+
+namespace cluster_attention::cuda {
+
+namespace {
+
+CastParams cast_params(Session& session, const CastAttentionProblem& problem, const Call& call) {
+  const AttentionInputs& inputs = problem.inputs;
+  const bool rounds = call.precision == Precision::bfloat16;
+  CastParams params;
+  params.batch = inputs.shape.batch;
+  params.heads = inputs.shape.heads;
+  params.tokens = inputs.shape.key_length;
+  params.dim = inputs.shape.head_dim;
+  params.value_dim = inputs.shape.value_dim;
+  params.clusters = problem.clusters;
+  params.cluster_size = problem.cluster_size;
+  params.query = tensor_of(inputs.query, call.storage);
+  params.key = tensor_of(inputs.key, call.storage);
+  params.value = tensor_of(inputs.value, call.storage);
+  params.surrogates.data = problem.surrogates;
+  params.surrogates.head_stride = problem.clusters * params.dim;
+  params.surrogates.row_stride = params.dim;
+  params.gate = problem.gate;
+  params.round_gate = rounds;
+  params.lengths = inputs.key_lengths;
+  params.selection = problem.selection;
+  params.activation = problem.activation;
+  params.has_scale = problem.has_scale;
+  params.scale = inputs.scale;
+  params.given = problem.given_indices;
+  params.output = problem.output;
+  params.storage = call.storage;
+  params.indices = problem.indices;
+  params.coverage = problem.coverage;
+  params.flags = session.flags();
+  return params;
+}
+
+/// All scratch memory of a call; -1 from checked_size() is refused by allocate().
+Status allocate(DeviceWorkspace::Scope& scope, CastParams& params) {
+  const int64_t tokens = checked_size(params.batch, params.tokens);
+  const int64_t matrix = checked_size(params.batch, params.clusters, params.tokens);
+  const int64_t lists = checked_size(params.batch, params.clusters);
+  const int64_t summaries = checked_size(params.batch, params.heads, params.clusters);
+  const int64_t summary_values = checked_size(summaries, params.value_dim);
+  const bool top_k = params.selection == Selection::top_k;
+  const bool single = params.selection == Selection::single_assignment;
+  int64_t sorted = 0;
+  if (single) {
+    params.order_size = next_power_of_two(params.tokens);
+    sorted = checked_size(params.batch, params.order_size);
+  } else if (top_k && next_power_of_two(params.cluster_size) > kSharedMembers) {
+    params.order_size = next_power_of_two(params.cluster_size);
+    sorted = checked_size(lists, params.order_size);
+  }
+  params.cluster_stride = single ? 1 : params.tokens;
+  params.token_stride = single ? params.clusters : 1;
+
+  CA_RETURN_IF_ERROR(scope.allocate(&params.query_factor, tokens));
+  CA_RETURN_IF_ERROR(scope.allocate(&params.key_factor, tokens));
+  if (params.selection != Selection::given) {
+    CA_RETURN_IF_ERROR(scope.allocate(&params.affinity, matrix));
+    CA_RETURN_IF_ERROR(scope.allocate(&params.key_affinity, matrix));
+  }
+  // Once A_g is made, A_k gives way to the inverse map.
+  if (top_k) params.slots = reinterpret_cast<int32_t*>(params.key_affinity);
+  if (params.selection == Selection::given)
+    CA_RETURN_IF_ERROR(scope.allocate(&params.slots, matrix));
+  if (single) {
+    CA_RETURN_IF_ERROR(scope.allocate(&params.own_cluster, tokens));
+    CA_RETURN_IF_ERROR(scope.allocate(&params.own_slot, tokens));
+  }
+  CA_RETURN_IF_ERROR(scope.allocate(&params.order, sorted));
+  CA_RETURN_IF_ERROR(scope.allocate(&params.counts, lists));
+  CA_RETURN_IF_ERROR(scope.allocate(&params.members, checked_size(lists, params.cluster_size)));
+  CA_RETURN_IF_ERROR(
+      scope.allocate(&params.intra, checked_size(summary_values, params.cluster_size)));
+  CA_RETURN_IF_ERROR(scope.allocate(&params.inter, summary_values));
+  CA_RETURN_IF_ERROR(scope.allocate(&params.inter_not_finite,
+                                    checked_size(summaries, value_blocks_of(params.value_dim))));
+  return scope.allocate(&params.covered, params.batch);
+}
+
+Status launch_selection(Session& session, const CastParams& params) {
+  // grids: clusters x batch entries; batch entries
+  const int64_t lists = params.batch * params.clusters;
+  switch (params.selection) {
+    case Selection::top_k:
+      return launch(session, lists, kSelectionThreads, selection_layout(params.cluster_size).bytes,
+                    select_members, params);
+    case Selection::single_assignment:
+      return launch(session, params.batch, kSelectionThreads,
+                    static_cast<int64_t>(sizeof(RoundData)), assign_members, params);
+    case Selection::given:
+      return launch(session, lists, kSelectionThreads,
+                    kWarp * static_cast<int64_t>(sizeof(int32_t)), take_members, params);
+  }
+  return {StatusCode::unsupported, "assignment", -1};
+}
+
+/// Tiles of queries that a block keeps: all, where that leaves room for another block.
+template <bool kSplit>
+int query_tiles_of(const Session& session, int64_t dim) {
+  constexpr int64_t kEnough = 110 * 1024;
+  const int64_t room = session.shared_bytes() < kEnough ? session.shared_bytes() : kEnough;
+  const int64_t tiles = tiles_of(dim);
+  const bool fits = tiles <= 4 && combination_layout<kSplit>(static_cast<int>(tiles)).bytes <= room;
+  return fits ? static_cast<int>(tiles) : 1;
+}
+
+template <bool kSplit>
+Status launch_cast(Session& session, CastParams& params) {
+  params.query_tiles = query_tiles_of<kSplit>(session, params.dim);
+  const int64_t sequences = params.batch * params.heads;
+  const int64_t tiles = token_tiles(params.tokens);
+  const int64_t value_blocks = value_blocks_of(params.value_dim);
+  if (params.selection != Selection::given) {
+    // grid: tiles of tokens x batch entries
+    CA_RETURN_IF_ERROR(launch(session, params.batch * tiles, kTileThreads,
+                              affinity_layout<kSplit>().bytes, cast_affinity<kSplit>, params));
+  }
+  CA_RETURN_IF_ERROR(launch_selection(session, params));
+  // grid: 128 value columns x tiles of a cluster's queries x clusters x sequences
+  CA_RETURN_IF_ERROR(launch(
+      session, sequences * params.clusters * member_tiles(params.cluster_size) * value_blocks,
+      kTileThreads, cluster_layout<kSplit>(params.query_tiles).bytes, cast_clusters<kSplit>,
+      params));
+  // grid: 128 value columns x tiles of tokens x sequences
+  return launch(session, sequences * tiles * value_blocks, kTileThreads,
+                combination_layout<kSplit>(params.query_tiles).bytes, cast_combination<kSplit>,
+                params);
+}
+
+}  // namespace
+
+Status cast_attention(Session& session, const CastAttentionProblem& problem, const Call& call) {
+  CastParams params = cast_params(session, problem, call);
+  DeviceWorkspace::Scope scope(session.workspace());
+  CA_RETURN_IF_ERROR(allocate(scope, params));
+  CA_RETURN_IF_ERROR(session.tickets(params.batch, &params.tickets));
+  return call.precision == Precision::float32 ? launch_cast<true>(session, params)
+                                              : launch_cast<false>(session, params);
+}
+
+}  // namespace cluster_attention::cuda

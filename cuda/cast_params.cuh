@@ -1,0 +1,114 @@
+#pragma once
+
+// What the kernels of CAST (§7) share; what is computed is said in cast_attention.h.
+
+#include "cuda/assignment.cuh"
+#include "native/core/order.h"
+#include "native/core/softmax_state.h"
+
+namespace cluster_attention::cuda {
+
+struct CastParams {
+  int64_t batch = 0;
+  int64_t heads = 0;
+  int64_t tokens = 0;                // N
+  int64_t dim = 0;                   // D
+  int64_t value_dim = 0;             // E
+  int64_t clusters = 0;              // C
+  int64_t cluster_size = 0;          // kappa
+  Tensor query;                      // (B,H,N,D)
+  Tensor key;                        // (B,H,N,D)
+  Tensor value;                      // (B,H,N,E)
+  Tensor surrogates;                 // (H,C,D), the same for the batch
+  const float* gate = nullptr;       // (B,N)
+  bool round_gate = false;           // to bfloat16
+  const int32_t* lengths = nullptr;  // (B)
+  Selection selection = Selection::top_k;
+  Activation activation = Activation::softmax;
+  bool has_scale = true;
+  float scale = 1.0f;
+  const int32_t* given = nullptr;  // (B,C,kappa)
+
+  // Functions of the gate logits phi.
+  float* query_factor = nullptr;  // (B,N): softplus1(phi)
+  float* key_factor = nullptr;    // (B,N): softplus1(-phi)
+
+  // Steps 1 and 2: A_g, from cluster to cluster and from token to token.
+  float* affinity = nullptr;      // first A_q, then A_g; (B,C,N), for single assignment (B,N,C)
+  float* key_affinity = nullptr;  // A_k, likewise
+  int64_t cluster_stride = 0;
+  int64_t token_stride = 0;
+
+  // Step 3.
+  /// Candidates to sort, a power of two per list: (B,order_size), each token's best affinity, or
+  /// for Top-K (B*C,order_size), where a cluster has too many members for shared memory.
+  unsigned long long* order = nullptr;
+  int64_t order_size = 0;
+  int32_t* counts = nullptr;       // (B,C)
+  int32_t* members = nullptr;      // (B,C,kappa)
+  int32_t* slots = nullptr;        // (B,C,N): the place of a token in a cluster, or -1
+  int32_t* own_cluster = nullptr;  // (B,N), single assignment, in the place of slots
+  int32_t* own_slot = nullptr;     // (B,N)
+
+  // Steps 4 and 5.
+  float* intra = nullptr;               // R_intra (B*H,C,kappa,E)
+  float* inter = nullptr;               // R_inter (B*H,C,E)
+  int32_t* inter_not_finite = nullptr;  // (value blocks,B*H,C)
+
+  OutputRows output;  // (B,H,N,E)
+  Storage storage = Storage::float32;
+  int32_t* indices = nullptr;   // (B,C,kappa), optional
+  double* coverage = nullptr;   // (B), optional
+  int32_t* covered = nullptr;   // (B), tokens in some cluster
+  uint32_t* tickets = nullptr;  // (B)
+  int query_tiles = 1;
+  Flags* flags = nullptr;
+
+  __device__ int64_t real_tokens(int64_t b) const {
+    return lengths != nullptr ? lengths[b] : tokens;
+  }
+  /// What multiplies the logits of a product with `keys` keys.
+  __device__ float product_scale(int64_t keys) const {
+    if (activation == Activation::laplace && !has_scale) return 1.0f / static_cast<float>(keys);
+    return scale;
+  }
+  __device__ bool selects() const { return selection != Selection::given; }
+};
+
+/// Blocks of tokens of a sequence, at least one.
+CA_HOST_DEVICE inline int64_t token_tiles(int64_t tokens) {
+  return tokens > 0 ? tiles_of(tokens) : 1;
+}
+
+/// The Laplace function 0.5 (1 + erf((x - mu) / (sigma sqrt 2))); small results are the tail of a
+/// complementary error function, never 1 - erf.
+__device__ inline float laplace(float x) {
+  constexpr float kMean = 0.707107f;
+  constexpr float kInverseWidth = static_cast<float>(1.0 / (0.282095 * 1.41421356237309504880));
+  return 0.5f * erfcf((kMean - x) * kInverseWidth);
+}
+
+struct Gates {
+  float query_gate;  // sigma(phi), step 2
+  float key_gate;    // 1 - sigma(phi)
+};
+
+/// Gates of one token, in double precision; writes its factors.
+__device__ inline Gates open_gate(const CastParams& params, int64_t batch, int64_t token) {
+  const int64_t place = batch * params.tokens + token;
+  const float logit =
+      params.round_gate ? round_to_bfloat16(params.gate[place]) : params.gate[place];
+  const double phi = logit;
+  const double tail = exp(-fabs(phi));
+  const double larger = 1.0 / (1.0 + tail);  // sigma(|phi|)
+  const double smaller = tail / (1.0 + tail);
+  const double softplus = log1p(tail) + 1.0;  // softplus1(-|phi|)
+  const bool negative = phi < 0.0;
+  params.query_factor[place] = static_cast<float>(softplus + (negative ? 0.0 : phi));
+  params.key_factor[place] = static_cast<float>(softplus + (negative ? -phi : 0.0));
+  if (!is_number(logit)) mark_non_finite(params.flags);
+  return {static_cast<float>(negative ? smaller : larger),
+          static_cast<float>(negative ? larger : smaller)};
+}
+
+}  // namespace cluster_attention::cuda

@@ -1,0 +1,27 @@
+#pragma once
+
+// §6 Centroid attention on the GPU. Launches: one pass and one merge with at most 64 centroids, one
+// more with more centroids, one more for the objective, one more for the labels of
+// Normalize::inputs: at most four. With neighbors four, and a fifth for the objective.
+
+#include "cuda/backend.h"
+
+namespace cluster_attention::cuda {
+
+Status centroid_attention(Session& session, const CentroidAttentionProblem& problem,
+                          const Call& call);
+
+/// How the arrays of a centroid attention inside another operation are stored and read.
+struct CentroidOperands {
+  Storage query = Storage::float32;
+  Storage inputs = Storage::float32;  // keys and values
+  Storage output = Storage::float32;
+  bool split = true;          // float32 products; else bfloat16 ones
+  bool round_inputs = false;  // keys and values to bfloat16 as they are read
+  bool round_weights = false;
+};
+
+Status centroid_attention(Session& session, const CentroidAttentionProblem& problem,
+                          const CentroidOperands& operands);
+
+}  // namespace cluster_attention::cuda

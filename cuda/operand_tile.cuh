@@ -1,0 +1,197 @@
+#pragma once
+
+// Tiles of 64 x 64 operands in shared memory and their products on tensor cores, for blocks of four
+// warps of which each owns 16 of the 64 rows of the result:
+//
+//   scores (64,64) += rows (64,depth) x columns (64,depth)^T      add_scores
+//   output (64,64) += weights (64,64) x values (64,64)            add_values
+//
+// float32 operands are cut in two bfloat16 each (kSplit, see mma.cuh); otherwise they are rounded
+// to bfloat16. Accumulation is float32. Rows are taken from device memory by position, so that
+// lists of members, inputs of weight 0 and the ends of sequences are all met by the same loop:
+// position -1 is a row of zeros, and nothing is read for it.
+
+#include "cuda/primitives/mma.cuh"
+#include "cuda/rows.cuh"
+
+namespace cluster_attention::cuda {
+
+constexpr int kTile = 64;
+constexpr int kTileWarps = kTile / 16;
+constexpr int kTileThreads = kTileWarps * kWarp;
+/// From row to row of a tile: eight rows of 16 bytes then lie in different banks.
+constexpr int kTilePitch = kTile + 8;
+/// Tiles of 8 columns of a warp's scores or output.
+constexpr int kTileColumns = kTile / 8;
+
+/// 16 rows and 64 columns of the block's product, in the registers of one warp.
+using TileSums = FragmentD[kTileColumns];
+
+/// 64 rows of 64 numbers.
+template <bool kSplit>
+struct alignas(16) OperandTile {
+  bfloat16 high[kTile * kTilePitch];
+  bfloat16 low[kSplit ? kTile * kTilePitch : 8];
+};
+
+/// Where the elements of a thread lie in the product: d[0], d[1] in row(0), d[2], d[3] in row(1).
+struct TilePlace {
+  int group;
+  int pair;
+
+  __device__ TilePlace() : group(lane_index() / 4), pair(lane_index() % 4 * 2) {}
+
+  __device__ int row(int half) const { return 16 * warp_index() + group + 8 * half; }
+  __device__ int column(int tile, int element) const { return 8 * tile + pair + element; }
+};
+
+__device__ inline void clear(TileSums& sums) {
+#pragma unroll
+  for (int n = 0; n < kTileColumns; ++n) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) sums[n][i] = 0.0f;
+  }
+}
+
+/// Fills a tile with elements [first, first + 64) of the rows at `position` (64, shared memory;
+/// kNoRow: zeros); what lies past `width` is 0. All threads of the block call it; a barrier must
+/// follow.
+template <bool kSplit>
+__device__ void load_tile(OperandTile<kSplit>& tile, const Rows& source, const int32_t* position,
+                          int64_t first, int64_t width) {
+  const int count = width - first < kTile ? static_cast<int>(width - first) : kTile;
+  const int pairs = (count + 15) / 16 * 8;
+  const int column = 2 * lane_index();
+  const bool plain = source.is_plain();
+  if (lane_index() >= pairs) return;
+  // One row per warp: its elements are neighbours in memory.
+  for (int row = warp_index(); row < kTile; row += kTileWarps) {
+    float x = 0.0f;
+    float y = 0.0f;
+    const int32_t at = position[row];
+    if (at != kNoRow && plain) {
+      const float* elements = source.plain_row(at) + first + column;
+      if (column < count) x = elements[0];
+      if (column + 1 < count) y = elements[1];
+    } else if (at != kNoRow) {
+      if (column < count) x = source.element(at, first + column);
+      if (column + 1 < count) y = source.element(at, first + column + 1);
+    }
+    const int place = row * kTilePitch + column;
+    if constexpr (kSplit) {
+      uint32_t high, low;
+      split_pair(x, y, high, low);
+      *reinterpret_cast<uint32_t*>(tile.high + place) = high;
+      *reinterpret_cast<uint32_t*>(tile.low + place) = low;
+    } else {
+      *reinterpret_cast<uint32_t*>(tile.high + place) = pack_bfloat16(x, y);
+    }
+  }
+}
+
+/// scores += rows x columns^T over the first `depth` elements (at most 64) of both tiles.
+template <bool kSplit>
+__device__ void add_scores(TileSums& scores, const OperandTile<kSplit>& rows,
+                           const OperandTile<kSplit>& columns, int64_t depth) {
+  // A: lane l names row l % 16 of the warp's rows, at depth 0 or 8; B: row l % 8 (+ 8) of two tiles
+  const int lane = lane_index();
+  const int a_place = (16 * warp_index() + lane % 16) * kTilePitch + lane / 16 * 8;
+  const int b_place = (lane % 8 + lane / 16 * 8) * kTilePitch + lane / 8 % 2 * 8;
+  for (int k = 0; k < depth && k < kTile; k += 16) {
+    FragmentA high, low;
+    load_tiles(high, rows.high + a_place + k);
+    if constexpr (kSplit) load_tiles(low, rows.low + a_place + k);
+#pragma unroll
+    for (int n = 0; n < kTileColumns; n += 2) {
+      uint32_t b_high[4], b_low[4];
+      load_tiles(b_high, columns.high + b_place + 8 * n * kTilePitch + k);
+      if constexpr (kSplit) load_tiles(b_low, columns.low + b_place + 8 * n * kTilePitch + k);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const FragmentB high_b = {b_high[2 * i], b_high[2 * i + 1]};
+        if constexpr (kSplit) {
+          const FragmentB low_b = {b_low[2 * i], b_low[2 * i + 1]};
+          mma_split_16x8x16(scores[n + i], high, low, high_b, low_b);
+        } else {
+          mma_bf16_16x8x16(scores[n + i], high, high_b);
+        }
+      }
+    }
+  }
+}
+
+/// output += weights x values; `columns` of the values' 64 are wanted.
+template <bool kSplit>
+__device__ void add_values(TileSums& output, const TileSums& weights,
+                           const OperandTile<kSplit>& values, int64_t columns) {
+  // B: lane l names row l % 16 of 16 positions, in column tile 0 or 1
+  __syncwarp();  // lanes may have parted where the weights were made
+  const int lane = lane_index();
+  const int b_place = lane % 16 * kTilePitch + lane / 16 * 8;
+#pragma unroll
+  for (int k = 0; k < kTile / 16; ++k) {
+    const FragmentD& left = weights[2 * k];
+    const FragmentD& right = weights[2 * k + 1];
+    FragmentA high, low;
+    if constexpr (kSplit) {
+      split_pair(left[0], left[1], high[0], low[0]);
+      split_pair(left[2], left[3], high[1], low[1]);
+      split_pair(right[0], right[1], high[2], low[2]);
+      split_pair(right[2], right[3], high[3], low[3]);
+    } else {
+      high[0] = pack_bfloat16(left[0], left[1]);
+      high[1] = pack_bfloat16(left[2], left[3]);
+      high[2] = pack_bfloat16(right[0], right[1]);
+      high[3] = pack_bfloat16(right[2], right[3]);
+    }
+#pragma unroll
+    for (int n = 0; n < kTileColumns; n += 2) {
+      if (8 * n >= columns) break;
+      uint32_t b_high[4], b_low[4];
+      load_tiles_transposed(b_high, values.high + b_place + 16 * k * kTilePitch + 8 * n);
+      if constexpr (kSplit) {
+        load_tiles_transposed(b_low, values.low + b_place + 16 * k * kTilePitch + 8 * n);
+      }
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const FragmentB high_b = {b_high[2 * i], b_high[2 * i + 1]};
+        if constexpr (kSplit) {
+          const FragmentB low_b = {b_low[2 * i], b_low[2 * i + 1]};
+          mma_split_16x8x16(output[n + i], high, low, high_b, low_b);
+        } else {
+          mma_bf16_16x8x16(output[n + i], high, high_b);
+        }
+      }
+    }
+  }
+}
+
+/// scores += rows x columns^T over all of `dim`, 64 elements at a time. `rows` are the tiles of the
+/// block's rows: where there are enough for all of dim they are filled when `load_rows` says so and
+/// stay, else the first one is filled again and again. The positions must be visible, and the tiles
+/// free, to all threads.
+template <bool kSplit>
+__device__ void multiply_rows(TileSums& scores, OperandTile<kSplit>* row_tiles, int row_tile_count,
+                              bool load_rows, const Rows& rows, const int32_t* row_position,
+                              OperandTile<kSplit>& column_tile, const Rows& columns,
+                              const int32_t* column_position, int64_t dim) {
+  const bool resident = static_cast<int64_t>(row_tile_count) * kTile >= dim;
+  for (int64_t first = 0; first < dim; first += kTile) {
+    if (first > 0) __syncthreads();  // the tiles are used up
+    OperandTile<kSplit>& row_tile = row_tiles[resident ? first / kTile : 0];
+    if (load_rows || !resident) load_tile(row_tile, rows, row_position, first, dim);
+    load_tile(column_tile, columns, column_position, first, dim);
+    __syncthreads();
+    add_scores(scores, row_tile, column_tile, dim - first);
+  }
+}
+
+/// 2^((from - to) exponent), nothing for a maximum of nothing.
+__device__ inline float rescale(float from, float to, float exponent) {
+  return from == -INFINITY ? 0.0f : exp2f((from - to) * exponent);
+}
+
+/// Neither NaN nor infinite.
+__device__ inline bool is_number(float x) { return fabsf(x) < INFINITY; }
+
+}  // namespace cluster_attention::cuda

@@ -1,0 +1,68 @@
+#pragma once
+
+// What centroid_start.cuh reads; launchers of other files fill it.
+
+#include "cuda/primitives/flags.cuh"
+#include "cuda/rows.cuh"
+#include "native/core/problem.h"
+#include "native/core/random.h"
+
+namespace cluster_attention::cuda {
+
+struct StartParams {
+  int64_t batch = 0;
+  int64_t length = 0;                // N
+  int64_t dim = 0;                   // d
+  int64_t count = 0;                 // M
+  Tensor inputs;                     // (batch,N,d)
+  const int32_t* lengths = nullptr;  // (batch): real inputs, or active ones where `index` is given
+  const int32_t* index = nullptr;    // (batch,N): positions of the active inputs
+  const float* initial = nullptr;    // (batch,M,d) for PoolStart::given
+  bool round_initial = false;        // to bfloat16
+  bool keep_given = false;           // all given centroids, however few the inputs
+  PoolStart start = PoolStart::stride;
+  uint64_t seed = 0;
+  bool unit_rows = false;  // distances between unit-normalised rows
+  int64_t draw = 0;        // the row that this launch chooses
+
+  double* scales = nullptr;                      // (batch,N): 1 / |row|, of unit rows
+  float* distances = nullptr;                    // (batch,N), to the nearest chosen row
+  uint8_t* taken = nullptr;                      // (batch,N)
+  double* chunk_sums = nullptr;                  // (batch,chunks)
+  unsigned long long* chunk_farthest = nullptr;  // (batch,chunks): Candidate
+  int32_t* chosen = nullptr;                     // (batch,M)
+  uint32_t* tickets = nullptr;                   // (batch)
+
+  float* centroids = nullptr;  // (batch,M,d)
+  float* output = nullptr;     // the same as they are stored
+  Storage storage = Storage::float32;
+  Flags* flags = nullptr;
+
+  __device__ int64_t real(int64_t b) const { return lengths != nullptr ? lengths[b] : length; }
+  /// Centroids of a sequence that are not padding.
+  __device__ int64_t real_count(int64_t b) const {
+    return keep_given || count < real(b) ? count : real(b);
+  }
+  __device__ int64_t position(int64_t b, int64_t i) const {
+    return index != nullptr ? index[b * length + i] : i;
+  }
+  /// The row with which k-means++ and farthest points begin.
+  __device__ int64_t first_row(int64_t b) const {
+    if (start == PoolStart::farthest) return 0;
+    return static_cast<int64_t>(random_uniform(seed, RandomStream::plus_plus, 0) *
+                                static_cast<double>(real(b)));
+  }
+};
+
+/// Which inputs take part, where some may have weight 0.
+struct ActiveParams {
+  int64_t length = 0;
+  int64_t most_centroids = 0;
+  bool given = false;              // the start: then all centroids are real
+  const float* weights = nullptr;  // (batch,N)
+  int32_t* index = nullptr;        // (batch,N)
+  int32_t* counts = nullptr;       // (batch)
+  int32_t* centroids = nullptr;    // (batch): the real ones
+};
+
+}  // namespace cluster_attention::cuda

@@ -1,0 +1,348 @@
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "native/reference/cast_attention.h"
+#include "test/cuda/device.h"
+#include "test/native/cast_arrays.h"
+#include "test/native/compare.h"
+
+namespace cluster_attention::test {
+
+namespace {
+
+/// float32 products are made of three bfloat16 ones; three of them follow each other.
+constexpr double kSplitBound = 4e-5;
+/// Weights and values are rounded to bfloat16: 2^-9 each.
+constexpr double kRoundedBound = 0x1p-6;
+
+CastAttentionProblem on_device(CastAttentionProblem problem, Device& device, const Arrays& arrays) {
+  problem.inputs = device.inputs(problem.inputs, arrays);
+  problem.output = device.stored(problem.output, arrays);
+  problem.surrogates = device.at(problem.surrogates, arrays);
+  problem.gate = device.at(problem.gate, arrays);
+  problem.given_indices = device.at(problem.given_indices, arrays);
+  problem.indices = device.at(problem.indices, arrays);
+  problem.coverage = device.at(problem.coverage, arrays);
+  return problem;
+}
+
+/// Runs on the device with fresh outputs, which are brought back.
+Status run_there(CastArrays& fixture, bool* non_finite = nullptr,
+                 Precision precision = Precision::float32) {
+  fixture.arrays.poison();
+  Device device;
+  const CastAttentionProblem there = on_device(fixture.problem, device, fixture.arrays);
+  const Status status = device.run(Device::backend().operations.cast_attention, there, precision);
+  if (non_finite != nullptr) *non_finite = device.non_finite();
+  if (status.ok()) device.fetch(fixture.arrays);
+  return status;
+}
+
+/// The output and the coverage that belong to the tokens chosen.
+void check_results(const CastArrays& fixture, double bound) {
+  const std::vector<int32_t> chosen = fixture.indices();
+  CHECK_CLOSE(fixture.result(), reference::cast_attention(fixture.problem, chosen), bound);
+  CHECK_SAME(read(fixture.problem.coverage, fixture.inputs.shape.batch),
+             reference::cast_coverage(fixture.problem, chosen));
+}
+
+/// Each slot of Top-K holds a token of the score that the reference has there.
+void check_top_k(const CastArrays& fixture) {
+  const CastAttentionProblem& problem = fixture.problem;
+  const std::vector<int32_t> actual = fixture.indices();
+  const std::vector<int32_t> expected = reference::cast_indices(problem);
+  const int64_t per_batch = problem.clusters * problem.cluster_size;
+  for (int64_t b = 0; b < fixture.inputs.shape.batch; ++b) {
+    const reference::Matrix scores = reference::cast_gate_scores(problem, b);
+    for (int64_t i = 0; i < per_batch; ++i) {
+      const int32_t mine = actual[b * per_batch + i];
+      const int32_t theirs = expected[b * per_batch + i];
+      if (mine == theirs) continue;
+      const bool usable = mine >= 0 && theirs >= 0 && mine < scores.rows();
+      const int64_t cluster = i / problem.cluster_size;
+      CHECK(usable && std::abs(scores(mine, cluster) - scores(theirs, cluster)) < 1e-5);
+    }
+  }
+}
+
+/// Every real token has one slot, every slot one token.
+void check_single(const CastArrays& fixture) {
+  const CastAttentionProblem& problem = fixture.problem;
+  const AttentionInputs& in = fixture.inputs;
+  const std::vector<int32_t> indices = fixture.indices();
+  const int64_t per_batch = problem.clusters * problem.cluster_size;
+  for (int64_t b = 0; b < in.shape.batch; ++b) {
+    const int64_t real = real_length(in.key_lengths, b, in.shape.key_length);
+    std::vector<int32_t> found(indices.begin() + b * per_batch,
+                               indices.begin() + (b + 1) * per_batch);
+    found.erase(std::remove(found.begin(), found.end(), -1), found.end());
+    std::sort(found.begin(), found.end());
+    std::vector<int32_t> expected(real);
+    std::iota(expected.begin(), expected.end(), 0);
+    CHECK_SAME(found, expected);
+  }
+}
+
+TEST_ONCE("CUDA CAST: matches the reference") {
+  for (const Case& one : cases()) {
+    for (Selection selection : kSelections) {
+      for (Activation activation : kActivations) {
+        for (bool has_scale : {true, false}) {
+          const bool softmax = activation == Activation::softmax;
+          if (!has_scale && softmax) continue;
+          // One run of the long ones for each selection.
+          const bool long_run = softmax == (selection == Selection::top_k) && has_scale;
+          if (one.key_length > 1000 && !long_run) continue;
+          const Scope scope(one.name + cast_options_name(selection, activation) +
+                            (has_scale ? "" : " default scale"));
+          CastArrays fixture(one, selection, activation);
+          fixture.problem.has_scale = has_scale;
+          bool non_finite = true;
+          CHECK_EQUAL(describe(run_there(fixture, &non_finite)), "ok");
+          CHECK(!non_finite);
+          fixture.arrays.snapshot();
+          if (selection == Selection::top_k) check_top_k(fixture);
+          if (selection == Selection::single_assignment) check_single(fixture);
+          check_results(fixture, kSplitBound);
+        }
+      }
+    }
+  }
+}
+
+/// Sizes around the tiles of 64: several tiles of clusters and of members, wide rows.
+std::vector<Case> tile_cases() {
+  std::vector<Case> list;
+  const int64_t sizes[][5] = {{65, 63, 65, 63, 4},    {64, 64, 64, 64, 3},  {127, 130, 129, 65, 20},
+                              {300, 16, 200, 9, 130}, {150, 70, 8, 128, 2}, {90, 256, 256, 30, 3}};
+  for (const auto& size : sizes) {
+    Case one = find_case("usual");
+    one.name = "tiles " + std::to_string(list.size());
+    one.batch = 1;
+    one.query_length = one.key_length = size[0];
+    one.head_dim = size[1];
+    one.value_dim = size[2];
+    one.cluster_size = size[3];
+    one.clusters = size[4];
+    one.layout = list.size() % 2 == 0 ? Layout::bhld : Layout::blhd;
+    list.push_back(one);
+  }
+  return list;
+}
+
+TEST_ONCE("CUDA CAST: sizes around the tiles") {
+  for (const Case& one : tile_cases()) {
+    for (Selection selection : kSelections) {
+      for (Activation activation : kActivations) {
+        const Scope scope(one.name + cast_options_name(selection, activation));
+        CastArrays fixture(one, selection, activation);
+        CHECK_EQUAL(describe(run_there(fixture)), "ok");
+        fixture.arrays.snapshot();
+        if (selection == Selection::top_k) check_top_k(fixture);
+        if (selection == Selection::single_assignment) check_single(fixture);
+        check_results(fixture, kSplitBound);
+      }
+    }
+  }
+}
+
+/// Surrogates of zeros and a gate of one half give every token the same score; one token in seven
+/// gets a better one for one cluster.
+void make_ties(CastArrays& fixture) {
+  const AttentionShape& shape = fixture.inputs.shape;
+  const int64_t surrogates = shape.heads * fixture.problem.clusters * shape.head_dim;
+  std::fill_n(fixture.surrogates, surrogates, 0.0f);
+  std::fill_n(fixture.gate, shape.batch * shape.key_length, 0.0f);
+  for (int64_t i = 0; i < surrogates; i += 5) fixture.surrogates[i] = 8.0f;
+  const int64_t rows = shape.batch * shape.heads * shape.key_length;
+  for (float* side : {fixture.query, fixture.key}) {
+    for (int64_t i = 0; i < rows * shape.head_dim; ++i) {
+      if (side[i] == side[i]) side[i] = i % 7 == 0 ? 1.0f : 0.0f;
+    }
+  }
+}
+
+TEST_ONCE("CUDA CAST: the tokens chosen equal the CPU's, ties included") {
+  std::vector<Case> list = tile_cases();
+  for (const char* name : {"prime", "ragged", "ragged-keys", "slots-over-tokens",
+                           "slots-under-tokens", "cluster-size-over-tokens", "long-keys"}) {
+    list.push_back(find_case(name));
+  }
+  for (const Case& one : list) {
+    for (Selection selection : {Selection::top_k, Selection::single_assignment}) {
+      const Scope scope(one.name + cast_options_name(selection, Activation::laplace));
+      // The function of one score alone: no sum over the clusters rounds.
+      CastArrays fixture(one, selection, Activation::laplace);
+      make_ties(fixture);
+      CHECK_RUNS(fixture.problem, fixture.arrays);
+      const std::vector<int32_t> expected = fixture.indices();
+      CHECK_EQUAL(describe(run_there(fixture)), "ok");
+      CHECK_SAME(fixture.indices(), expected);
+    }
+  }
+}
+
+TEST_ONCE("CUDA CAST: more members than shared memory sorts") {
+  Case one = find_case("long-keys");
+  one.cluster_size = 2100;
+  one.clusters = 1;
+  one.head_dim = one.value_dim = 1;
+  CastArrays fixture(one, Selection::top_k, Activation::laplace);
+  make_ties(fixture);
+  CHECK_RUNS(fixture.problem, fixture.arrays);
+  const std::vector<int32_t> expected = fixture.indices();
+  const std::vector<float> output = fixture.result();
+  CHECK_EQUAL(describe(run_there(fixture)), "ok");
+  CHECK_SAME(fixture.indices(), expected);
+  CHECK_CLOSE(fixture.result(), std::vector<double>(output.begin(), output.end()), kSplitBound);
+}
+
+TEST_ONCE("CUDA CAST: scales of any size and sign") {
+  for (float scale : {0.0f, -0.5f, 4.0f}) {
+    for (Selection selection : kSelections) {
+      for (Activation activation : kActivations) {
+        const Scope scope("scale " + std::to_string(scale) +
+                          cast_options_name(selection, activation));
+        CastArrays fixture(find_case("prime"), selection, activation);
+        fixture.problem.inputs.scale = scale;
+        CHECK_EQUAL(describe(run_there(fixture)), "ok");
+        check_results(fixture, kSplitBound);
+      }
+    }
+  }
+}
+
+TEST_ONCE("CUDA CAST: given indices out of range or listed twice are named") {
+  for (int32_t bad : {-2, 53, 1 << 30}) {
+    CastArrays fixture(find_case("prime"), Selection::given);
+    fixture.given[80] = bad;
+    fixture.given[90] = bad;
+    CHECK_EQUAL(describe(run_there(fixture)), "out_of_range indices[80]");
+  }
+  CastArrays fixture(find_case("prime"), Selection::given);
+  std::iota(fixture.given + 77, fixture.given + 88, 0);  // a cluster of eleven slots
+  fixture.given[83] = 2;
+  fixture.given[86] = 2;
+  CHECK_EQUAL(describe(run_there(fixture)), "duplicate indices[83]");
+}
+
+TEST_ONCE("CUDA CAST: the same bits in every order of the threads, alone and in a batch") {
+  for (const char* name : {"ragged", "width-64-130"}) {
+    for (Selection selection : kSelections) {
+      for (Activation activation : kActivations) {
+        const Scope scope(name + cast_options_name(selection, activation));
+        CastArrays fixture(find_case(name), selection, activation);
+        CHECK_EQUAL(describe(run_there(fixture)), "ok");
+        const auto expected = fixture.arrays.snapshot();
+        in_every_thread_order([&] {
+          CHECK_EQUAL(describe(run_there(fixture)), "ok");
+          check_same_bytes(fixture.arrays.snapshot(), expected, "the order of the threads");
+        });
+        fixture.arrays.poison();
+        Device device;
+        const CastAttentionProblem there = on_device(fixture.problem, device, fixture.arrays);
+        for (int64_t b = 0; b < fixture.inputs.shape.batch; ++b) {
+          CHECK_EQUAL(describe(device.run(Device::backend().operations.cast_attention,
+                                          one_cast_batch(there, b))),
+                      "ok");
+        }
+        device.fetch(fixture.arrays);
+        check_same_bytes(fixture.arrays.snapshot(), expected, "running sequences one by one");
+      }
+    }
+  }
+}
+
+TEST_ONCE("CUDA CAST: optional outputs do not change the others") {
+  for (Selection selection : kSelections) {
+    CastArrays fixture(find_case("ragged"), selection);
+    CHECK_EQUAL(describe(run_there(fixture)), "ok");
+    const std::vector<float> expected = fixture.result();
+    fixture.problem.indices = nullptr;
+    fixture.problem.coverage = nullptr;
+    CHECK_EQUAL(describe(run_there(fixture)), "ok");
+    CHECK_SAME(fixture.result(), expected);
+  }
+}
+
+TEST_ONCE("CUDA CAST: NaN and Inf in rows that are read show") {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  for (Selection selection : kSelections) {
+    for (Activation activation : kActivations) {
+      CastArrays fixture(find_case("prime"), selection, activation);
+      if (selection == Selection::given) std::iota(fixture.given, fixture.given + 11, 0);
+      CHECK_EQUAL(describe(run_there(fixture)), "ok");
+      // The value of a token is read where the token is in a cluster.
+      const int32_t token = fixture.problem.indices[0];
+      float* const places[] = {fixture.query + 17 * 3 + 3, fixture.key + 17 * 3 + 3,
+                               fixture.surrogates + 17 * 3 + 3, fixture.gate + 3,
+                               fixture.value + 13 * token + 3};
+      for (size_t i = 0; i < 5; ++i) {
+        for (float bad : {std::numeric_limits<float>::quiet_NaN(), -kInfinity}) {
+          const Scope scope(cast_options_name(selection, activation) + " " + std::to_string(bad) +
+                            " in array " + std::to_string(i));
+          const float saved = *places[i];
+          *places[i] = bad;
+          bool non_finite = false;
+          CHECK_EQUAL(describe(run_there(fixture, &non_finite)), "ok");
+          CHECK(non_finite);
+          *places[i] = saved;
+        }
+      }
+    }
+  }
+}
+
+TEST_ONCE("CUDA CAST: a value that is not finite reaches the rows that depend on it") {
+  CastArrays fixture(find_case("prime"), Selection::given);
+  const AttentionShape& shape = fixture.inputs.shape;
+  std::iota(fixture.given, fixture.given + 11, 0);
+  fixture.value[13 * 5 + 3] = std::numeric_limits<float>::quiet_NaN();
+  fixture.arrays.poison();
+  Context context(1);
+  CHECK_EQUAL(describe(run(fixture.problem, {NonFinite::propagate, {}}, context)), "ok");
+  const std::vector<float> expected = fixture.result();
+  CHECK_EQUAL(describe(run_there(fixture)), "ok");
+  const std::vector<float> actual = fixture.result();
+  for (int64_t row = 0; row < shape.batch * shape.heads * shape.key_length; ++row) {
+    const int64_t place = row * shape.value_dim + 3;
+    CHECK_EQUAL(std::isnan(actual[place]), std::isnan(expected[place]));
+  }
+}
+
+void round_inputs(const CastArrays& fixture) {
+  const AttentionShape& shape = fixture.inputs.shape;
+  const int64_t rows = shape.batch * shape.heads * shape.key_length;
+  round_in_place({{fixture.query, rows * shape.head_dim},
+                  {fixture.key, rows * shape.head_dim},
+                  {fixture.value, rows * shape.value_dim},
+                  {fixture.surrogates, shape.heads * fixture.problem.clusters * shape.head_dim},
+                  {fixture.gate, shape.batch * shape.key_length}});
+}
+
+TEST_ONCE("CUDA CAST: bfloat16 operands and storage") {
+  for (const char* name : {"prime", "width-64-130", "ragged", "tile-129"}) {
+    for (Selection selection : kSelections) {
+      const Scope scope(name + cast_options_name(selection, Activation::softmax));
+      CastArrays fixture(find_case(name), selection);
+      round_inputs(fixture);
+      CHECK_EQUAL(describe(run_there(fixture, nullptr, Precision::bfloat16)), "ok");
+      check_results(fixture, kRoundedBound);
+      for (Precision precision : {Precision::float32, Precision::bfloat16}) {
+        fixture.arrays.poison();
+        Device device(cuda::Storage::bfloat16);
+        const CastAttentionProblem there = on_device(fixture.problem, device, fixture.arrays);
+        CHECK_EQUAL(
+            describe(device.run(Device::backend().operations.cast_attention, there, precision)),
+            "ok");
+        device.fetch(fixture.arrays);
+        check_results(fixture, kRoundedBound);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+}  // namespace cluster_attention::test
