@@ -55,6 +55,11 @@ fi
 if [ -x "$build/cuda_bench" ]; then
   step benchmark 60 "$build/cuda_bench"
 fi
+if [ -e "$root/build/gpu-bundle/run.sh" ]; then  # made by scripts/gpu-bundle.cjs
+  step javascript 30 sh "$root/build/gpu-bundle/run.sh"
+else
+  summary+=("javascript: no bundle")
+fi
 if python3 -c 'import torch' 2>/dev/null; then
   step sdpa 45 python3 "$root/bench/cuda/sdpa.py"
 else
