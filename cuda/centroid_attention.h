@@ -1,8 +1,9 @@
 #pragma once
 
-// §6 Centroid attention on the GPU. Launches: one pass and one merge with at most 64 centroids, one
-// more with more centroids, one more for the objective, one more for the labels of
-// Normalize::inputs: at most four. With neighbors four, and a fifth for the objective.
+// §6 Centroid attention on the GPU. Launches: one pass and one merge, one before them with more than
+// 64 centroids, one for the objective, and over the inputs one for labels: at most four. With
+// neighbors, four over the centroids and two over the inputs, one more for labels and one more for
+// the objective, which over the centroids needs the launch of the labels, too.
 
 #include "cuda/backend.h"
 
