@@ -49,7 +49,8 @@ export function describeMachine(): Machine {
     package: version,
     instructionSet: instructionSets.used,
     build,
-    cuda: cuda.reason ?? cuda.devices.map((device) => device.name).join(', '),
+    // The reason without its details: recordings are published, and paths are nobody's business.
+    cuda: cuda.reason?.split(':')[0] ?? cuda.devices.map((device) => device.name).join(', '),
     ...(commit !== undefined && { commit }),
   };
 }
