@@ -115,7 +115,7 @@ function runSuites() {
 const tools = {
   asan(filters) {
     proveAwake('asan', {
-      heap: /heap-buffer-overflow/,
+      heap: /heap-buffer-overflow|insufficient space/, // whichever of the two sees it first
       free: /heap-use-after-free/,
       overflow: /signed integer overflow/,
     });

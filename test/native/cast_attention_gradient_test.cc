@@ -83,7 +83,8 @@ void check_reference(GradientArrays& fixture, double bound = kRelativeL2) {
   const double magnitude = 0.1 * norm(expected.value);
   CHECK_CLOSE(fixture.query_gradient(), expected.query, bound, magnitude);
   CHECK_CLOSE(fixture.key_gradient(), expected.key, bound, magnitude);
-  CHECK_CLOSE(fixture.value_gradient(), expected.value, bound);
+  // Far in the tail of the Laplace function only its magnitude is certain.
+  CHECK_CLOSE(fixture.value_gradient(), expected.value, bound, 1e-9);
   CHECK_CLOSE(fixture.surrogates_gradient(), expected.surrogates, bound, magnitude);
   CHECK_CLOSE(fixture.gate_gradient(), expected.gate, bound, magnitude);
 }

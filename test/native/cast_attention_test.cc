@@ -51,7 +51,9 @@ void check_reference(Fixture& fixture) {
   fixture.arrays.snapshot();
   check_choices(fixture);
   const std::vector<int32_t> chosen = fixture.indices();
-  CHECK_CLOSE(fixture.result(), reference::cast_attention(fixture.problem, chosen));
+  // Far in the tail of the Laplace function only its magnitude is certain.
+  CHECK_CLOSE(fixture.result(), reference::cast_attention(fixture.problem, chosen), kRelativeL2,
+              1e-9);
   CHECK_SAME(read(fixture.problem.coverage, fixture.inputs.shape.batch),
              reference::cast_coverage(fixture.problem, chosen));
 }
