@@ -25,7 +25,7 @@ Status start(Session& session, PassParams params, int64_t sequences) {
   while (warps > 1 && bytes(warps) > session.shared_bytes()) warps = divide_up(warps, 2);
   if (bytes(warps) > session.shared_bytes() &&
       Tile::Sizes::layout(1).bytes <= session.shared_bytes()) {
-    return {StatusCode::unsupported, "topk", -1};
+    return {StatusCode::unsupported, "topK", -1};
   }
   params.tiles = divide_up(params.clusters, Tile::Sizes::kWarpRows * warps);
   return launch(session, sequences * params.tiles * params.stretches, kWarp * warps, bytes(warps),
