@@ -41,6 +41,7 @@ describe('the tarball', () => {
       'CONTRIBUTING.md',
       'LICENSE',
       'README.md',
+      'SECURITY.md',
       'dist/bench/page.css',
       'dist/bench/page.js',
       'package.json',
