@@ -1,7 +1,7 @@
 #pragma once
 
-// §6 Centroid attention on the GPU. Launches: one pass and one merge, one before them with more than
-// 64 centroids, one for the objective, and over the inputs one for labels: at most four. With
+// §6 Centroid attention on the GPU. Launches: one pass and one merge, one before them with more
+// than 64 centroids, one for the objective, and over the inputs one for labels: at most four. With
 // neighbors, four over the centroids and two over the inputs, one more for labels and one more for
 // the objective, which over the centroids needs the launch of the labels, too.
 
