@@ -19,132 +19,12 @@
 // enter the exponential as differences to their maximum, so scales of any size are met.
 // Layout: rows of any stride; padded inputs and those of weight 0 are never read. Any M, N, D, E.
 
-#include "cuda/operand_tile.cuh"
-#include "cuda/primitives/flags.cuh"
+#include "cuda/assignment_params.cuh"
+#include "cuda/column_softmax.cuh"
 #include "cuda/primitives/shared_memory.cuh"
-#include "native/core/problem.h"
 #include "native/core/softmax_state.h"
 
 namespace cluster_attention::cuda {
-
-struct AssignmentParams {
-  int64_t sequences = 0;  // B*H
-  int64_t heads = 1;
-  int64_t centroids = 0;  // M
-  int64_t inputs = 0;     // N
-  int64_t dim = 0;        // D
-  int64_t value_dim = 0;  // E; 0: only labels, masses and the objective are wanted
-  Tensor query;           // (B,H,M,D)
-  Tensor key;             // (B,H,N,D)
-  Tensor value;           // (B,H,N,E)
-  const int32_t* centroid_lengths = nullptr;  // (B)
-  const int32_t* input_lengths = nullptr;     // (B)
-  bool clamp_centroids = false;               // to the real inputs of a sequence
-
-  // Scores: sign (q.k column_scale_i + row_bias_j), k less the origin.
-  float sign = 1.0f;
-  const float* row_bias = nullptr;      // (B*H,M)
-  const float* column_scale = nullptr;  // (B,N)
-  const float* origin = nullptr;        // (B,D)
-
-  float exponent = 0.0f;  // >= 0: a_ji is proportional to 2^(exponent score)
-  bool hard = false;
-  const float* weights = nullptr;  // (B,N)
-  bool round_weights = false;      // to bfloat16
-
-  // The label of input i is argmax_j label_scale score_ji + label_bias_j.
-  float label_scale = 1.0f;
-  const float* label_bias = nullptr;  // (B*H,M)
-  int32_t* labels = nullptr;          // (B*H,N)
-  bool only_labels = false;           // of all sequences, by assignment_statistics
-  /// (B*H,64), active inputs of the first parts; where the sum is 1, the label is 0.
-  const int32_t* active_counts = nullptr;
-
-  // Per input, from assignment_statistics to assignment_pass.
-  float* maximum = nullptr;     // (B*H,N), of the scores
-  float* factor = nullptr;      // (B*H,N), w_i / sum
-  int32_t* best = nullptr;      // (B*H,N), hard only
-  double* objective = nullptr;  // (B*H,objective_stride), optional
-  int64_t objective_stride = 0;
-
-  float* sums = nullptr;    // (B*H,sum_rows,E)
-  float* masses = nullptr;  // (B*H,sum_rows)
-  int64_t sum_rows = 0;
-  int query_tiles = 1;  // in shared memory
-  Flags* flags = nullptr;
-
-  __device__ int64_t real_inputs(int64_t batch) const {
-    return input_lengths != nullptr ? input_lengths[batch] : inputs;
-  }
-  __device__ int64_t real_centroids(int64_t batch) const {
-    const int64_t real = centroid_lengths != nullptr ? centroid_lengths[batch] : centroids;
-    const int64_t limit = real_inputs(batch);
-    return clamp_centroids && limit < real ? limit : real;
-  }
-  __device__ float weight(int64_t batch, int64_t input) const {
-    if (weights == nullptr) return 1.0f;
-    const float value = weights[batch * inputs + input];
-    return round_weights ? round_to_bfloat16(value) : value;
-  }
-};
-
-CA_HOST_DEVICE inline int64_t tiles_of(int64_t count) { return (count + kTile - 1) / kTile; }
-
-/// The most parts of a sequence; with several tiles of centroids these share the blocks out.
-constexpr int64_t kMaximumInputParts = 64;
-
-/// Parts into which `inputs` > 0 inputs are cut for `centroids` > 0 centroids.
-CA_HOST_DEVICE inline int64_t assignment_parts(int64_t inputs, int64_t centroids) {
-  constexpr int64_t kInputsPerPart = 256;
-  const int64_t most = kMaximumInputParts / tiles_of(centroids);
-  const int64_t parts = inputs / kInputsPerPart < most ? inputs / kInputsPerPart : most;
-  return parts < 1 ? 1 : parts;
-}
-
-/// The most that parts times centroids can be for any real sizes up to these: rows of sums.
-CA_HOST_DEVICE inline int64_t assignment_sum_rows(int64_t inputs, int64_t centroids) {
-  const int64_t by_inputs = centroids * assignment_parts(inputs, 1);
-  const int64_t by_parts =
-      centroids > kMaximumInputParts * kTile ? centroids : kMaximumInputParts * kTile;
-  return by_inputs < by_parts ? by_inputs : by_parts;
-}
-
-/// The most that parts times tiles of centroids can be, likewise, and at least one: blocks of a
-/// sequence.
-CA_HOST_DEVICE inline int64_t assignment_blocks(int64_t inputs, int64_t centroids) {
-  const int64_t tiles = centroids > 0 ? tiles_of(centroids) : 1;
-  const int64_t by_inputs = tiles * assignment_parts(inputs, 1);
-  const int64_t by_parts = tiles > kMaximumInputParts ? tiles : kMaximumInputParts;
-  return by_inputs < by_parts ? by_inputs : by_parts;
-}
-
-/// Inputs of one part: [begin, end).
-struct InputRange {
-  int64_t begin;
-  int64_t end;
-};
-
-CA_HOST_DEVICE inline InputRange assignment_part(int64_t inputs, int64_t parts, int64_t part) {
-  const int64_t size = tiles_of((inputs + parts - 1) / parts) * kTile;
-  const int64_t begin = part * size < inputs ? part * size : inputs;
-  return {begin, begin + size < inputs ? begin + size : inputs};
-}
-
-/// What a block knows of the 64 inputs at hand, and what its warps tell each other.
-struct ColumnData {
-  int32_t row_position[kTile];  // centroids
-  int32_t position[kTile];      // inputs; -1: padded, or of weight 0
-  float weight[kTile];
-  float scale[kTile];
-  float maximum[kTile];
-  float factor[kTile];  // first the sum, then w_i / sum
-  int32_t best[kTile];
-  double objective[kTile];
-  float exchange_maximum[kTileWarps][kTile];
-  float exchange_sum[kTileWarps][kTile];
-  float exchange_best[kTileWarps][kTile];
-  int32_t exchange_row[kTileWarps][kTile];
-};
 
 struct AssignmentLayout {
   int64_t columns;
@@ -164,14 +44,6 @@ CA_HOST_DEVICE AssignmentLayout assignment_layout(int query_tiles, bool with_val
   layout.query = parts.add<OperandTile<kSplit>>(query_tiles);
   layout.bytes = parts.bytes();
   return layout;
-}
-
-/// Positions of a tile of centroids, by the first 64 threads.
-__device__ inline void open_rows(int32_t* position, int64_t first, int64_t end) {
-  if (threadIdx.x < kTile) {
-    const int64_t row = first + threadIdx.x;
-    position[threadIdx.x] = row < end ? static_cast<int32_t>(row) : kNoRow;
-  }
 }
 
 /// Positions, weights and scales of inputs [first, first + 64), likewise.
@@ -211,119 +83,6 @@ __device__ inline bool finish_scores(TileSums& scores, const ColumnData& data,
   }
   return bad;
 }
-
-/// What a thread has seen of its 16 columns, in its own rows.
-struct ColumnState {
-  static constexpr int kColumns = 2 * kTileColumns;
-  float maximum[kColumns];
-  float sum[kColumns];  // of 2^(exponent (score - maximum))
-  float best[kColumns];
-  int32_t best_row[kColumns];
-
-  __device__ ColumnState() {
-    for (int c = 0; c < kColumns; ++c) {
-      maximum[c] = -INFINITY;
-      sum[c] = 0.0f;
-      best[c] = -INFINITY;
-      best_row[c] = 0;
-    }
-  }
-
-  /// Rows come in ascending order: of equal scores the first is kept.
-  __device__ void add(const TileSums& scores, float exponent, float label_scale,
-                      const float* label_bias, int64_t first_row, int64_t rows, bool with_sums,
-                      bool with_best) {
-    const TilePlace place;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int64_t row = first_row + place.row(half);
-      if (row >= rows) continue;
-      const float bias = label_bias != nullptr ? label_bias[row] : 0.0f;
-#pragma unroll
-      for (int c = 0; c < kColumns; ++c) {
-        const float score = scores[c / 2][2 * half + c % 2];
-        if (with_sums) {
-          if (score > maximum[c]) {
-            sum[c] = sum[c] * rescale(maximum[c], score, exponent) + 1.0f;
-            maximum[c] = score;
-          } else {
-            sum[c] += exp2f((score - maximum[c]) * exponent);
-          }
-        }
-        const float rank = score * label_scale + bias;
-        if (with_best && rank > best[c]) {
-          best[c] = rank;
-          best_row[c] = static_cast<int32_t>(row);
-        }
-      }
-    }
-  }
-
-  /// Joins the states of all threads into data.maximum, data.factor (the sum) and data.best.
-  __device__ void join(ColumnData& data, float exponent, bool with_sums, bool with_best) {
-    const TilePlace place;
-    const int warp = warp_index();
-#pragma unroll
-    for (int c = 0; c < kColumns; ++c) {
-      const int column = place.column(c / 2, c % 2);
-      if (with_sums) {
-        float joint = maximum[c];
-        for (int mask = 4; mask < kWarp; mask *= 2) joint = fmaxf(joint, shuffle_xor(joint, mask));
-        float total = sum[c] * rescale(maximum[c], joint, exponent);
-        for (int mask = 4; mask < kWarp; mask *= 2) total += shuffle_xor(total, mask);
-        if (place.group == 0) {
-          data.exchange_maximum[warp][column] = joint;
-          data.exchange_sum[warp][column] = total;
-        }
-      }
-      if (with_best) {
-        for (int mask = 4; mask < kWarp; mask *= 2) {
-          take(shuffle_xor(best[c], mask), shuffle_xor(best_row[c], mask), best[c], best_row[c]);
-        }
-        if (place.group == 0) {
-          data.exchange_best[warp][column] = best[c];
-          data.exchange_row[warp][column] = best_row[c];
-        }
-      }
-    }
-    __syncthreads();
-    if (threadIdx.x < kTile) join_warps(data, exponent, with_sums, with_best);
-    __syncthreads();
-  }
-
- private:
-  __device__ static void take(float other, int32_t other_row, float& value, int32_t& row) {
-    if (other > value || (other == value && other_row < row)) {
-      value = other;
-      row = other_row;
-    }
-  }
-
-  __device__ static void join_warps(ColumnData& data, float exponent, bool with_sums,
-                                    bool with_best) {
-    const int column = static_cast<int>(threadIdx.x);
-    if (with_sums) {
-      float joint = -INFINITY;
-      for (int w = 0; w < kTileWarps; ++w) joint = fmaxf(joint, data.exchange_maximum[w][column]);
-      float total = 0.0f;
-      for (int w = 0; w < kTileWarps; ++w) {
-        const float part = data.exchange_sum[w][column];
-        if (part != 0.0f)
-          total += part * rescale(data.exchange_maximum[w][column], joint, exponent);
-      }
-      data.maximum[column] = joint;
-      data.factor[column] = total;
-    }
-    if (with_best) {
-      float best = -INFINITY;
-      int32_t row = 0;
-      for (int w = 0; w < kTileWarps; ++w) {
-        take(data.exchange_best[w][column], data.exchange_row[w][column], best, row);
-      }
-      data.best[column] = row;
-    }
-  }
-};
 
 /// Natural log of sum_j exp of the scores, given their maximum and the sum relative to it.
 __device__ inline double log_sum_exp(float maximum, float exponent, float sum) {

@@ -7,16 +7,21 @@
 
 namespace cluster_attention::cuda {
 
-/// How many tiles of queries a block keeps in shared memory: all of them where that leaves room for
-/// another block, else one.
-template <bool kSplit>
-int assignment_query_tiles(const Session& session, int64_t dim) {
+/// How many 64-wide tiles of its rows a block keeps in shared memory: all of them, where
+/// bytes_of(tiles) leaves room for another block, else one.
+template <typename Bytes>
+int resident_tiles(const Session& session, int64_t dim, const Bytes& bytes_of) {
   constexpr int64_t kEnough = 110 * 1024;
   const int64_t room = session.shared_bytes() < kEnough ? session.shared_bytes() : kEnough;
   const int64_t tiles = tiles_of(dim);
-  const bool fits =
-      tiles <= 4 && assignment_layout<kSplit>(static_cast<int>(tiles), true).bytes <= room;
+  const bool fits = tiles <= 4 && bytes_of(static_cast<int>(tiles)) <= room;
   return fits ? static_cast<int>(tiles) : 1;
+}
+
+template <bool kSplit>
+int assignment_query_tiles(const Session& session, int64_t dim) {
+  return resident_tiles(session, dim,
+                        [](int tiles) { return assignment_layout<kSplit>(tiles, true).bytes; });
 }
 
 /// Statistics where there may be more than one tile of centroids, then the sums of the parts.

@@ -1,3 +1,4 @@
+#include "cuda/assignment.h"
 #include "cuda/cast_affinity.cuh"
 #include "cuda/cast_attention.h"
 #include "cuda/cast_clusters.cuh"
@@ -105,19 +106,10 @@ Status launch_selection(Session& session, const CastParams& params) {
   return {StatusCode::unsupported, "assignment", -1};
 }
 
-/// Tiles of queries that a block keeps: all, where that leaves room for another block.
-template <bool kSplit>
-int query_tiles_of(const Session& session, int64_t dim) {
-  constexpr int64_t kEnough = 110 * 1024;
-  const int64_t room = session.shared_bytes() < kEnough ? session.shared_bytes() : kEnough;
-  const int64_t tiles = tiles_of(dim);
-  const bool fits = tiles <= 4 && combination_layout<kSplit>(static_cast<int>(tiles)).bytes <= room;
-  return fits ? static_cast<int>(tiles) : 1;
-}
-
 template <bool kSplit>
 Status launch_cast(Session& session, CastParams& params) {
-  params.query_tiles = query_tiles_of<kSplit>(session, params.dim);
+  params.query_tiles = resident_tiles(
+      session, params.dim, [](int tiles) { return combination_layout<kSplit>(tiles).bytes; });
   const int64_t sequences = params.batch * params.heads;
   const int64_t tiles = token_tiles(params.tokens);
   const int64_t value_blocks = value_blocks_of(params.value_dim);
