@@ -10,7 +10,7 @@ const records = outcomes.flatMap(({ attention, history }) =>
 const chart = (y, label, type) => Plot.plot({
   width: 900, height: 380, marginLeft: 60, grid: true,
   color: { legend: true, scheme: 'observable10', domain: outcomes.map((o) => o.attention) },
-  x: { label: 'step' }, y: { label, type },
+  x: { label: 'step' }, y: { label, type, tickFormat: '~r' },
   marks: [Plot.ruleY(type === 'log' ? [] : [0]),
     Plot.lineY(records, { x: 'step', y, stroke: 'attention', strokeWidth: 2 })],
 });
@@ -58,7 +58,7 @@ export function chartPage(title: string, outcomes: readonly Outcome[]): string {
 <title>${title}</title>
 <style>${STYLE}</style>
 <h1>${title}</h1>
-<table>${row('th', COLUMNS)}${outcomes.map((outcome) => row('td', cells(outcome))).join('')}</table>
+<figure><table>${row('th', COLUMNS)}${outcomes.map((outcome) => row('td', cells(outcome))).join('')}</table></figure>
 <figure id="accuracy"></figure>
 <figure id="loss"></figure>
 <script type="application/json" id="outcomes">${JSON.stringify(outcomes)}</script>
