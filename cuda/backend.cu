@@ -1,17 +1,23 @@
 #include <cstring>
 
+#include "cuda/aggregate.h"
 #include "cuda/attention.h"
 #include "cuda/backend.h"
 #include "cuda/cast_attention.h"
 #include "cuda/centroid_attention.h"
 #include "cuda/centroid_encode.h"
 #include "cuda/centroid_pool.h"
+#include "cuda/broadcast.h"
 #include "cuda/clustered_attention.h"
 #include "cuda/errors.h"
 #include "cuda/hamming_kmeans.h"
 #include "cuda/hash.h"
+#include "cuda/kmeans.h"
+#include "cuda/matmul.h"
 #include "cuda/session.h"
+#include "cuda/sparse.h"
 #include "cuda/targets.h"
+#include "cuda/top_k.h"
 
 namespace cluster_attention::cuda {
 
@@ -137,6 +143,13 @@ Backend make_backend() {
   operations.centroid_pool = operate<CentroidPoolProblem, centroid_pool>;
   operations.centroid_encode = operate<CentroidEncodeProblem, centroid_encode>;
   operations.cast_attention = operate<CastAttentionProblem, cast_attention>;
+  operations.aggregate = operate<AggregateProblem, aggregate>;
+  operations.broadcast = operate<BroadcastProblem, broadcast>;
+  operations.kmeans = operate<KMeansProblem, kmeans>;
+  operations.matmul = operate<MatmulProblem, matmul>;
+  operations.sparse_dot = operate<SparseDotProblem, sparse_dot>;
+  operations.sparse_weighted_sum = operate<SparseWeightedSumProblem, sparse_weighted_sum>;
+  operations.top_k = operate<TopKProblem, top_k>;
   return backend;
 }
 

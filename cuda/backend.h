@@ -60,9 +60,9 @@ class Session;
 
 /// What an operation must know beside its problem. All pointers of the problem are of the device.
 struct Call {
-  /// Of query, key, value, inputs, scores, values and output (not of an `initial`, of weights,
-  /// planes, masses or anything else). Pointers to bfloat16 stand as pointers to float in the
-  /// problem; strides count elements all the same.
+  /// Of query, key, value, inputs, scores, a, b, values and output (not of an `initial`, of
+  /// weights, planes, masses or anything else). Pointers to bfloat16 stand as pointers to float in
+  /// the problem; strides count elements all the same.
   Storage storage = Storage::float32;
   Precision precision = Precision::float32;
   /// Polled before each launch; null when the call cannot be cancelled.
@@ -91,6 +91,7 @@ struct Operations {
   Operation<CentroidPoolProblem> centroid_pool = nullptr;
   Operation<CentroidEncodeProblem> centroid_encode = nullptr;
   Operation<CastAttentionProblem> cast_attention = nullptr;
+  Operation<MatmulProblem> matmul = nullptr;
 };
 
 struct Backend {

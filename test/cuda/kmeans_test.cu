@@ -1,0 +1,122 @@
+#include "test/cuda/same_as_cpu.h"
+#include "test/native/cases.h"
+#include "test/native/clustering_arrays.h"
+
+namespace cluster_attention::test {
+
+namespace {
+
+auto on_device(KMeansFixture& fixture) {
+  return [&](KMeansProblem problem, Device& device) {
+    Arrays& arrays = fixture.arrays;
+    problem.inputs = device.stored(problem.inputs, arrays);
+    problem.initial = device.at(problem.initial, arrays);
+    problem.lengths = device.at(problem.lengths, arrays);
+    problem.centroids = device.at(problem.centroids, arrays);
+    problem.labels = device.at(problem.labels, arrays);
+    problem.counts = device.at(problem.counts, arrays);
+    problem.inertia = device.at(problem.inertia, arrays);
+    problem.iterations = device.at(problem.iterations, arrays);
+    return problem;
+  };
+}
+
+const cuda::Operation<KMeansProblem> kKMeans = Device::backend().operations.kmeans;
+
+void check(KMeansFixture& fixture, const DeviceSettings& settings = {}) {
+  check_same_as_cpu(fixture.problem, fixture.arrays, kKMeans, on_device(fixture), settings);
+}
+
+/// Everything has the CPU's bits: labels, counts, iterations, centroids, and the inertia.
+TEST_ONCE("CUDA k-means: the CPU's bits from every start, under both metrics") {
+  int64_t turn = 0;  // the starts take turns, which keeps the model's time short
+  for (const Case& one : cases()) {
+    for (Metric metric : {Metric::euclidean, Metric::cosine}) {
+      const auto start = static_cast<KMeansStart>(turn++ % 3);
+      const Scope scope(one.name + " metric " + std::to_string(static_cast<int>(metric)) +
+                        " start " + std::to_string(static_cast<int>(start)));
+      KMeansFixture fixture(one, comparable_fill());
+      fixture.problem.metric = metric;
+      fixture.problem.start = start;
+      fixture.problem.max_iterations = 4;
+      fixture.problem.tolerance = start == KMeansStart::sample ? 0.0 : 1e-4;
+      check(fixture);
+    }
+  }
+}
+
+TEST_ONCE("CUDA k-means: ties, equal points, empty clusters") {
+  for (const char* name : {"prime", "ragged", "more-clusters-than-queries", "tile-129"}) {
+    for (KMeansStart start : {KMeansStart::plus_plus, KMeansStart::given}) {
+      for (int64_t iterations : {0, 1, 40}) {
+        const Scope scope(name);
+        KMeansFixture fixture(find_case(name), Fill::integer);
+        fixture.problem.start = start;
+        fixture.problem.max_iterations = iterations;
+        check(fixture);
+      }
+    }
+  }
+  const Case& which = find_case("prime");
+  const int64_t elements = which.batch * which.heads * which.query_length * which.head_dim;
+  for (float value : {0.0f, 3.0f}) {
+    for (Metric metric : {Metric::euclidean, Metric::cosine}) {
+      KMeansFixture fixture(which, std::vector<float>(static_cast<size_t>(elements), value));
+      fixture.problem.metric = metric;
+      check(fixture);
+    }
+  }
+}
+
+TEST_ONCE("CUDA k-means: a tolerance ends the iterations where it ends the CPU's") {
+  for (double tolerance : {1e-3, 0.1, 10.0}) {
+    for (Metric metric : {Metric::euclidean, Metric::cosine}) {
+      const Scope scope(std::to_string(tolerance));
+      KMeansFixture fixture(find_case("usual"), comparable_fill());
+      fixture.problem.tolerance = tolerance;
+      fixture.problem.metric = metric;
+      check(fixture);
+    }
+  }
+}
+
+/// More than one chunk of rows, part of a sort and tile of centroids.
+TEST_ONCE("CUDA k-means: long sequences, many centroids") {
+  Case which = find_case("prime-long");
+  which.query_length = 2503;
+  which.clusters = 131;
+  which.head_dim = 5;
+  for (KMeansStart start : {KMeansStart::plus_plus, KMeansStart::sample}) {
+    KMeansFixture fixture(which, comparable_fill());
+    fixture.problem.start = start;
+    fixture.problem.max_iterations = 2;
+    fixture.problem.tolerance = 1e-4;
+    check(fixture);
+  }
+}
+
+TEST_ONCE("CUDA k-means: bfloat16 rounds rows and starting centroids") {
+  for (cuda::Storage storage : {cuda::Storage::float32, cuda::Storage::bfloat16}) {
+    for (KMeansStart start : {KMeansStart::plus_plus, KMeansStart::given}) {
+      KMeansFixture fixture(find_case("prime"), comparable_fill());
+      fixture.problem.start = start;
+      fixture.problem.max_iterations = 3;
+      check(fixture, {storage, Precision::bfloat16});
+    }
+  }
+}
+
+TEST_ONCE("CUDA k-means: NaN and Inf are noticed, and cancellation is heard") {
+  KMeansFixture fixture(find_case("prime"), Fill::gaussian);
+  fixture.problem.start = KMeansStart::given;
+  fixture.problem.max_iterations = 2;
+  const auto map = on_device(fixture);
+  check_notices_non_finite(fixture.problem, fixture.arrays, kKMeans, map, fixture.inputs, 17 * 40);
+  check_notices_non_finite(fixture.problem, fixture.arrays, kKMeans, map, fixture.initial, 20);
+  const volatile int32_t abort = 1;
+  CHECK_EQUAL(device_status(fixture.problem, fixture.arrays, kKMeans, map, &abort), "cancelled");
+}
+
+}  // namespace
+
+}  // namespace cluster_attention::test
