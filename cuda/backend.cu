@@ -3,12 +3,13 @@
 #include "cuda/aggregate.h"
 #include "cuda/attention.h"
 #include "cuda/backend.h"
+#include "cuda/broadcast.h"
 #include "cuda/cast_attention.h"
 #include "cuda/centroid_attention.h"
 #include "cuda/centroid_encode.h"
 #include "cuda/centroid_pool.h"
-#include "cuda/broadcast.h"
 #include "cuda/clustered_attention.h"
+#include "cuda/clustering_gradient.h"
 #include "cuda/errors.h"
 #include "cuda/hamming_kmeans.h"
 #include "cuda/hash.h"
@@ -16,6 +17,7 @@
 #include "cuda/matmul.h"
 #include "cuda/session.h"
 #include "cuda/sparse.h"
+#include "cuda/sparse_gradient.h"
 #include "cuda/targets.h"
 #include "cuda/top_k.h"
 
@@ -150,6 +152,11 @@ Backend make_backend() {
   operations.sparse_dot = operate<SparseDotProblem, sparse_dot>;
   operations.sparse_weighted_sum = operate<SparseWeightedSumProblem, sparse_weighted_sum>;
   operations.top_k = operate<TopKProblem, top_k>;
+  operations.aggregate_gradient = operate<AggregateGradientProblem, aggregate_gradient>;
+  operations.broadcast_gradient = operate<BroadcastGradientProblem, broadcast_gradient>;
+  operations.sparse_dot_gradient = operate<SparseDotGradientProblem, sparse_dot_gradient>;
+  operations.sparse_weighted_sum_gradient =
+      operate<SparseWeightedSumGradientProblem, sparse_weighted_sum_gradient>;
   return backend;
 }
 

@@ -23,6 +23,7 @@
 
 #include <cstdint>
 
+#include "native/core/gradient_problem.h"
 #include "native/core/problem.h"
 #include "native/core/settings.h"
 #include "native/core/status.h"
@@ -92,6 +93,11 @@ struct Operations {
   Operation<CentroidEncodeProblem> centroid_encode = nullptr;
   Operation<CastAttentionProblem> cast_attention = nullptr;
   Operation<MatmulProblem> matmul = nullptr;
+  // Gradients; each is in the storage of the input that it belongs to.
+  Operation<AggregateGradientProblem> aggregate_gradient = nullptr;
+  Operation<BroadcastGradientProblem> broadcast_gradient = nullptr;
+  Operation<SparseDotGradientProblem> sparse_dot_gradient = nullptr;
+  Operation<SparseWeightedSumGradientProblem> sparse_weighted_sum_gradient = nullptr;
 };
 
 struct Backend {

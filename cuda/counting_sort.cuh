@@ -34,12 +34,19 @@ struct SortParams {
 
 /// Cuts the sequences of `sort.problem` into parts.
 inline void plan_sort(SortParams& sort) {
-  sort.part_rows = sort_part_rows(sort.problem.clusters);
+  sort.part_rows =
+      sort.problem.part_rows > 0 ? sort.problem.part_rows : sort_part_rows(sort.problem.clusters);
   sort.parts = divide_up(sort.problem.length, sort.part_rows);
   if (sort.parts == 0) sort.parts = 1;
   sort.blocks = divide_up(sort.parts, kSortWarps);
   sort.label_bits = 0;
   while (int64_t{1} << sort.label_bits < sort.problem.clusters) ++sort.label_bits;
+}
+
+__device__ inline int64_t real_rows(const SortProblem& problem, int64_t sequence) {
+  return problem.lengths == nullptr
+             ? problem.length
+             : problem.lengths[sequence / problem.heads] * problem.length_unit;
 }
 
 __device__ inline Range rows_of_part(const SortParams& params, int64_t part, int64_t rows) {
@@ -88,7 +95,7 @@ __global__ void count_labels_kernel(const SortParams params) {
   const SortProblem& problem = params.problem;
   const int64_t sequence = blockIdx.x / params.blocks;
   const int64_t part = blockIdx.x % params.blocks * kSortWarps + warp_index();
-  const int64_t rows = real_length(problem.lengths, sequence / problem.heads, problem.length);
+  const int64_t rows = real_rows(problem, sequence);
   if (part < params.parts) {
     int32_t* counts = params.counts + (sequence * params.parts + part) * problem.clusters;
     for (int64_t c = lane_index(); c < problem.clusters; c += kWarp) counts[c] = 0;
@@ -98,7 +105,10 @@ __global__ void count_labels_kernel(const SortParams params) {
       const int64_t place = sequence * problem.length + row;
       int32_t label = row < rows ? problem.labels[place] : -1;
       if (label < -1 || label >= problem.clusters) {
-        mark_fault(params.flags, IndexFault::out_of_range, IndexArgument::labels, place);
+        mark_fault(params.flags, IndexFault::out_of_range,
+                   problem.argument == SortArgument::labels ? IndexArgument::labels
+                                                            : IndexArgument::indices,
+                   place);
         label = -1;
       }
       if (label >= 0) atomicAdd(&counts[label], 1);
@@ -131,7 +141,7 @@ __global__ void place_rows_kernel(const SortParams params) {
   const int64_t part = blockIdx.x % params.blocks * kSortWarps + warp_index();
   if (part >= params.parts) return;
   if (params.done != nullptr && params.done[sequence * params.done_stride] != 0) return;
-  const int64_t rows = real_length(problem.lengths, sequence / problem.heads, problem.length);
+  const int64_t rows = real_rows(problem, sequence);
   const int32_t* offsets = problem.offsets + sequence * (problem.clusters + 1);
   int32_t* placed = params.counts + (sequence * params.parts + part) * problem.clusters;
   int32_t* order = problem.order + sequence * problem.length;

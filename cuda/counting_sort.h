@@ -6,6 +6,9 @@
 
 namespace cluster_attention::cuda {
 
+/// The array that a label outside its range is a fault of.
+enum class SortArgument : int32_t { labels, indices };
+
 struct SortProblem {
   int64_t sequences = 0;
   int64_t heads = 1;  // sequences per length
@@ -13,15 +16,18 @@ struct SortProblem {
   int64_t clusters = 0;
   const int32_t* labels = nullptr;   // (sequences,length), -1 is in no cluster
   const int32_t* lengths = nullptr;  // (sequences / heads), or null; padding is in no cluster
-  int32_t* clean = nullptr;          // (sequences,length), optional: labels, -1 for padding
-  int32_t* offsets = nullptr;        // (sequences,clusters+1)
-  int32_t* order = nullptr;          // (sequences,length), the members of cluster c from offsets[c]
-  int32_t* active = nullptr;         // (sequences,clusters), optional: clusters with members
-  int32_t* active_count = nullptr;   // (sequences), with `active`
+  SortArgument argument = SortArgument::labels;
+  int64_t length_unit = 1;          // rows that one unit of a length stands for
+  int64_t part_rows = 0;            // 0: sort_part_rows(clusters)
+  int32_t* clean = nullptr;         // (sequences,length), optional: labels, -1 for padding
+  int32_t* offsets = nullptr;       // (sequences,clusters+1)
+  int32_t* order = nullptr;         // (sequences,length), the members of cluster c from offsets[c]
+  int32_t* active = nullptr;        // (sequences,clusters), optional: clusters with members
+  int32_t* active_count = nullptr;  // (sequences), with `active`
 };
 
 /// As kernels::sort_by_label for every sequence: stable, so that the members of a cluster ascend. A
-/// label outside -1..clusters-1 is a fault of "labels" and counts as -1. Two launches.
+/// label outside -1..clusters-1 is a fault of `argument` and counts as -1. Two launches.
 Status sort_by_label(Session& session, const SortProblem& problem);
 
 /// Rows that one warp sorts: so many that the counts of all parts need no more memory than the rows

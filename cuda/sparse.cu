@@ -7,9 +7,6 @@
 
 namespace cluster_attention::cuda {
 
-namespace {
-
-/// Sorts the queries by cluster where the lists belong to clusters.
 Status open_lists(Session& session, DeviceWorkspace::Scope& scope, SparseParams& params) {
   if (params.sparse.labels == nullptr) return Status::success();
   const int64_t sequences = params.shape.batch * params.shape.heads;
@@ -29,6 +26,8 @@ Status open_lists(Session& session, DeviceWorkspace::Scope& scope, SparseParams&
   return sort_by_label(session, sort);
 }
 
+namespace {
+
 /// One of the two kernels: a warp per query, or a block per 128 queries in sorted order.
 template <typename Params>
 Status launch_sparse(Session& session, const Params& params, void (*per_query)(Params),
@@ -45,23 +44,14 @@ Status launch_sparse(Session& session, const Params& params, void (*per_query)(P
 
 }  // namespace
 
-Status sparse_products(Session& session, const SparseDotProblem& problem, float none,
-                       const Call& call) {
+Status sparse_products(Session& session, const SparseDotProblem& problem,
+                       const SparseProductForm& form, const Call& call) {
   // grid: see launch_sparse()
   DeviceWorkspace::Scope scope(session.workspace());
   SparseDotParams params{};
-  params.lists = {problem.shape,
-                  problem.sparse,
-                  problem.query_lengths,
-                  problem.key_lengths,
-                  problem.key,
-                  problem.shape.head_dim,
-                  nullptr,
-                  nullptr,
-                  0,
-                  session.flags()};
+  params.lists = sparse_params(session, problem, problem.key, problem.shape.head_dim);
   params.query = problem.query;
-  params.none = none;
+  params.form = form;
   params.output = problem.output;
   CA_RETURN_IF_ERROR(open_lists(session, scope, params.lists));
   return with_read(call, [&](auto read) {
@@ -72,25 +62,17 @@ Status sparse_products(Session& session, const SparseDotProblem& problem, float 
 }
 
 Status sparse_dot(Session& session, const SparseDotProblem& problem, const Call& call) {
-  return sparse_products(session, problem, -std::numeric_limits<float>::infinity(), call);
+  return sparse_products(session, problem, {-std::numeric_limits<float>::infinity(), true}, call);
 }
 
-Status sparse_weighted_sum(Session& session, const SparseWeightedSumProblem& problem,
-                           const Call& call) {
+Status sparse_sums(Session& session, const SparseWeightedSumProblem& problem, bool stored_weights,
+                   const Call& call) {
   // grid: see launch_sparse()
   DeviceWorkspace::Scope scope(session.workspace());
   SparseSumParams params{};
-  params.lists = {problem.shape,
-                  problem.sparse,
-                  problem.query_lengths,
-                  problem.key_lengths,
-                  problem.value,
-                  problem.shape.value_dim,
-                  nullptr,
-                  nullptr,
-                  0,
-                  session.flags()};
+  params.lists = sparse_params(session, problem, problem.value, problem.shape.value_dim);
   params.weights = problem.weights;
+  params.stored_weights = stored_weights;
   params.round_weights = call.precision == Precision::bfloat16;
   params.output = problem.output;
   CA_RETURN_IF_ERROR(open_lists(session, scope, params.lists));
@@ -99,6 +81,11 @@ Status sparse_weighted_sum(Session& session, const SparseWeightedSumProblem& pro
     return launch_sparse(session, params, sparse_sum_kernel<kRead>,
                          sparse_sum_cluster_kernel<kRead>);
   });
+}
+
+Status sparse_weighted_sum(Session& session, const SparseWeightedSumProblem& problem,
+                           const Call& call) {
+  return sparse_sums(session, problem, false, call);
 }
 
 }  // namespace cluster_attention::cuda

@@ -18,6 +18,7 @@
 #include "cuda/primitives/flags.cuh"
 #include "cuda/primitives/shared_memory.cuh"
 #include "cuda/read_rows.cuh"
+#include "cuda/session.h"
 #include "cuda/sparse.h"
 #include "native/core/shape.h"
 
@@ -42,16 +43,50 @@ struct SparseParams {
 struct SparseDotParams {
   SparseParams lists;
   InputRows query;
-  float none;
+  SparseProductForm form;
   float* output;  // (B,H,L,k)
+
+  /// False where a product is NaN or Inf.
+  template <Read kRead>
+  __device__ bool store(int64_t place, bool filled, float product) const {
+    const float value = filled ? product : form.none;
+    const bool finite = form.output_in_storage ? write<kRead>(output, place, value)
+                                               : write<Read::float32>(output, place, value);
+    return finite || !filled;
+  }
 };
 
 struct SparseSumParams {
   SparseParams lists;
-  const float* weights;  // (B,H,L,k), fp32
-  bool round_weights;    // precision: 'bfloat16'
+  const float* weights;  // (B,H,L,k)
+  bool stored_weights;   // in the call's storage, else fp32
+  bool round_weights;    // of fp32 ones: precision 'bfloat16'
   OutputRows output;     // (B,H,L,E)
+
+  template <Read kRead>
+  __device__ float weight(int64_t place) const {
+    if (stored_weights) return read<kRead>(weights, place);
+    return round_weights ? round_to_bfloat16(weights[place]) : weights[place];
+  }
 };
+
+/// Of a problem of either product, with the rows that its lists name.
+template <typename Problem>
+SparseParams sparse_params(Session& session, const Problem& problem, const InputRows& rows,
+                           int64_t dim) {
+  SparseParams params{};
+  params.shape = problem.shape;
+  params.sparse = problem.sparse;
+  params.query_lengths = problem.query_lengths;
+  params.key_lengths = problem.key_lengths;
+  params.rows = rows;
+  params.dim = dim;
+  params.flags = session.flags();
+  return params;
+}
+
+/// Sorts the queries by cluster, into `scope`, where the lists belong to clusters.
+Status open_lists(Session& session, DeviceWorkspace::Scope& scope, SparseParams& params);
 
 /// One sequence as a warp or a block sees it.
 struct SparseSequence {
@@ -113,8 +148,7 @@ __global__ void sparse_dot_kernel(const SparseDotParams params) {
     }
     sum = warp_sum(sum, kLanes);
     if (lane != 0 || t >= k) continue;
-    const bool stored = write<kRead>(params.output, row * k + t, key >= 0 ? sum : params.none);
-    finite = finite && (stored || key < 0);
+    finite = params.store<kRead>(row * k + t, key >= 0, sum) && finite;
   }
   if (!finite) mark_non_finite(lists.flags);
 }
@@ -137,8 +171,7 @@ __global__ void sparse_sum_kernel(const SparseSumParams params) {
     for (int64_t first = 0; first < slots; first += kWarp) {
       const int64_t mine = first + lane_index();
       const int32_t value = mine < slots ? listed_row(lists, sequence, row * k + mine) : -1;
-      float weight = value >= 0 ? params.weights[row * k + mine] : 0.0f;
-      if (params.round_weights) weight = round_to_bfloat16(weight);
+      const float weight = value >= 0 ? params.weight<kRead>(row * k + mine) : 0.0f;
       const int count = static_cast<int>(slots - first < kWarp ? slots - first : kWarp);
       for (int i = 0; i < count; ++i) {
         const int64_t listed = shuffle(value, i);
@@ -228,7 +261,7 @@ __global__ void __launch_bounds__(kFmaThreads)
   check_lists(lists, sequence, blockIdx.x % lists.tiles);
   for_each_idle_query(lists, sequence, begin, [&](int64_t l) {
     for (int64_t t = lane_index(); t < k; t += kWarp) {
-      write<kRead>(params.output, output + l * k + t, params.none);
+      params.store<kRead>(output + l * k + t, false, 0.0f);
     }
   });
   const int y = static_cast<int>(threadIdx.x) / 16;
@@ -260,8 +293,7 @@ __global__ void __launch_bounds__(kFmaThreads)
         for (int i = 0; i < 8; ++i) {
           if (8 * y + i >= members.count) continue;
           const int64_t place = output + members.queries[8 * y + i] * k + t;
-          const bool stored = write<kRead>(params.output, place, filled ? sum[i][j] : params.none);
-          finite = finite && (stored || !filled);
+          finite = params.store<kRead>(place, filled, sum[i][j]) && finite;
         }
       }
     }
@@ -279,7 +311,7 @@ __global__ void __launch_bounds__(kFmaThreads)
   const int64_t begin = blockIdx.x % lists.tiles * kFmaRows;
   const int64_t k = lists.sparse.k;
   const int64_t output = row_offset(params.output, sequence.batch, sequence.head, 0);
-  const float* weights = params.weights + sequence.index * lists.shape.query_length * k;
+  const int64_t weights = sequence.index * lists.shape.query_length * k;
   check_lists(lists, sequence, blockIdx.x % lists.tiles);
   for_each_idle_query(lists, sequence, begin, [&](int64_t l) {
     for (int64_t e = lane_index(); e < lists.dim; e += kWarp) {
@@ -299,8 +331,7 @@ __global__ void __launch_bounds__(kFmaThreads)
             if (row >= members.count || listed_row(lists, sequence, members.list + t) < 0) {
               return 0.0f;
             }
-            const float weight = weights[members.queries[row] * k + t];
-            return params.round_weights ? round_to_bfloat16(weight) : weight;
+            return params.weight<kRead>(weights + members.queries[row] * k + t);
           },
           [&](int column, int64_t t) {
             const int64_t value = listed_row(lists, sequence, members.list + t);

@@ -11,8 +11,16 @@ Status sparse_dot(Session& session, const SparseDotProblem& problem, const Call&
 Status sparse_weighted_sum(Session& session, const SparseWeightedSumProblem& problem,
                            const Call& call);
 
-/// sparse_dot() with another value than -Inf where there is no key.
-Status sparse_products(Session& session, const SparseDotProblem& problem, float none,
-                       const Call& call);
+/// How sparse_products() differs from sparse_dot().
+struct SparseProductForm {
+  float none;              // where there is no key
+  bool output_in_storage;  // else fp32
+};
+Status sparse_products(Session& session, const SparseDotProblem& problem,
+                       const SparseProductForm& form, const Call& call);
+
+/// sparse_weighted_sum() of weights that are in the call's storage.
+Status sparse_sums(Session& session, const SparseWeightedSumProblem& problem, bool stored_weights,
+                   const Call& call);
 
 }  // namespace cluster_attention::cuda

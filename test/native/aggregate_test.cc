@@ -79,23 +79,7 @@ TEST("aggregate: NaN and Inf are named") {
 
 // ---- gradient -----------------------------------------------------------------------------------
 
-struct GradientFixture : Fixture {
-  AggregateGradientProblem gradient;
-  float* output_gradient;
-
-  explicit GradientFixture(const Case& which, Reduce reduce = Reduce::mean)
-      : Fixture(which, reduce) {
-    const int64_t outputs = sequences() * problem.clusters * problem.dim;
-    output_gradient = arrays.floats(outputs, 3);
-    gradient.forward = problem;
-    gradient.output_gradient = output_gradient;
-    gradient.inputs =
-        same_view(problem.inputs, arrays.output<float>(sequences() * problem.length * problem.dim));
-  }
-  std::vector<float> result() const {
-    return read_view(gradient.inputs, problem.batch, problem.heads, problem.length, problem.dim);
-  }
-};
+using GradientFixture = AggregateGradientFixture;
 
 AggregateGradientProblem one_gradient(AggregateGradientProblem problem, int64_t sequence) {
   const AggregateProblem& forward = problem.forward;

@@ -59,17 +59,7 @@ TEST("broadcast: NaN and Inf are named, unless no row takes them") {
 
 // ---- gradient -----------------------------------------------------------------------------------
 
-struct GradientFixture : Fixture {
-  BroadcastGradientProblem gradient;
-  float* output_gradient;
-
-  explicit GradientFixture(const Case& which) : Fixture(which) {
-    output_gradient = arrays.floats(problem.batch * problem.length * problem.dim, 3);
-    gradient.forward = problem;
-    gradient.output_gradient = output_gradient;
-    gradient.inputs = arrays.output<float>(problem.batch * problem.clusters * problem.dim);
-  }
-};
+using GradientFixture = BroadcastGradientFixture;
 
 BroadcastGradientProblem one_gradient(BroadcastGradientProblem problem, int64_t b) {
   const BroadcastProblem& forward = problem.forward;

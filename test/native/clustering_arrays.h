@@ -3,6 +3,7 @@
 // Problems of the clustering operations (§2) from a case of the table, with all outputs.
 
 #include "test/native/attention_arrays.h"
+#include "test/native/gradients.h"
 
 namespace cluster_attention::test {
 
@@ -156,6 +157,36 @@ struct BroadcastFixture {
     problem.inputs = inputs;
     problem.labels = labels;
     problem.output = arrays.output<float>(problem.batch * problem.length * problem.dim);
+  }
+};
+
+struct AggregateGradientFixture : AggregateFixture {
+  AggregateGradientProblem gradient;
+  float* output_gradient;
+
+  explicit AggregateGradientFixture(const Case& which, Reduce reduce = Reduce::mean)
+      : AggregateFixture(which, reduce) {
+    const int64_t outputs = sequences() * problem.clusters * problem.dim;
+    output_gradient = arrays.floats(outputs, 3);
+    gradient.forward = problem;
+    gradient.output_gradient = output_gradient;
+    gradient.inputs =
+        same_view(problem.inputs, arrays.output<float>(sequences() * problem.length * problem.dim));
+  }
+  std::vector<float> result() const {
+    return read_view(gradient.inputs, problem.batch, problem.heads, problem.length, problem.dim);
+  }
+};
+
+struct BroadcastGradientFixture : BroadcastFixture {
+  BroadcastGradientProblem gradient;
+  float* output_gradient;
+
+  explicit BroadcastGradientFixture(const Case& which) : BroadcastFixture(which) {
+    output_gradient = arrays.floats(problem.batch * problem.length * problem.dim, 3);
+    gradient.forward = problem;
+    gradient.output_gradient = output_gradient;
+    gradient.inputs = arrays.output<float>(problem.batch * problem.clusters * problem.dim);
   }
 };
 

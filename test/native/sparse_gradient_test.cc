@@ -10,51 +10,7 @@ namespace cluster_attention::test {
 
 namespace {
 
-struct Fixture : SparseFixture {
-  SparseDotGradientProblem dot_gradient;
-  SparseWeightedSumGradientProblem sum_gradient;
-  float* dot_output_gradient;
-  float* sum_output_gradient;
-
-  Fixture(const Case& which, bool per_cluster, Fill fill = Fill::gaussian)
-      : SparseFixture(which, per_cluster, fill) {
-    const AttentionShape& shape = inputs.shape;
-    const int64_t sequences = shape.batch * shape.heads;
-    const int64_t slots = sequences * shape.query_length * dot.sparse.k;
-    dot_output_gradient = arrays.floats(slots, 31, fill);
-    dot_gradient.forward = dot;
-    dot_gradient.output_gradient = dot_output_gradient;
-    dot_gradient.query =
-        same_view(dot.query, arrays.output<float>(sequences * shape.query_length * shape.head_dim));
-    dot_gradient.key =
-        same_view(dot.key, arrays.output<float>(sequences * shape.key_length * shape.head_dim));
-    sum_output_gradient = arrays.floats(sequences * shape.query_length * shape.value_dim, 32, fill);
-    poison_padding(sum_output_gradient, which, which.query_lengths, shape.query_length,
-                   shape.value_dim);
-    sum_gradient.forward = sum;
-    sum_gradient.output_gradient = same_view<const float>(sum.output, sum_output_gradient);
-    sum_gradient.weights = arrays.output<float>(slots);
-    sum_gradient.value =
-        same_view(sum.value, arrays.output<float>(sequences * shape.key_length * shape.value_dim));
-  }
-
-  std::vector<float> query_gradient() const {
-    return read_view(dot_gradient.query, dot.shape.batch, dot.shape.heads, dot.shape.query_length,
-                     dot.shape.head_dim);
-  }
-  std::vector<float> key_gradient() const {
-    return read_view(dot_gradient.key, dot.shape.batch, dot.shape.heads, dot.shape.key_length,
-                     dot.shape.head_dim);
-  }
-  std::vector<float> weight_gradient() const {
-    return read(sum_gradient.weights,
-                sum.shape.batch * sum.shape.heads * sum.shape.query_length * sum.sparse.k);
-  }
-  std::vector<float> value_gradient() const {
-    return read_view(sum_gradient.value, sum.shape.batch, sum.shape.heads, sum.shape.key_length,
-                     sum.shape.value_dim);
-  }
-};
+using Fixture = SparseGradientFixture;
 
 SparseDotGradientProblem one_dot_gradient(SparseDotGradientProblem problem, int64_t sequence) {
   const AttentionShape shape = problem.forward.shape;
