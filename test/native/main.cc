@@ -6,6 +6,7 @@
 //   --random=SEED,COUNT  instead of the cases of the table: random shapes and data
 //     (such cases get bounds four times as wide, see compare.h)
 //   --threads=N          of the pool; 8 when not given
+//   --part=I,N           only every N-th test, from the I-th on (counted from 0)
 
 #include <algorithm>
 #include <cstdio>
@@ -90,7 +91,13 @@ void print_errors() {
   }
 }
 
-int run_tests(int filter_count, const char* const* filters) {
+/// Of --part: which tests this process runs, by their place in the registry.
+struct Part {
+  size_t index = 0;
+  size_t count = 1;
+};
+
+int run_tests(const Part& part, int filter_count, const char* const* filters) {
   int passed = 0;
   int failed = 0;
   bool first = true;
@@ -100,7 +107,8 @@ int run_tests(int filter_count, const char* const* filters) {
       ++failed;
       continue;
     }
-    for (const Test& test : registry()) {
+    for (size_t i = part.index; i < registry().size(); i += part.count) {
+      const Test& test = registry()[i];
       if (!first && !test.every_instruction_set) continue;
       if (!selected(test.name, filter_count, filters)) continue;
       running = test.name;
@@ -131,7 +139,7 @@ extern "C" const char* __asan_default_options() { return "allocator_may_return_n
 namespace {
 
 /// Takes one option; false when it is none.
-bool take_option(const char* option, bool& errors) {
+bool take_option(const char* option, bool& errors, cluster_attention::test::Part& part) {
   using namespace cluster_attention::test;
   long long first = 0;
   long long second = 0;
@@ -147,6 +155,9 @@ bool take_option(const char* option, bool& errors) {
     walk_random_cases(static_cast<uint64_t>(first), second);
   } else if (std::sscanf(option, "--threads=%lld", &first) == 1) {
     cluster_attention::ThreadPool::instance().set_threads(static_cast<int>(first));
+  } else if (std::sscanf(option, "--part=%lld,%lld", &first, &second) == 2 && first >= 0 &&
+             second > first) {
+    part = {static_cast<size_t>(first), static_cast<size_t>(second)};
   } else {
     return false;
   }
@@ -160,13 +171,14 @@ int main(int argc, char** argv) {
   // More threads than most machines that run this have cores: orders of execution vary more.
   cluster_attention::ThreadPool::instance().set_threads(8);
   bool errors = false;
+  cluster_attention::test::Part part;
   int first = 1;
-  while (first < argc && take_option(argv[first], errors)) ++first;
+  while (first < argc && take_option(argv[first], errors, part)) ++first;
   if (cluster_attention::test::made_cases()) cluster_attention::test::bound_factor() = 4.0;
   if (cluster_attention::test::guard() != cluster_attention::test::Guard::none) {
     cluster_attention::test::report_touched_guards();
   }
-  const int failed = cluster_attention::test::run_tests(argc - first, argv + first);
+  const int failed = cluster_attention::test::run_tests(part, argc - first, argv + first);
   if (errors) cluster_attention::test::print_errors();
   return failed < 0 ? 2 : failed == 0 ? 0 : 1;  // 2: nothing ran
 }
