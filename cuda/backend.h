@@ -70,7 +70,8 @@ struct Call {
   const volatile int32_t* abort = nullptr;
 };
 
-/// Launches an operation: at most four kernels, none waited for. Once the workspace has its size
+/// Launches an operation and waits for nothing: at most four kernels, or one per step that needs
+/// all of the step before (docs/gpu.md counts them). Once the workspace has its size
 /// (after the first call with these sizes), nothing is allocated, so that the launches can be
 /// captured in a graph.
 template <typename Problem>

@@ -60,3 +60,11 @@ test.each([
   expect(output).toBe('');
   expect(status).toBe(0);
 });
+
+test('docs/api.md is what the docstrings say', () => {
+  const root = inject('root');
+  const script = join('scripts', 'api-docs.cjs');
+  const { status, output } = run(root, process.execPath, [script, '--check']);
+  expect(output).not.toContain('npm run docs');
+  expect(status).toBe(0);
+});
