@@ -70,6 +70,13 @@ describe('searchSettings', () => {
     }
   });
 
+  test('heads for the exact while outside the target, for the cheap within', () => {
+    const mostExact = (trials) => Math.min(...trials.map(({ error }) => error));
+    const [never, often] = [search(0), search(0.2)];
+    expect(mostExact(never)).toBeLessThan(mostExact(often));
+    expect(cheapestWithin(often, 0.2)).toBeLessThan(cheapestWithin(never, 0.2));
+  });
+
   test('ends when nothing reaches the target', () => {
     const trials = search(0.05, () => 0.9);
     expect(cheapestWithin(trials, 0.05)).toBe(Infinity);
