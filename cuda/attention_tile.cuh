@@ -363,7 +363,7 @@ class AttentionTile {
         for (int i = 0; i < 4; ++i) {
           const float* pair = &weights[m][2 * k + i / 2][i % 2 * 2];
           if constexpr (kSplit) {
-            split_pair(pair[0], pair[1], high[m][i], low[m][i]);
+            split_weights(pair[0], pair[1], high[m][i], low[m][i]);
           } else {
             high[m][i] = pack_bfloat16(pair[0], pair[1]);
           }

@@ -224,13 +224,15 @@ __global__ void __launch_bounds__(kStartThreads) choose_start_row(const StartPar
   const int64_t chunks = start_chunks(params.length);
   const int64_t batch = blockIdx.x / chunks;
   const int64_t chunk = blockIdx.x % chunks;
+  // A sequence of fewer rows has chosen all that it will: there is no row chosen last.
+  if (params.draw >= params.real_count(batch)) return;
   StartSequence sequence(params, batch);
   sequence.lower(chunk);
   if (!last_block_done(params.tickets + batch, static_cast<uint32_t>(chunks),
                        &dynamic_shared<StartShared>()->ticket)) {
     return;
   }
-  if (params.draw < params.real_count(batch)) sequence.choose();
+  sequence.choose();
 }
 
 /// The starting centroids themselves; one block per centroid. Those past the real ones are zeros.

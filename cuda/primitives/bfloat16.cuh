@@ -22,10 +22,16 @@ CA_HOST_DEVICE inline float to_float(float value) { return value; }
 
 /// Nearest, ties to even. A NaN stays one, an Inf too; what is past the range becomes Inf.
 CA_HOST_DEVICE inline bfloat16 to_bfloat16(float value) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  uint16_t rounded;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(rounded) : "f"(value));
+  return {rounded};
+#else
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof bits);
   if (value != value) return {static_cast<uint16_t>(bits >> 16 | 0x40)};
   return {static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
+#endif
 }
 
 CA_HOST_DEVICE inline float round_to_bfloat16(float value) { return to_float(to_bfloat16(value)); }

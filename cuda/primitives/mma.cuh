@@ -86,13 +86,19 @@ __device__ inline void load_tiles_transposed(uint32_t (&r)[4], const bfloat16* r
 #endif
 }
 
-/// Two floats as the high and the low parts of two operands.
+/// Two floats as the high and the low parts of two operands, see split_bfloat16().
 __device__ inline void split_pair(float first, float second, uint32_t& high, uint32_t& low) {
-  bfloat16 high_first, low_first, high_second, low_second;
-  split_bfloat16(first, high_first, low_first);
-  split_bfloat16(second, high_second, low_second);
-  high = pack(high_first, high_second);
-  low = pack(low_first, low_second);
+  high = pack_bfloat16(first, second);
+  low = pack_bfloat16(first - low_of(high), second - high_of(high));
+  // No NaN is made of an Inf.
+  if ((high & 0x7f80u) == 0x7f80u) low &= 0xffff0000u;
+  if ((high & 0x7f800000u) == 0x7f800000u) low &= 0xffffu;
+}
+
+/// The same for weights of a softmax, which are finite or else NaN.
+__device__ inline void split_weights(float first, float second, uint32_t& high, uint32_t& low) {
+  high = pack_bfloat16(first, second);
+  low = pack_bfloat16(first - low_of(high), second - high_of(high));
 }
 
 /// The three products of split operands, small ones first.

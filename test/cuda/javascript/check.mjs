@@ -16,8 +16,10 @@ if (!cuda.available) {
   process.exit(1);
 }
 
-/** Relative L2 distance that floats may have: sums run in another order than on the CPU. */
+/** Relative L2 distance that floats may have: sums run in another order than on the CPU, and steps pass
+ *  it on (docs/gpu.md). */
 const FLOAT32_BOUND = 2e-5;
+const FLOAT32_BOUNDS = { centroidPool: 1e-4, centroidEncode: 2e-4 };
 const BFLOAT16_BOUND = 2 ** -6;
 const PLAIN = new Set(['lengths', 'queryLengths', 'keyLengths']);
 const STORED = new Set(['query', 'key', 'value', 'inputs', 'scores']);
@@ -94,14 +96,15 @@ for (const name of names) {
   for (const kind of ['minimal', 'typical']) {
     const { [kind]: make } = operations[name];
     const sync = ca[`${name}Sync`];
+    const bound = FLOAT32_BOUNDS[name] ?? FLOAT32_BOUND;
     await check(`${name} ${kind}, plain arrays`, () =>
-      compare(sync({ ...make(), device }), sync(make()), FLOAT32_BOUND),
+      compare(sync({ ...make(), device }), sync(make()), bound),
     );
     if (!Object.values(make()).some(ArrayBuffer.isView)) continue;
     await check(`${name} ${kind}, DeviceTensors`, async () => {
       const moved = toDevice(make(), 'float32');
       const result = await ca[name](moved);
-      const fault = compare(result, sync(make()), FLOAT32_BOUND);
+      const fault = compare(result, sync(make()), bound);
       dispose(moved, result);
       return fault;
     });
