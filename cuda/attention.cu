@@ -4,6 +4,10 @@
 #include "cuda/widths.h"
 #include "native/core/shape.h"
 
+#if !defined(CA_CUDA_MODEL)
+#include "cuda/attention_hopper.cuh"
+#endif
+
 namespace cluster_attention::cuda {
 
 namespace {
@@ -23,6 +27,48 @@ Status start(Session& session, AttentionParams params, int64_t sequences) {
   params.tiles = divide_up(params.query_length, Sizes::kWarpRows * warps);
   return launch(session, sequences * params.tiles, kWarp * warps,
                 Sizes::layout(static_cast<int>(warps)).bytes, attend<kWidth, kSplit>, params);
+}
+
+#if !defined(CA_CUDA_MODEL)
+/// Warpgroups of consumers: as many as keep the fewest rounds of blocks, each of which takes
+/// somewhat longer with more of them. Rows do not depend on who shares their block.
+int choose_consumers(int64_t sequences, int64_t queries, int most, int64_t multiprocessors) {
+  constexpr int64_t kTimes[] = {0, 5, 7, 10};  // measured on an H100
+  int best = 1;
+  int64_t least = 0;
+  for (int consumers = 1; consumers <= most; ++consumers) {
+    const int64_t blocks = sequences * divide_up(queries, kConsumerRows * consumers);
+    const int64_t time = divide_up(blocks, multiprocessors) * kTimes[consumers];
+    if (consumers == 1 || time <= least) {
+      best = consumers;
+      least = time;
+    }
+  }
+  return best;
+}
+
+template <int kWidth, bool kSplit>
+Status start_on_hopper(Session& session, AttentionParams params, int64_t sequences) {
+  // grid: (sequences * tiles of 64 consumers queries)
+  using Sizes = HopperSizes<kWidth, kSplit>;
+  const int consumers = choose_consumers(sequences, params.query_length, Sizes::kMostConsumers,
+                                         session.multiprocessors());
+  params.tiles = divide_up(params.query_length, kConsumerRows * consumers);
+  return launch(session, sequences * params.tiles, kWarpgroup * (consumers + 1),
+                Sizes::bytes(consumers), attend_on_hopper<kWidth, kSplit>, params);
+}
+#endif
+
+template <int kWidth, bool kSplit>
+Status choose_kernel(Session& session, const AttentionParams& params, int64_t sequences) {
+#if !defined(CA_CUDA_MODEL)
+  if constexpr (kWidth <= 128) {
+    if (session.has_warpgroup_products()) {
+      return start_on_hopper < kWidth <= 64 ? 64 : 128, kSplit > (session, params, sequences);
+    }
+  }
+#endif
+  return start<kWidth, kSplit>(session, params, sequences);
 }
 
 }  // namespace
@@ -51,7 +97,8 @@ Status attention(Session& session, const AttentionProblem& problem, const Call& 
     DeviceWorkspace::Scope scope(session.workspace());
     CA_RETURN_IF_ERROR(prepare_operands(session, scope, inputs, call, &params.operands));
     return with_split(cut_in_two(call), [&](auto split) {
-      return start<decltype(width)::value, decltype(split)::value>(session, params, sequences);
+      return choose_kernel<decltype(width)::value, decltype(split)::value>(session, params,
+                                                                           sequences);
     });
   });
 }

@@ -1,8 +1,10 @@
+#include <cstring>
 #include <mutex>
 #include <new>
 
 #include "cuda/errors.h"
 #include "cuda/session.h"
+#include "cuda/targets.h"
 
 namespace cluster_attention::cuda {
 
@@ -66,6 +68,16 @@ Status Session::open(int32_t device, Session** session) {
 Status Session::create() {
   CA_RETURN_IF_ERROR(
       check(cudaDeviceGetAttribute(&multiprocessors_, cudaDevAttrMultiProcessorCount, device_)));
+#if !defined(CA_CUDA_MODEL)
+  int major = 0;
+  int minor = 0;
+  CA_RETURN_IF_ERROR(
+      check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device_)));
+  CA_RETURN_IF_ERROR(
+      check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device_)));
+  has_warpgroup_products_ =
+      major == 9 && minor == 0 && std::strstr(compiled_targets(), "90a") != nullptr;
+#endif
   int shared = 0;
   CA_RETURN_IF_ERROR(
       check(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device_)));

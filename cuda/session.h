@@ -27,6 +27,8 @@ class Session {
   /// What kernels report; in device memory.
   Flags* flags() const { return flags_; }
   int multiprocessors() const { return multiprocessors_; }
+  /// Whether kernels of sm_90a (wgmma) run on this device in this build.
+  bool has_warpgroup_products() const { return has_warpgroup_products_; }
   /// Shared memory that a block may ask for.
   int64_t shared_bytes() const { return shared_bytes_; }
 
@@ -57,6 +59,7 @@ class Session {
   uint32_t* tickets_ = nullptr;
   int64_t ticket_count_ = 0;
   int multiprocessors_ = 1;
+  bool has_warpgroup_products_ = false;
   int64_t shared_bytes_ = 48 * 1024;
   const volatile int32_t* abort_ = nullptr;
   DeviceWorkspace workspace_;

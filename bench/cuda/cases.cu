@@ -1,6 +1,7 @@
 #include <cmath>
 
 #include "bench/cuda/cases.h"
+#include "cuda/primitives/bfloat16.cuh"
 #include "cuda/session.h"
 #include "native/dispatch.h"
 #include "test/native/data.h"
@@ -61,6 +62,17 @@ ClusteredAttentionProblem make_clustered(const AttentionInputs& inputs, OutputRo
   problem.planes = planes;
   problem.output = output;
   return problem;
+}
+
+double relative_distance(const std::vector<float>& actual, const std::vector<float>& expected) {
+  double squared = 0.0;
+  double norm = 0.0;
+  for (size_t i = 0; i < actual.size(); ++i) {
+    const double difference = static_cast<double>(actual[i]) - expected[i];
+    squared += difference * difference;
+    norm += static_cast<double>(expected[i]) * expected[i];
+  }
+  return std::sqrt(squared / norm);
 }
 
 }  // namespace
@@ -168,12 +180,15 @@ std::vector<Case> make_cases(cuda::Session* session, DeviceMemory& memory, int64
   return cases;
 }
 
-double largest_error(cuda::Session* session, Storage storage) {
+std::vector<CaseError> case_errors(cuda::Session* session, Storage storage) {
   constexpr int64_t kLength = 1024;
   const int64_t count = kHeads * kLength * kDim;
-  const std::vector<float> host[] = {test::random_floats(count, 1), test::random_floats(count, 2),
-                                     test::random_floats(count, 3),
-                                     test::random_floats(kBits * (kDim + 1), 4)};
+  std::vector<float> host[] = {test::random_floats(count, 1), test::random_floats(count, 2),
+                               test::random_floats(count, 3),
+                               test::random_floats(kBits * (kDim + 1), 4)};
+  for (int tensor = 0; tensor < 3 && storage == Storage::bfloat16; ++tensor) {
+    for (float& value : host[tensor]) value = cuda::round_to_bfloat16(value);  // as it is stored
+  }
   std::vector<float> expected(static_cast<size_t>(count));
   AttentionInputs inputs;
   inputs.shape = {1, kHeads, kLength, kLength, kDim, kDim};
@@ -185,9 +200,8 @@ double largest_error(cuda::Session* session, Storage storage) {
   CallSettings settings;
   settings.precision = storage == Storage::bfloat16 ? Precision::bfloat16 : Precision::float32;
   DeviceMemory memory(session);
-  const std::vector<Case> cases = make_cases(session, memory, kLength, storage);
-  double worst = memory.complete() ? 0.0 : HUGE_VAL;
-  for (const Case& one : cases) {
+  std::vector<CaseError> errors;
+  for (const Case& one : make_cases(session, memory, kLength, storage)) {
     const bool compared =
         one.name == "attention" || one.name == "clustered" || one.name == "improved";
     if (!compared) continue;  // the others' tests are stricter than this
@@ -201,21 +215,15 @@ double largest_error(cuda::Session* session, Storage storage) {
             ? run(exact, settings, context)
             : run(make_clustered(inputs, rows, host[3].data(), top_k), settings, context);
     bool non_finite = false;
-    const bool worked =
-        on_cpu.ok() && one.run().ok() && backend().finish(session, &non_finite).ok();
+    const bool worked = memory.complete() && on_cpu.ok() && one.run().ok() &&
+                        backend().finish(session, &non_finite).ok();
     std::vector<float> actual(static_cast<size_t>(count));
     const bool fetched =
         worked &&
         backend().download(session, actual.data(), one.output, storage, count, nullptr).ok();
-    double squared = 0.0;
-    double norm = 0.0;
-    for (size_t i = 0; i < actual.size() && fetched; ++i) {
-      squared += (actual[i] - expected[i]) * static_cast<double>(actual[i] - expected[i]);
-      norm += static_cast<double>(expected[i]) * expected[i];
-    }
-    worst = std::fmax(worst, fetched ? std::sqrt(squared / norm) : HUGE_VAL);
+    errors.push_back({one.name, fetched ? relative_distance(actual, expected) : HUGE_VAL});
   }
-  return worst;
+  return errors;
 }
 
 }  // namespace cluster_attention::bench

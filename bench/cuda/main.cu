@@ -60,12 +60,16 @@ bool measure(cuda::Session* session, const Case& one, void* flush, int rounds, T
   return true;
 }
 
+const char* name_of(Storage storage) {
+  return storage == Storage::bfloat16 ? "bfloat16" : "float32";
+}
+
 void print(const Case& one, const Times& times, int rounds) {
   std::printf(
       "{\"kernel\":\"%s\",\"length\":%lld,\"storage\":\"%s\",\"rounds\":%d,"
       "\"microseconds\":%.1f,\"fastest\":%.1f,\"slowest\":%.1f,\"tflops\":%.1f",
       one.name.c_str(), static_cast<long long>(one.length),
-      one.storage == Storage::bfloat16 ? "bfloat16" : "float32", rounds, times.median * 1e6,
+      name_of(one.storage), rounds, times.median * 1e6,
       times.fastest * 1e6, times.slowest * 1e6, one.operations / times.median * 1e-12);
   if (one.floor > 0.0 && one.storage == Storage::bfloat16) {
     std::printf(",\"timesTheFloor\":%.2f", times.median / one.floor);
@@ -76,11 +80,12 @@ void print(const Case& one, const Times& times, int rounds) {
 int run_all(cuda::Session* session, const std::vector<int64_t>& lengths, int rounds) {
   int failed = 0;
   for (Storage storage : {Storage::bfloat16, Storage::float32}) {
-    const double error = largest_error(session, storage);
     const double bound = storage == Storage::bfloat16 ? 2e-2 : 3e-5;
-    std::fprintf(stderr, "largest relative error with %s: %.2e (bound %.0e)\n",
-                 storage == Storage::bfloat16 ? "bfloat16" : "float32", error, bound);
-    if (!(error <= bound)) ++failed;
+    for (const CaseError& one : case_errors(session, storage)) {
+      std::printf("{\"compared\":\"%s\",\"storage\":\"%s\",\"error\":%.2e,\"bound\":%.0e}\n",
+                  one.name.c_str(), name_of(storage), one.error, bound);
+      if (!(one.error <= bound)) ++failed;
+    }
     for (int64_t length : lengths) {
       DeviceMemory memory(session);
       void* flush = memory.allocate(kFlushBytes);

@@ -50,6 +50,42 @@ struct StoredOutput {
   }
 };
 
+/// Elements [at, at + 8), those from `count` on as 0; by 16 bytes where they lie so.
+__device__ inline void load_eight(const StoredRows& rows, int64_t at, int count,
+                                  float (&values)[8]) {
+  const int64_t bytes = rows.is_bfloat16 ? 2 : 4;
+  const char* from = static_cast<const char*>(rows.data) + at * bytes;
+  if (count < 8 || reinterpret_cast<uintptr_t>(from) % 16 != 0) {
+    for (int i = 0; i < 8; ++i) values[i] = i < count ? rows.load(at + i) : 0.0f;
+  } else if (rows.is_bfloat16) {
+    const uint4 words = *reinterpret_cast<const uint4*>(from);
+    values[0] = low_of(words.x), values[1] = high_of(words.x);
+    values[2] = low_of(words.y), values[3] = high_of(words.y);
+    values[4] = low_of(words.z), values[5] = high_of(words.z);
+    values[6] = low_of(words.w), values[7] = high_of(words.w);
+  } else {
+    const float4 first = reinterpret_cast<const float4*>(from)[0];
+    const float4 second = reinterpret_cast<const float4*>(from)[1];
+    values[0] = first.x, values[1] = first.y, values[2] = first.z, values[3] = first.w;
+    values[4] = second.x, values[5] = second.y, values[6] = second.z, values[7] = second.w;
+  }
+}
+
+/// Elements at, at + 1, of which `count` are there; together where they lie so.
+__device__ inline void store_pair(const StoredOutput& rows, int64_t at, int count, float first,
+                                  float second) {
+  const int64_t bytes = rows.is_bfloat16 ? 2 : 4;
+  char* to = static_cast<char*>(rows.data) + at * bytes;
+  if (count < 2 || reinterpret_cast<uintptr_t>(to) % static_cast<uintptr_t>(2 * bytes) != 0) {
+    rows.store(at, first);
+    if (count > 1) rows.store(at + 1, second);
+  } else if (rows.is_bfloat16) {
+    *reinterpret_cast<uint32_t*>(to) = pack_bfloat16(first, second);
+  } else {
+    *reinterpret_cast<float2*>(to) = make_float2(first, second);
+  }
+}
+
 /// Of a view as the problems have it.
 template <typename View>
 StoredRows stored_rows(const View& view, bool is_bfloat16) {
