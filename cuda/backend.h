@@ -30,7 +30,7 @@
 
 namespace cluster_attention::cuda {
 
-constexpr uint32_t kBackendVersion = 1;
+constexpr uint32_t kBackendVersion = 2;
 
 /// How an array of floats is stored on the device.
 enum class Storage : int32_t { float32, bfloat16 };
@@ -61,9 +61,10 @@ class Session;
 
 /// What an operation must know beside its problem. All pointers of the problem are of the device.
 struct Call {
-  /// Of query, key, value, inputs, scores, a, b, values and output (not of an `initial`, of
-  /// weights, planes, masses or anything else). Pointers to bfloat16 stand as pointers to float in
-  /// the problem; strides count elements all the same.
+  /// Of query, key, value, inputs, scores, a, b, values and output, of the gradients of these and
+  /// of output_gradient (not of an `initial`, of weights, planes, masses or anything else, nor of
+  /// their gradients). Pointers to bfloat16 stand as pointers to float in the problem; strides
+  /// count elements all the same.
   Storage storage = Storage::float32;
   Precision precision = Precision::float32;
   /// Polled before each launch; null when the call cannot be cancelled.
@@ -99,6 +100,12 @@ struct Operations {
   Operation<BroadcastGradientProblem> broadcast_gradient = nullptr;
   Operation<SparseDotGradientProblem> sparse_dot_gradient = nullptr;
   Operation<SparseWeightedSumGradientProblem> sparse_weighted_sum_gradient = nullptr;
+  Operation<AttentionGradientProblem> attention_gradient = nullptr;
+  Operation<ClusteredAttentionGradientProblem> clustered_attention_gradient = nullptr;
+  Operation<CentroidAttentionGradientProblem> centroid_attention_gradient = nullptr;
+  Operation<CentroidPoolGradientProblem> centroid_pool_gradient = nullptr;
+  Operation<CentroidEncodeGradientProblem> centroid_encode_gradient = nullptr;
+  Operation<CastAttentionGradientProblem> cast_attention_gradient = nullptr;
 };
 
 struct Backend {
@@ -137,7 +144,7 @@ struct Backend {
   /// Waits for everything launched on the session since the last finish(). out_of_range or
   /// duplicate: an index array holds what it may not, with argument and first index, as on the
   /// CPU. *non_finite: a NaN or Inf was read or came out; which argument holds it is for the
-  /// caller to search (native/dispatch_inputs.h), since that happens once and then ends the call.
+  /// caller to search (native/dispatch_arrays.h), since that happens once and then ends the call.
   Status (*finish)(Session* session, bool* non_finite) = nullptr;
 };
 

@@ -17,6 +17,8 @@ const FOLLOW_STORAGE: ReadonlySet<string> = new Set([
   'value',
   'inputs',
   'scores',
+  'a',
+  'b',
   'values',
   'output',
 ]);

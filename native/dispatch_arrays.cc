@@ -3,11 +3,13 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <type_traits>
 
 #include "native/core/shape.h"
+#include "native/dispatch_reads.h"
 
 namespace cluster_attention {
+
+using namespace reading;
 
 namespace {
 
@@ -27,124 +29,6 @@ int64_t first_non_finite(const float* row, int64_t dim) {
     if (!std::isfinite(row[d])) return d;
   }
   return -1;
-}
-
-bool contains(const int32_t* values, int64_t count, int64_t wanted) {
-  return std::find(values, values + count, static_cast<int32_t>(wanted)) != values + count;
-}
-
-// ---- rows that are read: one predicate per argument that is read in part ------------------------
-
-/// Makes a ReadsRow of a predicate on the problem itself.
-template <typename Problem, bool (*predicate)(const Problem&, int64_t, int64_t, int64_t)>
-bool reads(const void* problem, int64_t batch, int64_t head, int64_t row) {
-  return predicate(*static_cast<const Problem*>(problem), batch, head, row);
-}
-
-bool in_cluster(const ClusteredAttentionProblem& problem, int64_t b, int64_t h, int64_t row) {
-  const AttentionShape& shape = problem.inputs.shape;
-  return problem.grouping != Grouping::given ||
-         problem.given_labels[(b * shape.heads + h) * shape.query_length + row] >= 0;
-}
-
-// A gradient goes by the labels that the forward call has found.
-bool labelled(const ClusteredAttentionProblem& problem, int64_t b, int64_t h, int64_t row) {
-  const AttentionShape& shape = problem.inputs.shape;
-  return problem.labels[(b * shape.heads + h) * shape.query_length + row] >= 0;
-}
-
-bool member(const AggregateProblem& problem, int64_t b, int64_t h, int64_t row) {
-  return problem.labels[(b * problem.heads + h) * problem.length + row] >= 0;
-}
-
-bool has_members(const AggregateProblem& problem, int64_t sequence, int64_t, int64_t cluster) {
-  return contains(problem.labels + sequence * problem.length, problem.length, cluster);
-}
-
-bool taken(const BroadcastProblem& problem, int64_t b, int64_t, int64_t row) {
-  return contains(problem.labels + b * problem.length, problem.length, row);
-}
-
-bool takes(const BroadcastProblem& problem, int64_t b, int64_t, int64_t row) {
-  return problem.labels[b * problem.length + row] >= 0;
-}
-
-/// Inputs of centroid attention are read unless their weight is 0 or no centroid lists them.
-bool active(const float* weights, const int32_t* neighbors, int64_t b, int64_t length,
-            int64_t listed_per_batch, int64_t row) {
-  if (weights != nullptr && weights[b * length + row] == 0.0f) return false;
-  return neighbors == nullptr || contains(neighbors + b * listed_per_batch, listed_per_batch, row);
-}
-
-bool active_input(const CentroidAttentionProblem& problem, int64_t b, int64_t, int64_t row) {
-  const AttentionShape& shape = problem.inputs.shape;
-  return active(problem.weights, problem.neighbors, b, shape.key_length,
-                shape.query_length * problem.neighbor_count, row);
-}
-
-bool active_row(const CentroidEncodeProblem& problem, int64_t b, int64_t, int64_t row) {
-  return active(problem.weights, problem.neighbors, b, problem.length,
-                problem.centroids * problem.neighbor_count, row);
-}
-
-/// Centroids of the learned layer that are not rows of zeros.
-bool real_centroid(const CentroidEncodeProblem& problem, int64_t b, int64_t, int64_t row) {
-  if (problem.start == PoolStart::given) return true;
-  if (problem.weights == nullptr) return row < problem.length;
-  const float* weights = problem.weights + b * problem.length;
-  return row < problem.length - std::count(weights, weights + problem.length, 0.0f);
-}
-
-// Given centroids are read up to the clamp to the sequence's real length.
-bool within_clamp(const CentroidPoolProblem& problem, int64_t b, int64_t, int64_t row) {
-  return row < real_length(problem.lengths, b, problem.length);
-}
-
-bool within_clamp(const KMeansProblem& problem, int64_t sequence, int64_t, int64_t row) {
-  return row < real_length(problem.lengths, sequence / problem.heads, problem.length);
-}
-
-/// The listed keys of one query, nullptr when it has none.
-const int32_t* listed_keys(const SparseIndices& sparse, const AttentionShape& shape,
-                           int64_t sequence, int64_t query) {
-  const int64_t row = sequence * shape.query_length + query;
-  if (sparse.labels == nullptr) return sparse.indices + row * sparse.k;
-  if (sparse.labels[row] < 0) return nullptr;
-  return sparse.indices + (sequence * sparse.clusters + sparse.labels[row]) * sparse.k;
-}
-
-/// Keys of sparse products are read when a real query lists them.
-template <typename Problem>
-bool listed(const Problem& problem, int64_t b, int64_t h, int64_t row) {
-  const AttentionShape& shape = problem.shape;
-  const int64_t queries = real_length(problem.query_lengths, b, shape.query_length);
-  for (int64_t query = 0; query < queries; ++query) {
-    const int32_t* keys = listed_keys(problem.sparse, shape, b * shape.heads + h, query);
-    if (keys != nullptr && contains(keys, problem.sparse.k, row)) return true;
-  }
-  return false;
-}
-
-/// Slots (row = query * k + place) that hold a real key.
-template <typename Problem>
-bool filled(const Problem& problem, int64_t sequence, int64_t, int64_t row) {
-  const AttentionShape& shape = problem.shape;
-  const int64_t k = problem.sparse.k;
-  const int64_t b = sequence / shape.heads;
-  if (row / k >= real_length(problem.query_lengths, b, shape.query_length)) return false;
-  const int32_t* keys = listed_keys(problem.sparse, shape, sequence, row / k);
-  return keys != nullptr && keys[row % k] >= 0 &&
-         keys[row % k] < real_length(problem.key_lengths, b, shape.key_length);
-}
-
-/// Queries with at least one real key.
-template <typename Problem>
-bool lists_key(const Problem& problem, int64_t b, int64_t h, int64_t query) {
-  const int64_t k = problem.sparse.k;
-  for (int64_t place = 0; place < k; ++place) {
-    if (filled(problem, b * problem.shape.heads + h, 0, query * k + place)) return true;
-  }
-  return false;
 }
 
 }  // namespace
@@ -206,28 +90,6 @@ Status ProblemArrays::find_non_finite() const {
   return {StatusCode::overflow, nullptr, -1};
 }
 
-// ---- what each problem holds --------------------------------------------------------------------
-
-namespace {
-
-template <typename T>
-constexpr ElementType element_type() {
-  using Element = std::remove_const_t<T>;
-  if (std::is_same_v<Element, float>) return ElementType::float32;
-  if (std::is_same_v<Element, double>) return ElementType::float64;
-  if (std::is_same_v<Element, int32_t>) return ElementType::int32;
-  static_assert(std::is_same_v<Element, float> || std::is_same_v<Element, double> ||
-                std::is_same_v<Element, int32_t> || std::is_same_v<Element, uint64_t>);
-  return ElementType::uint64;
-}
-
-/// Elements of a result (B,H,rows,columns).
-int64_t elements_of(const AttentionShape& shape, int64_t rows, int64_t columns = 1) {
-  return shape.batch * shape.heads * rows * columns;
-}
-
-}  // namespace
-
 ProblemArray& ProblemArrays::append(const char* name, void* slot, ElementType type, bool is_result,
                                     int64_t elements) {
   ProblemArray& array = arrays_[count_++];
@@ -266,24 +128,6 @@ void ProblemArrays::add(const char* name, const float*& data, int64_t batch, int
   array.reads = reads;
 }
 
-template <typename T>
-void ProblemArrays::add(const char* name, T*& data, int64_t elements) {
-  if (data == nullptr) return;
-  append(name, &data, element_type<T>(), !std::is_const_v<T>, elements);
-}
-
-void ProblemArrays::add_gradients(AttentionGradients& gradients, const AttentionShape& shape) {
-  add("queryGradient", gradients.query, elements_of(shape, shape.query_length, shape.head_dim));
-  add("keyGradient", gradients.key, elements_of(shape, shape.key_length, shape.head_dim));
-  add("valueGradient", gradients.value, elements_of(shape, shape.key_length, shape.value_dim));
-}
-
-template <typename T>
-void ProblemArrays::add_state(const char* name, T*& data, int64_t elements) {
-  if (data == nullptr) return;
-  append(name, &data, element_type<T>(), false, elements).is_state = true;
-}
-
 void ProblemArrays::add_attention(AttentionInputs& inputs, ReadsRow reads_query,
                                   ReadsRow reads_key) {
   const AttentionShape& shape = inputs.shape;
@@ -304,6 +148,8 @@ void ProblemArrays::add_lists(SparseIndices& sparse, const AttentionShape& shape
   add("indices", sparse.indices, elements_of(shape, lists, sparse.k));
   add("labels", sparse.labels, elements_of(shape, shape.query_length));
 }
+
+// ---- what each problem holds; gradients are in dispatch_gradient_arrays.cc ----------------------
 
 void ProblemArrays::describe(AttentionProblem& problem) {
   const AttentionShape& shape = problem.inputs.shape;
@@ -467,151 +313,9 @@ void ProblemArrays::describe(MatmulProblem& problem) {
   // How many columns a row has matters only to the flat index: transposes read the same elements.
   add("a", problem.a, problem.batch, problem.rows, problem.depth);
   add("b", problem.b, problem.batch, problem.depth, problem.columns);
-  add("output", problem.output, problem.batch * problem.rows * problem.columns);
-}
-
-// ---- what each gradient holds -------------------------------------------------------------------
-
-void ProblemArrays::describe(AttentionGradientProblem& problem) {
-  AttentionInputs& inputs = problem.forward.inputs;
-  const AttentionShape& shape = inputs.shape;
-  add_attention(inputs, nullptr, nullptr);
-  add("gradOutput", problem.output_gradient, shape, shape.query_length, shape.value_dim,
-      inputs.query_lengths);
-  add_lengths(inputs);
-  add_state("output", problem.forward.output.data,
-            elements_of(shape, shape.query_length, shape.value_dim));
-  add_state("logsumexp", problem.forward.logsumexp, elements_of(shape, shape.query_length));
-  add_gradients(problem.gradients, shape);
-}
-
-void ProblemArrays::describe(ClusteredAttentionGradientProblem& problem) {
-  ClusteredAttentionProblem& forward = problem.forward;
-  AttentionInputs& inputs = forward.inputs;
-  const AttentionShape& shape = inputs.shape;
-  add_attention(inputs, reads<ClusteredAttentionProblem, labelled>, nullptr);
-  add("gradOutput", problem.output_gradient, shape, shape.query_length, shape.value_dim,
-      inputs.query_lengths, reads<ClusteredAttentionProblem, labelled>);
-  add_lengths(inputs);
-  add_state("labels", forward.labels, elements_of(shape, shape.query_length));
-  add_state("indices", forward.indices, elements_of(shape, forward.clusters, forward.top_k));
-  add_state("clusterValues", forward.cluster_values,
-            elements_of(shape, forward.clusters, shape.value_dim));
-  add_state("clusterLogsumexp", forward.cluster_logsumexp, elements_of(shape, forward.clusters));
-  add_gradients(problem.gradients, shape);
-}
-
-void ProblemArrays::describe(AggregateGradientProblem& problem) {
-  AggregateProblem& forward = problem.forward;
-  const int64_t sequences = forward.batch * forward.heads;
-  add("gradOutput", problem.output_gradient, sequences, forward.clusters, forward.dim, nullptr,
-      reads<AggregateProblem, has_members>);
-  add("labels", forward.labels, sequences * forward.length);
-  add("inputsGradient", problem.inputs, sequences * forward.length * forward.dim);
-}
-
-void ProblemArrays::describe(BroadcastGradientProblem& problem) {
-  BroadcastProblem& forward = problem.forward;
-  add("gradOutput", problem.output_gradient, forward.batch, forward.length, forward.dim, nullptr,
-      reads<BroadcastProblem, takes>);
-  add("labels", forward.labels, forward.batch * forward.length);
-  add("inputsGradient", problem.inputs, forward.batch * forward.clusters * forward.dim);
-}
-
-void ProblemArrays::describe(SparseDotGradientProblem& problem) {
-  SparseDotProblem& forward = problem.forward;
-  const AttentionShape& shape = forward.shape;
-  add("query", forward.query, shape, shape.query_length, shape.head_dim, forward.query_lengths,
-      reads<SparseDotProblem, lists_key<SparseDotProblem>>);
-  add("key", forward.key, shape, shape.key_length, shape.head_dim, forward.key_lengths,
-      reads<SparseDotProblem, listed<SparseDotProblem>>);
-  add("gradOutput", problem.output_gradient, shape.batch * shape.heads,
-      shape.query_length * forward.sparse.k, 1, nullptr,
-      reads<SparseDotProblem, filled<SparseDotProblem>>);
-  add_lists(forward.sparse, shape);
-  add("queryLengths", forward.query_lengths, shape.batch);
-  add("keyLengths", forward.key_lengths, shape.batch);
-  add("queryGradient", problem.query, elements_of(shape, shape.query_length, shape.head_dim));
-  add("keyGradient", problem.key, elements_of(shape, shape.key_length, shape.head_dim));
-}
-
-void ProblemArrays::describe(SparseWeightedSumGradientProblem& problem) {
-  SparseWeightedSumProblem& forward = problem.forward;
-  const AttentionShape& shape = forward.shape;
-  add("weights", forward.weights, shape.batch * shape.heads, shape.query_length * forward.sparse.k,
-      1, nullptr, reads<SparseWeightedSumProblem, filled<SparseWeightedSumProblem>>);
-  add("value", forward.value, shape, shape.key_length, shape.value_dim, forward.key_lengths,
-      reads<SparseWeightedSumProblem, listed<SparseWeightedSumProblem>>);
-  add("gradOutput", problem.output_gradient, shape, shape.query_length, shape.value_dim,
-      forward.query_lengths, reads<SparseWeightedSumProblem, lists_key<SparseWeightedSumProblem>>);
-  add_lists(forward.sparse, shape);
-  add("queryLengths", forward.query_lengths, shape.batch);
-  add("keyLengths", forward.key_lengths, shape.batch);
-  add("weightsGradient", problem.weights, elements_of(shape, shape.query_length, forward.sparse.k));
-  add("valueGradient", problem.value, elements_of(shape, shape.key_length, shape.value_dim));
-}
-
-void ProblemArrays::describe(CentroidAttentionGradientProblem& problem) {
-  CentroidAttentionProblem& forward = problem.forward;
-  AttentionInputs& inputs = forward.inputs;
-  const AttentionShape& shape = inputs.shape;
-  add_attention(inputs, nullptr, reads<CentroidAttentionProblem, active_input>);
-  add("weights", forward.weights, shape.batch, shape.key_length, 1, inputs.key_lengths);
-  add("gradOutput", problem.output_gradient, shape, shape.query_length, shape.value_dim,
-      inputs.query_lengths);
-  add_lengths(inputs);
-  add("neighbors", forward.neighbors, shape.batch * shape.query_length * forward.neighbor_count);
-  add_state("output", forward.output.data, elements_of(shape, shape.query_length, shape.value_dim));
-  add_state("masses", forward.masses, elements_of(shape, shape.query_length));
-  add_state("logsumexp", forward.logsumexp, elements_of(shape, shape.query_length));
-  add_gradients(problem.gradients, shape);
-  add("weightsGradient", problem.weights, shape.batch * shape.key_length);
-}
-
-void ProblemArrays::describe(CastAttentionGradientProblem& problem) {
-  CastAttentionProblem& forward = problem.forward;
-  AttentionInputs& inputs = forward.inputs;
-  const AttentionShape& shape = inputs.shape;
-  inputs.query_lengths = inputs.key_lengths;  // self-attention
-  add_attention(inputs, nullptr, nullptr);
-  add("surrogates", forward.surrogates, 1, shape.heads * forward.clusters, shape.head_dim);
-  add("gate", forward.gate, shape.batch, shape.key_length, 1, inputs.key_lengths);
-  add("gradOutput", problem.output_gradient, shape, shape.query_length, shape.value_dim,
-      inputs.query_lengths);
-  add_lengths(inputs);
-  add_state("indices", forward.indices, shape.batch * forward.clusters * forward.cluster_size);
-  add_gradients(problem.gradients, shape);
-  add("surrogatesGradient", problem.surrogates, shape.heads * forward.clusters * shape.head_dim);
-  add("gateGradient", problem.gate, shape.batch * shape.key_length);
-}
-
-void ProblemArrays::describe(CentroidEncodeGradientProblem& problem) {
-  CentroidEncodeProblem& forward = problem.forward;
-  const int64_t rows = forward.batch * forward.centroids * forward.dim;
-  const int64_t weight = forward.heads * forward.head_dim * forward.dim;
-  forward.output = nullptr;
-  describe(forward);
-  add("gradOutput", problem.output_gradient, forward.batch, forward.centroids, forward.dim, nullptr,
-      reads<CentroidEncodeProblem, real_centroid>);
-  add("inputsGradient", problem.inputs, forward.batch * forward.length * forward.dim);
-  add("initialGradient", problem.initial, rows);
-  add("queryWeightGradient", problem.query_weight, weight);
-  add("keyWeightGradient", problem.key_weight, weight);
-  add("valueWeightGradient", problem.value_weight, weight);
-  add("outputWeightGradient", problem.output_weight, weight);
-}
-
-void ProblemArrays::describe(CentroidPoolGradientProblem& problem) {
-  CentroidPoolProblem& forward = problem.forward;
-  const int64_t rows = forward.batch * forward.centroids * forward.dim;
-  forward.output = nullptr;
-  forward.labels = nullptr;
-  forward.masses = nullptr;
-  describe(forward);
-  add("gradOutput", problem.output_gradient, forward.batch, forward.centroids, forward.dim, nullptr,
-      reads<CentroidPoolProblem, within_clamp>);
-  add("inputsGradient", problem.inputs, forward.batch * forward.length * forward.dim);
-  add("initialGradient", problem.initial, rows);
+  const int64_t elements = problem.batch * problem.rows * problem.columns;
+  append("output", &problem.output, ElementType::float32, true, elements).is_added_to =
+      problem.accumulate;
 }
 
 }  // namespace cluster_attention

@@ -3,6 +3,9 @@
 // Which arrays a problem holds: one description feeds the rounding to bfloat16, the search for the
 // NaN or Inf behind a non-finite result, and the transfers to and from a device.
 
+#include <cstdint>
+#include <type_traits>
+
 #include "native/core/context.h"
 #include "native/core/gradient_problem.h"
 #include "native/core/problem.h"
@@ -19,14 +22,31 @@ enum class ElementType : int32_t { float32, float64, int32, uint64 };
 /// Bytes of one element.
 int64_t element_size(ElementType type);
 
+template <typename T>
+constexpr ElementType element_type() {
+  using Element = std::remove_const_t<T>;
+  static_assert(std::is_same_v<Element, float> || std::is_same_v<Element, double> ||
+                std::is_same_v<Element, int32_t> || std::is_same_v<Element, uint64_t>);
+  if (std::is_same_v<Element, float>) return ElementType::float32;
+  if (std::is_same_v<Element, double>) return ElementType::float64;
+  if (std::is_same_v<Element, int32_t>) return ElementType::int32;
+  return ElementType::uint64;
+}
+
+/// Elements of a result (B,H,rows,columns).
+inline int64_t elements_of(const AttentionShape& shape, int64_t rows, int64_t columns = 1) {
+  return shape.batch * shape.heads * rows * columns;
+}
+
 /// One dense array of a problem. Float arguments also say how their rows are laid out and which of
 /// them are read.
 struct ProblemArray {
   const char* name = "";  // of the option, as errors name it
   void* slot = nullptr;   // address of the problem's pointer
   ElementType type = ElementType::float32;
-  bool is_result = false;  // written by the kernel, not read
-  bool is_state = false;   // a result of the forward call that its gradient reads
+  bool is_result = false;    // written by the kernel, not read
+  bool is_state = false;     // a result of the forward call that its gradient reads
+  bool is_added_to = false;  // a result that is read too
   int64_t elements = 0;
 
   // Float arguments.
@@ -38,6 +58,8 @@ struct ProblemArray {
   const int32_t* lengths = nullptr;  // (batch): rows past it are padding
   ReadsRow reads = nullptr;          // null: every real row is read
 
+  /// Whether the kernel reads what it holds before the call.
+  bool is_read() const { return !is_result || is_added_to; }
   bool is_float_argument() const { return type == ElementType::float32 && !is_result && !is_state; }
   int64_t bytes() const { return elements * element_size(type); }
   /// What the problem points to.
@@ -87,12 +109,18 @@ class ProblemArrays {
   void add_attention(AttentionInputs& inputs, ReadsRow reads_query, ReadsRow reads_key);
   // Other arguments; results when T is not const.
   template <typename T>
-  void add(const char* name, T*& data, int64_t elements);
+  void add(const char* name, T*& data, int64_t elements) {
+    if (data == nullptr) return;
+    append(name, &data, element_type<T>(), !std::is_const_v<T>, elements);
+  }
   void add(const char* name, OutputRows& rows, int64_t elements) { add(name, rows.data, elements); }
   void add_gradients(AttentionGradients& gradients, const AttentionShape& shape);
   // Results of the forward call.
   template <typename T>
-  void add_state(const char* name, T*& data, int64_t elements);
+  void add_state(const char* name, T*& data, int64_t elements) {
+    if (data == nullptr) return;
+    append(name, &data, element_type<T>(), false, elements).is_state = true;
+  }
   void add_lists(SparseIndices& sparse, const AttentionShape& shape);
   void add_lengths(AttentionInputs& inputs);
 

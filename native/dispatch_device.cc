@@ -17,6 +17,22 @@ const cuda::Backend& backend() { return *backend_library().backend; }
 /// The backend has no kernel for the problem.
 Status unsupported() { return {StatusCode::unsupported, "device", -1}; }
 
+/// What cuda::Call::storage speaks of.
+constexpr const char* kStored[] = {"query",
+                                   "key",
+                                   "value",
+                                   "inputs",
+                                   "scores",
+                                   "a",
+                                   "b",
+                                   "values",
+                                   "output",
+                                   "gradOutput",
+                                   "queryGradient",
+                                   "keyGradient",
+                                   "valueGradient",
+                                   "inputsGradient"};
+
 bool is_float(const ProblemArray& array) { return array.type == ElementType::float32; }
 
 /// How an array of floats lies on the device.
@@ -70,11 +86,8 @@ class PlainArrays {
     for (const ProblemArray& array : arrays_) {
       const int place = index++;
       if (call_.holds(array.data())) continue;
-      if (array.is_result) {
-        host_[place] = array.data();
-      } else {
-        CA_RETURN_IF_ERROR(upload(session_, array, call_, next));
-      }
+      if (array.is_result) host_[place] = array.data();
+      if (array.is_read()) CA_RETURN_IF_ERROR(upload(session_, array, call_, next));
       array.redirect(next);
       next += reserved(array);
     }
@@ -205,7 +218,7 @@ int64_t device_type_bytes(DeviceType type) {
 }
 
 bool follows_storage(const char* array) {
-  for (const char* name : {"query", "key", "value", "inputs", "scores", "values", "output"}) {
+  for (const char* name : kStored) {
     if (std::strcmp(array, name) == 0) return true;
   }
   return false;
@@ -242,6 +255,17 @@ CA_DEVICE_RUN(CentroidAttentionProblem, centroid_attention)
 CA_DEVICE_RUN(CentroidPoolProblem, centroid_pool)
 CA_DEVICE_RUN(CentroidEncodeProblem, centroid_encode)
 CA_DEVICE_RUN(CastAttentionProblem, cast_attention)
+CA_DEVICE_RUN(MatmulProblem, matmul)
+CA_DEVICE_RUN(AttentionGradientProblem, attention_gradient)
+CA_DEVICE_RUN(AggregateGradientProblem, aggregate_gradient)
+CA_DEVICE_RUN(BroadcastGradientProblem, broadcast_gradient)
+CA_DEVICE_RUN(SparseDotGradientProblem, sparse_dot_gradient)
+CA_DEVICE_RUN(SparseWeightedSumGradientProblem, sparse_weighted_sum_gradient)
+CA_DEVICE_RUN(ClusteredAttentionGradientProblem, clustered_attention_gradient)
+CA_DEVICE_RUN(CentroidAttentionGradientProblem, centroid_attention_gradient)
+CA_DEVICE_RUN(CentroidPoolGradientProblem, centroid_pool_gradient)
+CA_DEVICE_RUN(CentroidEncodeGradientProblem, centroid_encode_gradient)
+CA_DEVICE_RUN(CastAttentionGradientProblem, cast_attention_gradient)
 #undef CA_DEVICE_RUN
 
 Status run_on_device(const UploadProblem& problem, const CallSettings&, const DeviceCall& call) {

@@ -2,7 +2,7 @@
 // kernels, so that results must have the CPU's bits.
 
 import { describe, expect, test } from 'vitest';
-import { expectSameResult } from './support/compare.mjs';
+import { expectClose, expectSameResult } from './support/compare.mjs';
 import { roundToBfloat16 } from './support/data.mjs';
 import {
   inPlainMemory,
@@ -19,9 +19,9 @@ import { errorOf } from './support/refusal.mjs';
 
 useStub();
 
-const CPU_ONLY = ['lshPlanes', 'matmul'];
+const CPU_ONLY = ['lshPlanes'];
 const onDevices = names.filter((name) => !CPU_ONLY.includes(name));
-const STORED = new Set(['query', 'key', 'value', 'inputs', 'scores']);
+const STORED = new Set(['query', 'key', 'value', 'inputs', 'scores', 'a', 'b']);
 const isFloats = (array) => array instanceof Float32Array;
 
 const forms = (name) => [
@@ -232,6 +232,31 @@ describe('out', () => {
     for (const [, call] of forms('attention')) {
       const out = new Float32Array(expected.length);
       expect(await call({ ...minimal(), out, device: 'cuda' })).toBe(out);
+      expectSameResult(out, expected);
+    }
+  });
+});
+
+describe('matmul that accumulates adds to what out holds', () => {
+  const { minimal } = operations.matmul;
+  const length = required.matmulSync(minimal()).length;
+  const before = () => Float32Array.from({ length }, (_, i) => i - 3);
+  const expected = required.matmulSync({ ...minimal(), out: before(), accumulate: true });
+
+  test.each(['float32', 'bfloat16'])('on the device: %s', async (dtype) => {
+    for (const [, call] of forms('matmul')) {
+      const moved = onDevice({ ...minimal(), out: before() }, { dtype });
+      expect(await call({ ...moved, accumulate: true })).toBe(moved.out);
+      // The factors are rounded too.
+      expectClose(moved.out.toArraySync(), expected, dtype === 'float32' ? 0 : 2 ** -7);
+      disposeAll(moved);
+    }
+  });
+
+  test('in plain memory', async () => {
+    for (const [, call] of forms('matmul')) {
+      const out = before();
+      expect(await call({ ...minimal(), out, accumulate: true, device: 'cuda' })).toBe(out);
       expectSameResult(out, expected);
     }
   });

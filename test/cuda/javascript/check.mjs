@@ -22,7 +22,7 @@ const FLOAT32_BOUND = 2e-5;
 const FLOAT32_BOUNDS = { centroidPool: 1e-4, centroidEncode: 2e-4 };
 const BFLOAT16_BOUND = 2 ** -6;
 const PLAIN = new Set(['lengths', 'queryLengths', 'keyLengths']);
-const STORED = new Set(['query', 'key', 'value', 'inputs', 'scores']);
+const STORED = new Set(['query', 'key', 'value', 'inputs', 'scores', 'a', 'b']);
 
 const toDevice = (options, dtype) =>
   Object.fromEntries(

@@ -270,7 +270,7 @@ void widen_arrays(const ProblemArrays& arrays, const Call& call, std::vector<Wid
     all.push_back({static_cast<uint16_t*>(array.data()), {}, array.is_result});
     std::vector<float>& floats = all.back().floats;
     floats.resize(static_cast<size_t>(array.elements) + 1);
-    for (int64_t i = 0; i < array.elements && !array.is_result; ++i) {
+    for (int64_t i = 0; i < array.elements && array.is_read(); ++i) {
       floats[static_cast<size_t>(i)] = widen(all.back().halves[i]);
     }
     array.redirect(floats.data());
@@ -365,6 +365,17 @@ Backend make_backend() {
   all.centroid_pool = operate<CentroidPoolProblem>;
   all.centroid_encode = operate<CentroidEncodeProblem>;
   all.cast_attention = operate<CastAttentionProblem>;
+  all.matmul = operate<MatmulProblem>;
+  all.attention_gradient = operate<AttentionGradientProblem>;
+  all.aggregate_gradient = operate<AggregateGradientProblem>;
+  all.broadcast_gradient = operate<BroadcastGradientProblem>;
+  all.sparse_dot_gradient = operate<SparseDotGradientProblem>;
+  all.sparse_weighted_sum_gradient = operate<SparseWeightedSumGradientProblem>;
+  all.clustered_attention_gradient = operate<ClusteredAttentionGradientProblem>;
+  all.centroid_attention_gradient = operate<CentroidAttentionGradientProblem>;
+  all.centroid_pool_gradient = operate<CentroidPoolGradientProblem>;
+  all.centroid_encode_gradient = operate<CentroidEncodeGradientProblem>;
+  all.cast_attention_gradient = operate<CastAttentionGradientProblem>;
   return backend;
 }
 

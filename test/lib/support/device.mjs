@@ -21,7 +21,7 @@ export function useStub() {
 export const PLAIN = ['lengths', 'queryLengths', 'keyLengths'];
 
 /** Options whose storage a call chooses; the other arrays of floats are float32. */
-const FOLLOWS = new Set(['query', 'key', 'value', 'inputs', 'scores', 'out']);
+const FOLLOWS = new Set(['query', 'key', 'value', 'inputs', 'scores', 'a', 'b', 'out']);
 
 /** The options with DeviceTensors in the place of arrays. */
 export function onDevice(options, { device = 'cuda', dtype = 'float32' } = {}) {
