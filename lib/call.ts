@@ -5,21 +5,19 @@
  */
 import { allocate, type Axes, checkedArray, copyOf, elementCount } from './arrays';
 import { NonFinite, Precision } from './binding';
-import { CPU } from './device-name';
-import { checkedTensor, DeviceTensor, isDeviceTensor, newTensor } from './device-tensor';
 import {
-  invalidType,
-  noKernel,
-  outOfRange,
-  shapeMismatch,
-  unsupported,
-  wrongTensor,
-} from './errors';
+  checkedTensor,
+  DeviceTensor,
+  isDeviceTensor,
+  newTensor,
+  shareTensor,
+} from './device-tensor';
+import { invalidType, outOfRange, shapeMismatch, unsupported, wrongTensor } from './errors';
 import * as intrinsics from './intrinsics';
 import type { TypedArray, TypedArrayKind, TypedArrays } from './intrinsics';
 import * as options from './options';
 import { isAbsent, MAXIMUM_DIMENSION, type Values } from './options';
-import { type Place, readPlace } from './place';
+import { checkDevices, type Place, readPlace } from './place';
 
 export type Form = 'sync' | 'async';
 
@@ -29,6 +27,8 @@ export type Integers = Int32Array | DeviceTensor;
 export type Hashes = BigUint64Array | DeviceTensor;
 
 export const CALL_OPTIONS = ['device', 'precision', 'nonFinite', 'signal', 'details'] as const;
+
+const NOTHING: ReadonlySet<unknown> = new Set();
 
 export class Call {
   /** Aborts the call; asynchronous form only. */
@@ -47,8 +47,10 @@ export class Call {
   readonly #values: Values;
   readonly #shape: Values;
   readonly #inputs: TypedArray[] = [];
-  /** Results on the device. */
-  readonly #results: DeviceTensor[] = [];
+  /** The dimensions of the arrays that were read, by option. */
+  readonly #axes = new Map<string, Axes>();
+  /** Tensors of this call's own: results, and what stands for those of the caller. */
+  readonly #tensors: DeviceTensor[] = [];
   #out: Floats | undefined;
   #output: Floats | undefined;
   #outputAxes: Axes = {};
@@ -58,7 +60,7 @@ export class Call {
     form: Form,
     source: unknown,
     known: KnownNames,
-    differentiable = false,
+    { differentiable = false, place = undefined as Place | undefined } = {},
   ) {
     this.name = name;
     this.#form = form;
@@ -68,8 +70,8 @@ export class Call {
       ? options.readOwn('shape', this.#values['shape'], known.shape)
       : this.#values;
     this.signal = this.#readSignal(name);
-    this.place = readPlace(this.#values);
-    if (differentiable && this.device !== CPU) throw noKernel(name, this.device);
+    this.place = place ?? readPlace(this.#values);
+    if (this.place.tensor !== undefined) checkDevices(this.place, this.#values);
     this.nonFinite = this.choice('nonFinite', NonFinite, NonFinite.error);
     this.precision = this.choice('precision', Precision, Precision.float32);
     this.details = this.flag('details', false);
@@ -201,8 +203,10 @@ export class Call {
 
   #take(name: string, kind: TypedArrayKind, axes: Axes): TypedArray | DeviceTensor {
     const value = this.#values[name];
+    this.#axes.set(name, axes);
     if (this.place.tensor !== undefined && isDeviceTensor(value)) {
-      return checkedTensor(name, this.place.dtypeOf(name, kind), value, elementCount(name, axes));
+      const dtype = this.place.dtypeOf(name, kind);
+      return this.#use(checkedTensor(name, dtype, value, elementCount(name, axes)));
     }
     const array = checkedArray(name, kind, value, axes);
     this.#inputs.push(array);
@@ -212,22 +216,36 @@ export class Call {
     return copyOf(name, kind, array, axes);
   }
 
+  /** A gradient reads it later, when the caller may have disposed of it. */
+  #use(tensor: DeviceTensor): DeviceTensor {
+    if (!this.differentiable) return tensor;
+    const own = shareTensor(tensor);
+    this.#tensors.push(own);
+    return own;
+  }
+
+  /** The dimensions of an array that was read. */
+  axesOf(name: string): Axes | undefined {
+    return this.#axes.get(name);
+  }
+
   // ---- results ------------------------------------------------------------------------------
 
   /**
-   * A result beside the output, where the results of this call belong. To be asked for after all
-   * inputs.
+   * A result beside the output, where the results of this call belong, stored like the array
+   * `like`. To be asked for after all inputs.
    */
   result<Kind extends TypedArrayKind>(
     kind: Kind,
     name: string,
     axes: Axes,
+    like = name,
   ): TypedArrays[Kind] | DeviceTensor {
     if (this.place.tensor === undefined) return allocate(kind, name, axes);
     elementCount(name, axes);
     try {
-      const tensor = newTensor(this.device, this.place.dtypeOf(name, kind), Object.values(axes));
-      this.#results.push(tensor);
+      const tensor = newTensor(this.device, this.place.dtypeOf(like, kind), Object.values(axes));
+      this.#tensors.push(tensor);
       return tensor;
     } catch (error) {
       this.discard();
@@ -273,7 +291,7 @@ export class Call {
         throw outOfRange('out', 'memory that overlaps no input', name);
       }
     }
-    return value;
+    return this.#use(value);
   }
 
   #checkedOut(value: unknown, axes: Axes): Float32Array {
@@ -294,6 +312,7 @@ export class Call {
     const output = this.#output!;
     const out = this.#out;
     if (out === undefined || out === output) return output;
+    if (isDeviceTensor(out)) return out;
     if (intrinsics.lengthOf(out) !== output.length) {
       throw shapeMismatch(
         'out',
@@ -301,7 +320,7 @@ export class Call {
         `${intrinsics.lengthOf(out)} elements: it was detached or resized meanwhile`,
       );
     }
-    intrinsics.copyInto(out as Float32Array, output as Float32Array);
+    intrinsics.copyInto(out, output as Float32Array);
     return out;
   }
 
@@ -314,9 +333,9 @@ export class Call {
     }
   }
 
-  /** Frees the results of a call that failed. */
-  discard(): void {
-    for (const tensor of this.#results) tensor.dispose();
+  /** Frees what is on the device for this call, after a failure all of it. */
+  discard(kept: ReadonlySet<unknown> = NOTHING): void {
+    for (const tensor of this.#tensors) if (!kept.has(tensor)) tensor.dispose();
   }
 }
 

@@ -1,15 +1,33 @@
 /**
  * The memory behind DeviceTensors: a number that the native code gave (see
- * native/binding/device_memory.h) for each of them. It is freed by free(), or some time after its
- * owner was forgotten; calls in progress keep what they use.
+ * native/binding/device_memory.h) for each of them. It is freed when the last of its owners has
+ * called free(), or some time after they were forgotten; calls in progress keep what they use.
  */
 import { binding, DeviceType } from './binding';
 import { errorOfFailure } from './errors';
 
-/** Numbers by owner; 0 once freed. Whoever stands here is a DeviceTensor, whatever else it seems. */
-const numbers = new WeakMap<object, number>();
+interface Memory {
+  readonly number: number;
+  owners: number;
+}
 
-const forgotten = new FinalizationRegistry<number>((memory) => binding.release({ memory }));
+/** By owner; FREED in the end. Whoever stands here is a DeviceTensor, whatever else it seems. */
+const memories = new WeakMap<object, Memory>();
+
+const FREED: Memory = { number: 0, owners: 0 };
+
+const forgotten = new FinalizationRegistry<Memory>(letGo);
+
+function letGo(memory: Memory): void {
+  memory.owners -= 1;
+  if (memory.owners === 0) binding.release({ memory: memory.number });
+}
+
+function own(owner: object, memory: Memory): void {
+  memory.owners += 1;
+  memories.set(owner, memory);
+  forgotten.register(owner, memory, owner);
+}
 
 /** Allocates for `owner`, which must live as long as the memory is used. */
 export function allocateFor(
@@ -22,20 +40,24 @@ export function allocateFor(
   if (typeof given !== 'number') {
     throw errorOfFailure(given, { name: `a DeviceTensor of ${elements} elements`, device });
   }
-  numbers.set(owner, given);
-  forgotten.register(owner, given, owner);
+  own(owner, { number: given, owners: 0 });
+}
+
+/** Makes `owner` a second owner of the memory of `other`, which has not freed it. */
+export function shareWith(owner: object, other: object): void {
+  own(owner, memories.get(other)!);
 }
 
 /** The number of the memory of `owner`: 0 once it was freed, undefined for what is no tensor. */
 export function memoryOf(owner: unknown): number | undefined {
-  return typeof owner === 'object' && owner !== null ? numbers.get(owner) : undefined;
+  return typeof owner === 'object' && owner !== null ? memories.get(owner)?.number : undefined;
 }
 
-/** Frees; a second time does nothing. */
+/** Gives up ownership; a second time does nothing. */
 export function free(owner: object): void {
-  const memory = numbers.get(owner);
-  if (!memory) return;
-  numbers.set(owner, 0);
+  const memory = memories.get(owner);
+  if (memory === undefined || memory === FREED) return;
+  memories.set(owner, FREED);
   forgotten.unregister(owner);
-  binding.release({ memory });
+  letGo(memory);
 }

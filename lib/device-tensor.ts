@@ -2,7 +2,7 @@
 import { allocate, type Axes, checkedArray, copyOf, elementCount } from './arrays';
 import { readDevice } from './device';
 import { CPU, deviceName } from './device-name';
-import { allocateFor, free, memoryOf } from './device-memory';
+import { allocateFor, free, memoryOf, shareWith } from './device-memory';
 import {
   disposed,
   disposedTensor,
@@ -70,6 +70,9 @@ export let newTensor: (
   shape: readonly number[],
 ) => DeviceTensor;
 
+/** A tensor of its own over the same memory, which lives until both are disposed of. */
+export let shareTensor: (tensor: DeviceTensor) => DeviceTensor;
+
 /** The number of a tensor's device. */
 export let deviceOf: (tensor: DeviceTensor) => number;
 
@@ -91,7 +94,13 @@ export class DeviceTensor<Dtype extends DeviceDtype = DeviceDtype> {
   readonly #length: number;
 
   /** Of this package alone; use {@link DeviceTensor.from}. */
-  private constructor(own: symbol, device: number, dtype: Dtype, shape: readonly number[]) {
+  private constructor(
+    own: symbol,
+    device: number,
+    dtype: Dtype,
+    shape: readonly number[],
+    shared?: DeviceTensor,
+  ) {
     if (own !== OWN) {
       throw unsupported('DeviceTensor', 'a DeviceTensor must be made by DeviceTensor.from()');
     }
@@ -99,7 +108,8 @@ export class DeviceTensor<Dtype extends DeviceDtype = DeviceDtype> {
     this.#device = device;
     this.#shape = Object.freeze(shape.slice());
     this.#length = elementCount('shape', asAxes(shape));
-    allocateFor(this, device, dtype, this.#length);
+    if (shared === undefined) allocateFor(this, device, dtype, this.#length);
+    else shareWith(this, shared);
   }
 
   /**
@@ -231,6 +241,8 @@ export class DeviceTensor<Dtype extends DeviceDtype = DeviceDtype> {
 
   static {
     newTensor = (device, dtype, shape) => new DeviceTensor(OWN, device, dtype, shape);
+    shareTensor = (tensor) =>
+      new DeviceTensor(OWN, tensor.#device, tensor.#dtype, tensor.#shape, tensor);
     deviceOf = (tensor) => tensor.#device;
   }
 }

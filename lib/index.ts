@@ -118,6 +118,8 @@ export type {
   DetailedOperationSync,
   Device,
   DeviceResult,
+  DeviceVjp,
+  DeviceVjpSync,
   OnDevice,
   OutputOptions,
   SyncOperation,

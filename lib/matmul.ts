@@ -2,7 +2,7 @@ import type { Call } from './call';
 import { CALL_OPTIONS } from './call';
 import { invalidType } from './errors';
 import { asynchronous, synchronous, type Operation, type Prepared } from './operation';
-import type { OutputOptions } from './types';
+import type { AsyncOperation, OutputOptions, SyncOperation } from './types';
 
 /** Options of {@link matmul}. */
 export interface MatmulOptions extends OutputOptions {
@@ -34,7 +34,11 @@ const operation: Operation = {
     const transposeB = call.flag('transposeB', false);
     const accumulate = call.flag('accumulate', false);
     if (accumulate && !call.has('out')) {
-      throw invalidType('out', 'a Float32Array to add to with accumulate', undefined);
+      throw invalidType(
+        'out',
+        'a Float32Array or DeviceTensor to add to with accumulate',
+        undefined,
+      );
     }
     const a = call.floats('a', transposeA ? { batch, depth, rows } : { batch, rows, depth });
     const b = call.floats('b', transposeB ? { batch, columns, depth } : { batch, depth, columns });
@@ -53,7 +57,7 @@ const operation: Operation = {
  * ERR_NON_FINITE for a NaN or an infinity in an input or, without an index, in the result or in what
  * was added to, ERR_OUT_OF_MEMORY.
  */
-export const matmul = asynchronous<(options: MatmulOptions) => Promise<Float32Array>>(operation);
+export const matmul = asynchronous<AsyncOperation<MatmulOptions, Float32Array>>(operation);
 
 /** {@link matmul} on the calling thread, which it blocks; borrows the inputs. */
-export const matmulSync = synchronous<(options: MatmulOptions) => Float32Array>(operation);
+export const matmulSync = synchronous<SyncOperation<MatmulOptions, Float32Array>>(operation);

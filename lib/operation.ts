@@ -80,6 +80,11 @@ export async function runAsync(
 /** With `details: true` every operation returns an object. */
 function deliver(call: Call, prepared: Prepared): unknown {
   const result = prepared.result();
+  return call.details ? asObject(result) : result;
+}
+
+/** A result that is the output alone, as an object. */
+export function asObject(result: unknown): object {
   const bare = ArrayBuffer.isView(result) || isDeviceTensor(result);
-  return call.details && bare ? { output: result } : result;
+  return bare ? { output: result } : (result as object);
 }

@@ -21,6 +21,7 @@ const FOLLOW_STORAGE: ReadonlySet<string> = new Set([
   'b',
   'values',
   'output',
+  'gradOutput',
 ]);
 
 export class Place {
@@ -53,7 +54,7 @@ export class Place {
 const ON_CPU = new Place(CPU, Storage.float32, undefined);
 
 /**
- * The place that the options ask for: where the DeviceTensors are, all of them on one device; else
+ * The place that the options ask for: where the first DeviceTensor is (see checkDevices); else
  * where `device` says. 'auto' leaves plain arrays on the CPU: its bits do not depend on what else
  * the machine has, and no process starts CUDA unasked.
  */
@@ -70,12 +71,16 @@ export function readPlace(values: Values): Place {
     const expected = `'auto' or '${deviceName(device)}', where ${tensor} is`;
     throw outOfRange('device', expected, values['device']);
   }
+  return new Place(device, storageOf(values), tensor);
+}
+
+/** Refuses tensors on another device: all of a call are on one. */
+export function checkDevices({ device, tensor }: Place, values: Values): void {
   for (const name in values) {
     const value = values[name];
     if (!isDeviceTensor(value) || deviceOf(value) === device) continue;
     throw outOfRange(name, `on ${deviceName(device)}, where ${tensor} is`, value.device);
   }
-  return new Place(device, storageOf(values), tensor);
 }
 
 function firstTensor(values: Values): string | undefined {

@@ -96,7 +96,7 @@ type TensorOf<Value> = Value extends Float32Array
 
 /**
  * The options of an operation with at least one DeviceTensor in place of an array: all of them on
- * one device; query, key, value, inputs and scores of one dtype, the other arrays of floats
+ * one device; query, key, value, inputs, scores, a and b of one dtype, the other arrays of floats
  * 'float32'. Arrays that stay plain are copied to the device for the call; lengths always are
  * plain. `out` is a DeviceTensor too, undefined in content after a call that failed.
  */
@@ -110,8 +110,10 @@ export type OnDevice<Options> = {
 
 /** The result of an operation with DeviceTensors in place of arrays. */
 export type DeviceResult<Result> = [TensorOf<Result>] extends [never]
-  ? { [Name in keyof Result]: TensorOf<Result[Name]> }
+  ? DeviceFields<Result>
   : TensorOf<Result>;
+
+type DeviceFields<Result> = { [Name in keyof Result]: TensorOf<Result[Name]> };
 
 /** The asynchronous form of an operation. */
 export interface AsyncOperation<Options, Result> {
@@ -202,16 +204,55 @@ export interface Vjp<Gradients> extends Disposable {
   ): Promise<Pick<Gradients, Name>>;
 }
 
+/** The output or its gradient on a device. */
+type DeviceFloats = DeviceTensor<'float32' | 'bfloat16'>;
+
+/** What a synchronous Vjp form returns for DeviceTensors: its gradients are DeviceTensors too. */
+export interface DeviceVjpSync<Gradients> extends Disposable {
+  /** What the operation returns. */
+  output: DeviceFloats;
+  /**
+   * As in {@link VjpSync}, on the device of the call; each gradient has the dtype of the option that
+   * it belongs to. The state shares the memory of the tensors in the call, which may be disposed of,
+   * but must not be written as the `out` of another call before dispose().
+   *
+   * @param gradOutput a tensor of the dtype of `output`, or an array, which is copied to the device
+   */
+  backward<Name extends keyof Gradients & string = keyof Gradients & string>(
+    gradOutput: DeviceFloats | Float32Array,
+    options?: BackwardOptions<Name>,
+  ): DeviceFields<Pick<Gradients, Name>>;
+}
+
+/** What an asynchronous Vjp form resolves to for DeviceTensors. */
+export interface DeviceVjp<Gradients> extends Disposable {
+  /** What the operation returns. */
+  output: DeviceFloats;
+  /** As in {@link DeviceVjpSync}, off the main thread. */
+  backward<Name extends keyof Gradients & string = keyof Gradients & string>(
+    gradOutput: DeviceFloats | Float32Array,
+    options?: AsyncBackwardOptions<Name>,
+  ): Promise<DeviceFields<Pick<Gradients, Name>>>;
+}
+
 /** The asynchronous Vjp form of an operation; `details: true` adds what else it knows. */
 export interface VjpOperation<Options, Details, Gradients> {
   (options: Options & { details: true }): Promise<Details & Vjp<Gradients>>;
   (options: Options): Promise<Vjp<Gradients>>;
+  (
+    options: OnDevice<Options> & { details: true },
+  ): Promise<DeviceResult<Details> & DeviceVjp<Gradients>>;
+  (options: OnDevice<Options>): Promise<DeviceVjp<Gradients>>;
 }
 
 /** The synchronous Vjp form of an operation; `details: true` adds what else it knows. */
 export interface VjpOperationSync<Options, Details, Gradients> {
   (options: Options & { details: true }): Details & VjpSync<Gradients>;
   (options: Options): VjpSync<Gradients>;
+  (
+    options: OnDevice<Options> & { details: true },
+  ): DeviceResult<Details> & DeviceVjpSync<Gradients>;
+  (options: OnDevice<Options>): DeviceVjpSync<Gradients>;
 }
 
 /** Gradients of the inputs that all attention kinds share, in the layout of the call. */

@@ -5,17 +5,21 @@
  *
  * Of the inputs the asynchronous form holds copies and the synchronous form the caller's own float
  * arrays; whatever decides where the native code reads and writes (labels, indices, lengths) is
- * always a copy, and so is every result that the caller can see.
+ * always a copy, and so is every result that the caller can see. The memory of DeviceTensors is
+ * shared: what is theirs cannot be written but as the `out` of another call, which takes floats
+ * alone.
  */
 import type { NativeOperation } from './binding';
-import { allocate, type Axes, copyOf } from './arrays';
-import { Call, type Form } from './call';
-import { CPU } from './device-name';
+import { type Axes, copyOf } from './arrays';
+import { Call, type Floats, type Form } from './call';
+import { isDeviceTensor, shareTensor } from './device-tensor';
 import { disposed, invalidType, outOfRange, shapeMismatch } from './errors';
 import * as intrinsics from './intrinsics';
+import type { TypedArray, TypedArrayKind } from './intrinsics';
 import { computeAsync, computeSync, type Settings } from './native-call';
-import { named, type Operation, type Prepared, runAsync, runSync } from './operation';
+import { asObject, named, type Operation, type Prepared, runAsync, runSync } from './operation';
 import { isAbsent, readOwn } from './options';
+import type { Place } from './place';
 
 /** A call whose gradients may be asked for. */
 export interface PreparedGradient extends Prepared {
@@ -37,8 +41,8 @@ export interface DifferentiableOperation extends Operation {
 export function synchronousVjp<Callable>(operation: DifferentiableOperation): Callable {
   const name = `${operation.name}VjpSync`;
   return named(name, (options: unknown): unknown => {
-    const call = new Call(name, 'sync', options, operation, true);
-    const prepared = operation.prepare(call);
+    const call = new Call(name, 'sync', options, operation, { differentiable: true });
+    const prepared = prepare(operation, call);
     runSync(operation, call, prepared);
     return withGradients(operation, call, prepared, 'sync');
   });
@@ -48,12 +52,22 @@ export function synchronousVjp<Callable>(operation: DifferentiableOperation): Ca
 export function asynchronousVjp<Callable>(operation: DifferentiableOperation): Callable {
   const name = `${operation.name}Vjp`;
   return named(name, async (options: unknown): Promise<unknown> => {
-    const call = new Call(name, 'async', options, operation, true);
+    const call = new Call(name, 'async', options, operation, { differentiable: true });
     call.signal?.throwIfAborted();
-    const prepared = operation.prepare(call);
+    const prepared = prepare(operation, call);
     await runAsync(operation, call, prepared);
     return withGradients(operation, call, prepared, 'async');
   });
+}
+
+/** What a call that fails here has on the device must not wait for the garbage collector. */
+function prepare(operation: DifferentiableOperation, call: Call): PreparedGradient {
+  try {
+    return operation.prepare(call);
+  } catch (error) {
+    call.discard();
+    throw error;
+  }
 }
 
 function withGradients(
@@ -62,9 +76,13 @@ function withGradients(
   prepared: PreparedGradient,
   form: Form,
 ): object {
-  const result = prepared.result();
-  const value = ArrayBuffer.isView(result) ? { output: result } : (result as object);
-  return { ...value, ...methods(new SavedState(operation, call, prepared, value), form) };
+  try {
+    const value = asObject(prepared.result());
+    return { ...value, ...methods(new SavedState(operation, call, prepared, value), form) };
+  } catch (error) {
+    call.discard();
+    throw error;
+  }
 }
 
 /** They close over the state alone, so that dispose() leaves nothing behind. */
@@ -82,19 +100,21 @@ type Fields = Readonly<Record<string, unknown>>;
 
 /** A backward call that is ready to run. */
 interface Backward {
-  readonly signal: AbortSignal | undefined;
+  readonly call: Call;
   readonly request: readonly object[];
-  readonly gradients: Readonly<Record<string, Float32Array>>;
+  readonly gradients: Readonly<Record<string, Floats>>;
 }
 
 class SavedState {
   readonly #operation: DifferentiableOperation;
   readonly #settings: Settings;
+  /** Where the call computed: its gradients belong there too. */
+  readonly #place: Place;
   readonly #outputAxes: Axes;
-  /** Lengths of the gradients, by name. */
-  readonly #gradients: ReadonlyMap<string, number>;
+  /** Dimensions of the gradients, by name. */
+  readonly #gradients: ReadonlyMap<string, Axes>;
   /** Lengths of the arrays, by name: those of the caller can be detached or resized meanwhile. */
-  readonly #lengths: ReadonlyMap<string, number>;
+  readonly #lengths = new Map<string, number>();
   #fields: Fields | undefined;
 
   constructor(
@@ -104,74 +124,91 @@ class SavedState {
     value: object,
   ) {
     this.#operation = operation;
-    const { nonFinite, precision, storage } = call;
+    const { nonFinite, precision, device, storage } = call;
     const form = `backward of ${operation.name}`;
-    this.#settings = { name: form, nonFinite, precision, device: CPU, storage };
+    this.#settings = { name: form, nonFinite, precision, device, storage };
+    this.#place = call.place;
     this.#outputAxes = call.outputAxes;
     const given: Fields = Object.assign(Object.create(null), ...prepared.request);
     this.#gradients = new Map(
       operation.gradient.options
-        .filter((name) => intrinsics.kindOf(given[name]) !== undefined)
-        .map((name) => [name, intrinsics.lengthOf(given[name])]),
+        .filter((name) => isArray(given[name]))
+        .map((name) => [name, call.axesOf(name)!]),
     );
-    const saved = prepared.saved();
-    const visible = new Set(Object.values(value));
-    const lengths = new Map<string, number>();
+    const visible = new Set<unknown>(Object.values(value));
+    this.#fields = this.#own(prepared.saved(), visible);
+    for (const field of Object.values(this.#fields)) visible.add(field);
+    call.discard(visible);
+  }
+
+  /** What is saved, with something of its own in the place of each array that the caller can see. */
+  #own(saved: object, visible: ReadonlySet<unknown>): Fields {
     const fields: Record<string, unknown> = { ...saved };
     for (const [name, field] of Object.entries(saved)) {
-      if (intrinsics.kindOf(field) === undefined) continue;
-      lengths.set(name, intrinsics.lengthOf(field));
-      if (!visible.has(field)) continue;
-      const array = field as intrinsics.TypedArray;
-      fields[name] = copyOf(name, intrinsics.kindOf(array) as intrinsics.TypedArrayKind, array);
+      if (isDeviceTensor(field)) {
+        if (visible.has(field)) fields[name] = shareTensor(field);
+        continue;
+      }
+      const kind = intrinsics.kindOf(field);
+      if (kind === undefined) continue;
+      this.#lengths.set(name, intrinsics.lengthOf(field));
+      if (visible.has(field)) {
+        fields[name] = copyOf(name, kind as TypedArrayKind, field as TypedArray);
+      }
     }
-    this.#lengths = lengths;
-    this.#fields = fields;
+    return fields;
   }
 
   dispose(): void {
+    for (const field of Object.values(this.#fields ?? {})) {
+      if (isDeviceTensor(field)) field.dispose();
+    }
     this.#fields = undefined;
   }
 
   backwardSync(gradOutput: unknown, options: unknown): unknown {
-    const { request, gradients } = this.#prepare('sync', gradOutput, options);
+    const { call, request, gradients } = this.#prepare('sync', gradOutput, options);
     const error = computeSync(this.#operation.gradient.native, this.#settings, request);
-    if (error !== undefined) throw error;
-    return gradients;
+    if (error === undefined) return gradients;
+    call.discard();
+    throw error;
   }
 
   async backwardAsync(gradOutput: unknown, options: unknown): Promise<unknown> {
-    const { signal, request, gradients } = this.#prepare('async', gradOutput, options);
-    signal?.throwIfAborted();
+    const { call, request, gradients } = this.#prepare('async', gradOutput, options);
     const { native } = this.#operation.gradient;
-    const error = await computeAsync(native, this.#settings, request, signal);
-    if (error !== undefined) throw error;
+    try {
+      call.signal?.throwIfAborted();
+      const error = await computeAsync(native, this.#settings, request, call.signal);
+      if (error !== undefined) throw error;
+    } catch (error) {
+      call.discard();
+      throw error;
+    }
     return gradients;
   }
 
   #prepare(form: Form, gradOutput: unknown, options: unknown): Backward {
     const { gradients: wanted, signal } = readOwn('options', options ?? {}, BACKWARD_OPTIONS);
     const source = { gradOutput, signal };
-    const call = new Call('backward', form, source, { options: Object.keys(source) });
+    const known = { options: Object.keys(source) };
+    const call = new Call('backward', form, source, known, { place: this.#place });
     const names = wantedNames(wanted, Array.from(this.#gradients.keys()));
     // From here on no code of the caller runs.
     const fields = this.#fields;
     if (fields === undefined) throw disposed('backward');
     this.#checkArrays(fields);
     const upstream = call.floats('gradOutput', this.#outputAxes);
-    const arrays = names.map((name) =>
-      allocate('Float32Array', `the gradient of ${name}`, { length: this.#gradients.get(name)! }),
-    );
+    const arrays = names.map((name) => {
+      const axes = this.#gradients.get(name)!;
+      return call.result('Float32Array', `the gradient of ${name}`, axes, name);
+    });
     // Defined, not assigned: a setter on a polluted Object.prototype must not get them.
     const gradients = Object.fromEntries(names.map((name, i) => [name, arrays[i]!]));
     const destinations = Object.fromEntries(
       names.map((name, i) => [`${name}Gradient`, arrays[i]!]),
     );
-    return {
-      signal: call.signal,
-      request: [fields, { gradOutput: upstream }, destinations],
-      gradients,
-    };
+    return { call, request: [fields, { gradOutput: upstream }, destinations], gradients };
   }
 
   #checkArrays(fields: Fields): void {
@@ -185,6 +222,10 @@ class SavedState {
       );
     }
   }
+}
+
+function isArray(value: unknown): boolean {
+  return intrinsics.kindOf(value) !== undefined || isDeviceTensor(value);
 }
 
 const BACKWARD_OPTIONS = ['gradients', 'signal'] as const;

@@ -12,7 +12,6 @@ import {
   PLAIN,
   useStub,
 } from './support/device.mjs';
-import { differentiable } from './support/gradients.mjs';
 import { inputArrays, names, operations, resultArrays } from './support/operations.mjs';
 import { imported, required } from './support/package.mjs';
 import { errorOf } from './support/refusal.mjs';
@@ -268,17 +267,6 @@ describe('what the backend has no kernel for', () => {
       const error = await errorOf(() => call({ ...operations[name].minimal(), device: 'cuda' }));
       expect(error).toMatchObject({ code: 'ERR_UNSUPPORTED', argument: 'device' });
       expect(error.message).toContain(form);
-    }
-  });
-
-  test.each(differentiable)('the gradients of %s say so', async (name) => {
-    const { minimal } = operations[name];
-    for (const form of [`${name}Vjp`, `${name}VjpSync`]) {
-      for (const options of [{ ...minimal(), device: 'cuda' }, onDevice(minimal())]) {
-        const error = await errorOf(() => required[form](options));
-        expect(error).toMatchObject({ code: 'ERR_UNSUPPORTED', argument: 'device' });
-        expect(error.message).toContain(form);
-      }
     }
   });
 });

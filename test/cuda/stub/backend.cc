@@ -42,6 +42,7 @@ struct Wishes {
   int64_t lost = 0;           // the n-th operation loses its device
   int64_t slow = 0;           // milliseconds that each operation takes, abort is polled
   int64_t report = 0;         // 1: says at the end of the process what is left
+  int64_t capacity = 0;       // MiB of memory that a device has
 };
 
 int64_t wish(const char* name) {
@@ -60,7 +61,7 @@ int64_t wish(const char* name) {
 const Wishes& wishes() {
   static const Wishes all = {wish("other_version"), wish("no_driver"), wish("out_of_memory"),
                              wish("error"),         wish("lost"),      wish("slow"),
-                             wish("report")};
+                             wish("report"),        wish("capacity")};
   return all;
 }
 
@@ -71,6 +72,7 @@ constexpr int32_t kDevices = 3;
 struct World {
   std::mutex lock;
   std::map<const char*, int64_t> memory;  // begin -> bytes
+  int64_t bytes = 0;
   int64_t sessions = 0;
   int64_t allocations = 0;
   int64_t operations = 0;
@@ -91,9 +93,7 @@ void complain(const char* what) {
 __attribute__((destructor)) void report() {
   if (wishes().report == 0) return;
   World& all = world();
-  int64_t bytes = 0;
-  for (const auto& entry : all.memory) bytes += entry.second;
-  std::printf("stub: %lld bytes, %lld sessions, %lld operations", static_cast<long long>(bytes),
+  std::printf("stub: %lld bytes, %lld sessions, %lld operations", static_cast<long long>(all.bytes),
               static_cast<long long>(all.sessions), static_cast<long long>(all.operations));
   for (const char* what : all.misuse) std::printf(", %s", what);
   std::printf("\n");
@@ -194,20 +194,26 @@ Status allocate(Session* session, int64_t bytes, void** memory) {
   CA_RETURN_IF_ERROR(use.status());
   const std::lock_guard<std::mutex> guard(world().lock);
   if (++world().allocations == wishes().out_of_memory) return Status::out_of_memory();
+  const int64_t capacity = wishes().capacity << 20;
+  if (capacity > 0 && world().bytes + bytes > capacity) return Status::out_of_memory();
   char* begin = static_cast<char*>(std::malloc(static_cast<size_t>(bytes) + 1));
   if (begin == nullptr) return Status::out_of_memory();
   std::memset(begin, 0xff, static_cast<size_t>(bytes));  // NaN, -1: what was not written shows
   world().memory[begin] = bytes;
+  world().bytes += bytes;
   *memory = begin;
   return Status::success();
 }
 
 void release(Session*, void* memory) {
   const std::lock_guard<std::mutex> guard(world().lock);
-  if (world().memory.erase(static_cast<char*>(memory)) == 0) {
+  const auto entry = world().memory.find(static_cast<char*>(memory));
+  if (entry == world().memory.end()) {
     world().misuse.push_back("memory was released twice");
     return;
   }
+  world().bytes -= entry->second;
+  world().memory.erase(entry);
   std::free(memory);
 }
 
