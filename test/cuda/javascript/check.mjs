@@ -1,5 +1,5 @@
-// The package on a real GPU, by JavaScript: every operation over DeviceTensors and over plain arrays
-// against the CPU, and the promises of DeviceTensor. Ends in a table and a line of JSON; the exit code
+// The package on a real GPU, by JavaScript: every operation and every gradient over DeviceTensors and
+// over plain arrays against the CPU, and the promises of DeviceTensor. Ends in a table and a line of JSON; the exit code
 // says whether all is well. Needs Node and the built package, nothing else:
 //   node test/cuda/javascript/check.mjs [device]      default cuda:0
 
@@ -20,6 +20,8 @@ if (!cuda.available) {
  *  it on (docs/gpu.md). */
 const FLOAT32_BOUND = 2e-5;
 const FLOAT32_BOUNDS = { centroidPool: 1e-4, centroidEncode: 2e-4 };
+/** Of gradients, times the bound of the operation. */
+const GRADIENT_FACTOR = 5;
 const BFLOAT16_BOUND = 2 ** -6;
 const PLAIN = new Set(['lengths', 'queryLengths', 'keyLengths']);
 const STORED = new Set(['query', 'key', 'value', 'inputs', 'scores', 'a', 'b']);
@@ -110,6 +112,55 @@ for (const name of names) {
     });
   }
 }
+
+const upstream = (length) => Float32Array.from({ length }, (_, i) => Math.sin(7 * i + 1));
+
+/** The gradients of a call, and their disagreement with those of the CPU. */
+async function compareGradients(name, options, make, bound) {
+  const cpu = ca[`${name}VjpSync`](make());
+  const gradOutput = upstream(cpu.output.length);
+  const state = await ca[`${name}Vjp`](options);
+  const gradients = await state.backward(gradOutput);
+  const fault = compare(gradients, cpu.backward(gradOutput), bound);
+  state.dispose();
+  dispose(gradients, state);
+  return fault;
+}
+
+for (const name of names.filter((each) => ca[`${each}Vjp`])) {
+  for (const kind of ['minimal', 'typical']) {
+    const { [kind]: make } = operations[name];
+    const bound = GRADIENT_FACTOR * (FLOAT32_BOUNDS[name] ?? FLOAT32_BOUND);
+    await check(`gradients of ${name} ${kind}, plain arrays`, () =>
+      compareGradients(name, { ...make(), device }, make, bound),
+    );
+    await check(`gradients of ${name} ${kind}, DeviceTensors`, async () => {
+      const moved = toDevice(make(), 'float32');
+      const fault = await compareGradients(name, moved, make, bound);
+      dispose(moved);
+      return fault;
+    });
+  }
+}
+
+await check('gradients of attention, bfloat16 storage and operands', async () => {
+  const make = () => ({ ...operations.attention.typical(), precision: 'bfloat16' });
+  const moved = toDevice(make(), 'bfloat16');
+  const fault = await compareGradients('attention', moved, make, 2 * BFLOAT16_BOUND);
+  dispose(moved);
+  return fault;
+});
+
+await check('matmul adds to what out holds', () => {
+  const make = operations.matmul.minimal;
+  const { length } = ca.matmulSync(make());
+  const more = { out: upstream(length), accumulate: true };
+  const expected = ca.matmulSync({ ...make(), ...more, out: upstream(length) });
+  const moved = toDevice({ ...make(), ...more }, 'float32');
+  const fault = compare(ca.matmulSync(moved), expected, FLOAT32_BOUND);
+  dispose(moved);
+  return fault || compare(ca.matmulSync({ ...make(), ...more, device }), expected, FLOAT32_BOUND);
+});
 
 await check('attention, bfloat16 storage and operands', () => {
   const { typical } = operations.attention;
