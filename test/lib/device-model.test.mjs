@@ -61,18 +61,55 @@ describe('arrays come back as they went', () => {
   });
 });
 
-describe.each(['attention', 'hash', 'hammingKMeans'])('%s', (name) => {
-  const { minimal } = operations[name];
+describe.each(['attention', 'hash', 'hammingKMeans', 'aggregate', 'sparseDot', 'matmul'])(
+  '%s',
+  (name) => {
+    const { minimal } = operations[name];
 
-  test('over DeviceTensors and over plain arrays is what the CPU gives', async () => {
-    const expected = required[`${name}Sync`](minimal());
-    const moved = onDevice(minimal());
-    const result = await imported[name](moved);
-    expectAlike(inPlainMemory(result), expected);
-    disposeAll(moved, result);
-    expectAlike(required[`${name}Sync`]({ ...minimal(), device: 'cuda' }), expected);
-  });
+    test('over DeviceTensors and over plain arrays is what the CPU gives', async () => {
+      const expected = required[`${name}Sync`](minimal());
+      const moved = onDevice(minimal());
+      const result = await imported[name](moved);
+      expectAlike(inPlainMemory(result), expected);
+      disposeAll(moved, result);
+      expectAlike(required[`${name}Sync`]({ ...minimal(), device: 'cuda' }), expected);
+    });
+  },
+);
+
+test('matmul adds to what out holds', async () => {
+  const { minimal } = operations.matmul;
+  const { length } = required.matmulSync(minimal());
+  const out = () => Float32Array.from({ length }, (_, i) => i - 3);
+  const options = () => ({ ...minimal(), out: out(), accumulate: true });
+  const expected = required.matmulSync(options());
+  const moved = onDevice(options());
+  expectAlike(inPlainMemory(await imported.matmul(moved)), expected);
+  disposeAll(moved);
+  expectAlike(required.matmulSync({ ...options(), device: 'cuda' }), expected);
 });
+
+describe.each(['aggregate', 'broadcast', 'sparseDot', 'sparseWeightedSum'])(
+  'the gradients of %s',
+  (name) => {
+    const { minimal } = operations[name];
+
+    test('over DeviceTensors and over plain arrays are what the CPU gives', async () => {
+      const cpu = required[`${name}VjpSync`](minimal());
+      const gradOutput = normals(cpu.output.length, 5);
+      const expected = cpu.backward(gradOutput);
+      const moved = onDevice(minimal());
+      const state = await imported[`${name}Vjp`](moved);
+      disposeAll(moved);
+      const gradients = await state.backward(DeviceTensor.from(gradOutput));
+      expectAlike(inPlainMemory(gradients), expected);
+      state.dispose();
+      disposeAll(gradients, state);
+      const plain = required[`${name}VjpSync`]({ ...minimal(), device: 'cuda' });
+      expectAlike(plain.backward(gradOutput), expected);
+    });
+  },
+);
 
 test('a NaN is found with its place', async () => {
   const options = operations.attention.minimal();
