@@ -13,6 +13,7 @@
 
 #include "cuda/operands.h"
 #include "cuda/primitives/async_copy.cuh"
+#include "cuda/primitives/exp2.cuh"
 #include "cuda/primitives/flags.cuh"
 #include "cuda/primitives/mma.cuh"
 #include "cuda/primitives/shared_memory.cuh"
@@ -336,7 +337,7 @@ class AttentionTile {
       for (int n = 0; n < kScoreTiles; ++n) {
 #pragma unroll
         for (int i = half * 2; i < half * 2 + 2; ++i) {
-          scores[n][i] = exp2f(scores[n][i] - base);
+          scores[n][i] = exp2_fast(scores[n][i] - base);
           sum += scores[n][i];
         }
       }
