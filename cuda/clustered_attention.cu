@@ -1,6 +1,7 @@
-#include "cuda/clustered_attention.cuh"
 #include "cuda/clustered_attention.h"
+#include "cuda/improve.cuh"
 #include "cuda/launch.h"
+#include "cuda/spread.cuh"
 #include "cuda/widths.h"
 #include "native/core/shape.h"
 
@@ -8,29 +9,28 @@ namespace cluster_attention::cuda {
 
 namespace {
 
-constexpr int kMostWarps = 4;
+/// Members that a block takes one after the other: more share the keys that it fetches, fewer
+/// leave more blocks.
+constexpr int64_t kMostRounds = 4;
 
 template <int kWidth, bool kSplit>
 Status improve_queries(Session& session, ImproveParams params, int64_t sequences) {
   // grid: (sequences * most tiles of members)
-  using Sizes = TileSizes<kWidth, kSplit>;
-  const auto bytes = [](int64_t warps) {
-    return Sizes::layout(static_cast<int>(warps)).bytes + 48 * 4;
-  };
+  constexpr int64_t kRows = kTileRows * kImproveWarps;
   // Tiles about as large as clusters are on average; the bits do not depend on it.
-  const int64_t members = divide_up(params.query_length, params.clusters);
-  int64_t warps = divide_up(members, Sizes::kWarpRows);
-  warps = warps < 1 ? 1 : warps > kMostWarps ? kMostWarps : warps;
-  while (warps > 1 && bytes(warps) > session.shared_bytes()) warps /= 2;
-  params.tiles = most_tiles(params.clusters, params.query_length, Sizes::kWarpRows * warps);
-  return launch(session, sequences * params.tiles, kWarp * warps, bytes(warps),
-                improve<kWidth, kSplit>, params);
+  int64_t rounds = params.query_length / params.clusters / kRows;
+  rounds = rounds < 1 ? 1 : rounds > kMostRounds ? kMostRounds : rounds;
+  params.tile_rows = static_cast<int32_t>(kRows * rounds);
+  params.tiles = most_tiles(params.clusters, params.query_length, params.tile_rows);
+  return launch(session, sequences * params.tiles, kWarp * kImproveWarps,
+                ImproveTile<kWidth, kSplit>::layout().bytes, improve<kWidth, kSplit>, params);
 }
 
 Status spread_values(Session& session, const ClusteredAttentionProblem& problem, const Call& call,
                      const QueryGroups& groups, const ClusteredPass& pass) {
-  // grid: (queries / 32)
+  // grid: (sequences * tiles of spread_queries() queries)
   const AttentionShape& shape = problem.inputs.shape;
+  if (shape.query_length == 0 || shape.value_dim == 0) return Status::success();
   SpreadParams params = {};
   params.values = pass.values;
   params.labels = groups.labels;
@@ -38,10 +38,12 @@ Status spread_values(Session& session, const ClusteredAttentionProblem& problem,
   params.heads = shape.heads;
   params.query_length = shape.query_length;
   params.clusters = problem.clusters;
-  params.queries = shape.batch * shape.heads * shape.query_length;
   params.value_dim = static_cast<int32_t>(shape.value_dim);
-  return launch(session, divide_up(params.queries, kSpreadWarps * kSpreadQueries),
-                kSpreadWarps * kWarp, 0, spread, params);
+  params.chunks = static_cast<int32_t>(divide_up(shape.value_dim, 8));
+  params.tiles = divide_up(shape.query_length, spread_queries(params.chunks));
+  params.vectors = params.output.aligned(16) && shape.value_dim % 4 == 0;
+  return launch(session, shape.batch * shape.heads * params.tiles, kSpreadThreads, 0, spread,
+                params);
 }
 
 }  // namespace
@@ -79,6 +81,8 @@ Status clustered_attention(Session& session, const ClusteredAttentionProblem& pr
   params.value_dim = static_cast<int32_t>(shape.value_dim);
   params.top_k = static_cast<int32_t>(problem.top_k);
   params.scale = inputs.scale;
+  params.query_vectors = params.query.aligned(16);
+  params.output_vectors = params.output.aligned(16) && shape.value_dim % 4 == 0;
   params.flags = session.flags();
   return with_width(shape.head_dim, shape.value_dim, [&](auto width) {
     return with_split(cut_in_two(call), [&](auto split) {

@@ -1,7 +1,8 @@
 #pragma once
 
 // §4 clustered and §5 improved clustered attention on the GPU (Vyas, Katharopoulos, Fleuret, "Fast
-// Transformers with Clustered Attention", NeurIPS 2020); see clustered_attention.cuh.
+// Transformers with Clustered Attention", NeurIPS 2020); see clustered_pass.cuh, spread.cuh and
+// improve.cuh.
 
 #include "cuda/backend.h"
 

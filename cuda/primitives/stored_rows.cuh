@@ -48,6 +48,10 @@ struct StoredOutput {
       static_cast<float*>(data)[at] = value;
     }
   }
+  /// As StoredRows::aligned().
+  bool aligned(int64_t bytes) const {
+    return StoredRows{data, batch_stride, head_stride, row_stride, is_bfloat16}.aligned(bytes);
+  }
 };
 
 /// Elements [at, at + 8), those from `count` on as 0; by 16 bytes where they lie so.

@@ -1,0 +1,441 @@
+#pragma once
+
+// The last step of improved clustered attention:
+//
+//   output_i = V^c_j + sum_{t in T_j} (m̂_j p_it - A^c_jt) v_t
+//            = base_j + m̂_j sum_t p_it v_t,  base_j = V^c_j - sum_t A^c_jt v_t.
+//
+// Method: queries are sorted by cluster; a block takes a tile of one cluster's members and the k
+// keys of that cluster, whose rows it fetches into shared memory once for all its members where
+// they fit there, 32 at a time and with an online softmax where they do not. A warp takes 16
+// members at once. The tile of a block is found by a sum over the clusters' numbers of tiles:
+// nothing is asked of the host.
+// Layout: a lane reads 8 columns of a query in one piece and uses them as the operands of two
+// products: it holds other columns of the sum over D than mma.cuh says, the same ones in queries
+// and keys. The columns of the values are in such an order in shared memory that a lane gets 8
+// neighbouring columns of the output.
+// Bound by reading the queries and writing the output. Precision: of attention_tile.cuh.
+// Limits: D, E <= kWidth.
+
+#include "cuda/attention_tile.cuh"
+#include "cuda/clustered_pass.h"
+#include "cuda/primitives/eight.cuh"
+#include "native/core/tensor.h"
+
+namespace cluster_attention::cuda {
+
+constexpr int kImproveWarps = 4;
+constexpr int kImproveKeys = 32;  // in shared memory at once
+
+struct ImproveParams {
+  StoredRows query;        // (B,H,L,D)
+  KeysAndValues operands;  // (B,H,S,D), (B,H,S,E)
+  ClusteredPass pass;
+  StoredOutput output;     // (B,H,L,E)
+  const int32_t* offsets;  // (B,H,C+1)
+  const int32_t* order;    // (B,H,L)
+  const int32_t* key_lengths;
+  int64_t heads;
+  int64_t query_length;
+  int64_t key_length;
+  int64_t clusters;
+  int64_t tiles;      // most that the clusters of a sequence can have
+  int32_t tile_rows;  // a multiple of the rows that a block's warps take at once
+  int32_t head_dim;
+  int32_t value_dim;
+  int32_t top_k;
+  float scale;
+  bool query_vectors;   // rows begin at multiples of 16 bytes
+  bool output_vectors;  // and those of bases
+  Flags* flags;
+};
+
+/// Tiles of at most `tile_rows` members that the clusters of a sequence can have together.
+CA_HOST_DEVICE inline int64_t most_tiles(int64_t clusters, int64_t queries, int64_t tile_rows) {
+  const int64_t active = clusters < queries ? clusters : queries;
+  return active + queries / tile_rows;
+}
+
+struct MemberTile {
+  int64_t cluster = -1;  // -1: the sequence has fewer tiles
+  int64_t first = 0;     // place in the order
+  int64_t end = 0;       // of the cluster
+};
+
+/// Tile `tile` of a sequence, in the order of the clusters; for all threads of the block.
+/// `scratch`: 32 + 3 words of shared memory.
+__device__ inline MemberTile find_member_tile(const int32_t* offsets, int64_t clusters,
+                                              int64_t tile, int tile_rows, int32_t* scratch) {
+  MemberTile found;
+  int64_t before = 0;  // tiles of the clusters so far
+  for (int64_t first = 0; first < clusters; first += blockDim.x) {
+    const int64_t cluster = first + threadIdx.x;
+    int32_t begin = 0;
+    int32_t end = 0;
+    if (cluster < clusters) {
+      begin = offsets[cluster];
+      end = offsets[cluster + 1];
+    }
+    const int32_t mine = (end - begin + tile_rows - 1) / tile_rows;
+    int32_t total = 0;
+    const int64_t start = before + block_exclusive_sum(mine, scratch, &total);
+    if (tile >= start && tile < start + mine) {
+      scratch[32] = static_cast<int32_t>(cluster);
+      scratch[33] = begin + static_cast<int32_t>(tile - start) * tile_rows;
+      scratch[34] = end;
+    }
+    if (tile < before + total) {  // the same in every thread
+      __syncthreads();
+      found = {scratch[32], scratch[33], scratch[34]};
+      return found;
+    }
+    before += total;
+  }
+  return found;
+}
+
+template <int kWidth, bool kSplit>
+class ImproveTile {
+ public:
+  static constexpr int kParts = kSplit ? 2 : 1;
+  static constexpr int kBlocks = kWidth / 32;  // of columns
+  // Two rows of 64 bytes lie in different banks, as do eight rows of 16 bytes.
+  static constexpr int kKeyStride = kWidth % 64 == 0 ? kWidth + 32 : kWidth;
+  static constexpr int kValueStride = kWidth + 8;
+  /// Queries stay in registers from before the barrier on, where there are enough.
+  static constexpr bool kHoldsQuery = kWidth * kParts <= 128;
+
+  struct Layout {
+    int64_t keys;     // (kParts, kImproveKeys, kKeyStride)
+    int64_t values;   // (kParts, kImproveKeys, kValueStride)
+    int64_t scratch;  // of find_member_tile()
+    int64_t bytes;
+  };
+  CA_HOST_DEVICE static Layout layout() {
+    SharedLayout parts;
+    const int64_t keys = parts.add<bfloat16>(int64_t{kParts} * kImproveKeys * kKeyStride);
+    const int64_t values = parts.add<bfloat16>(int64_t{kParts} * kImproveKeys * kValueStride);
+    const int64_t scratch = parts.add<int32_t>(kWarp + 3);
+    return {keys, values, scratch, parts.bytes()};
+  }
+
+  __device__ ImproveTile(const ImproveParams& params, int64_t sequence, const MemberTile& members)
+      : params_(params),
+        batch_(sequence / params.heads),
+        head_(sequence % params.heads),
+        keys_(dynamic_shared<bfloat16>(layout().keys)),
+        values_(dynamic_shared<bfloat16>(layout().values)),
+        group_(lane_index() / 4),
+        place_(lane_index() % 4) {
+    const int64_t rows = members.end - members.first;
+    rows_ = static_cast<int>(rows < params.tile_rows ? rows : params.tile_rows);
+    const int64_t keys = real_length(params.key_lengths, batch_, params.key_length);
+    count_ = static_cast<int>(keys < params.top_k ? keys : params.top_k);
+    order_ = params.order + sequence * params.query_length + members.first;
+    cluster_ = sequence * params.clusters + members.cluster;
+    query_ = params.query.offset(batch_, head_, 0);
+    output_ = params.output.offset(batch_, head_, 0);
+  }
+
+  __device__ void run() {
+    constexpr int kRows = kImproveWarps * kTileRows;
+    const bool one_chunk = count_ <= kImproveKeys;
+    if (one_chunk && count_ > 0) copy_keys(0);
+    for (int first = 0; first < rows_; first += kRows) {
+      start_rows(first + warp_index() * kTileRows);
+      for (int chunk = 0; chunk < count_; chunk += kImproveKeys) {
+        if (!one_chunk) {
+          __syncthreads();  // the chunk before is used up
+          copy_keys(chunk);
+        }
+        if (!one_chunk || first == 0) {
+          wait_copies<0>();
+          __syncthreads();
+        }
+        if (first_row_ < rows_) attend(count_ - chunk);
+      }
+      if (first_row_ < rows_) write_rows();
+    }
+    if (bad_ || minimum_ == -HUGE_VALF) mark_non_finite(params_.flags);
+  }
+
+ private:
+  struct Query {
+    uint32_t high[2][4];
+    uint32_t low[2][4];
+  };
+
+  __device__ void copy_keys(int chunk) {
+    const int32_t* top = params_.pass.top_keys + cluster_ * params_.top_k + chunk;
+    const Operand& key = params_.operands.key;
+    const Operand& value = params_.operands.value;
+    const int64_t key_begin = batch_ * key.batch_stride + head_ * key.head_stride;
+    const int64_t value_begin = batch_ * value.batch_stride + head_ * value.head_stride;
+    constexpr int kChunks = kWidth / 8;
+#pragma unroll 2
+    for (int i = static_cast<int>(threadIdx.x); i < kImproveKeys * kChunks;
+         i += kImproveWarps * kWarp) {
+      const int row = i / kChunks;
+      const int column = i % kChunks * 8;
+      const bool real = chunk + row < count_;
+      const int64_t from = real ? top[row] : 0;
+      const bool has_key = real && column < key.columns;
+      const bool has_value = real && column < value.columns;
+      const int64_t key_at = has_key ? key_begin + from * key.row_stride + column : 0;
+      const int64_t value_at = has_value ? value_begin + from * value.row_stride + column : 0;
+      copy_async_16(keys_ + row * kKeyStride + column, key.high + key_at, has_key);
+      copy_value(value.high + value_at, has_value, row, column, 0);
+      if constexpr (kSplit) {
+        copy_async_16(keys_ + (kImproveKeys + row) * kKeyStride + column,
+                      key.low != nullptr ? key.low + key_at : key.high,
+                      has_key && key.low != nullptr);
+        copy_value(value.low != nullptr ? value.low + value_at : value.high,
+                   has_value && value.low != nullptr, row, column, 1);
+      }
+    }
+    commit_copies();
+  }
+
+  /// Pair p of eight columns goes to the columns of product p, see write_rows().
+  __device__ void copy_value(const bfloat16* from, bool valid, int row, int column, int part) {
+    const uint4 pairs = valid ? *reinterpret_cast<const uint4*>(from) : make_uint4(0, 0, 0, 0);
+    uint32_t* to = reinterpret_cast<uint32_t*>(
+        values_ + (part * kImproveKeys + row) * kValueStride + column / 32 * 32);
+    const int product = column % 32 / 8;
+    to[product] = pairs.x;
+    to[4 + product] = pairs.y;
+    to[8 + product] = pairs.z;
+    to[12 + product] = pairs.w;
+  }
+
+  /// The warp's next rows of the tile.
+  __device__ void start_rows(int first_row) {
+    first_row_ = first_row;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = first_row + half * 8 + group_;
+      row_of_[half] = row < rows_ ? order_[row] : -1;
+      maximum_[half] = -HUGE_VALF;
+      sum_[half] = 0.0f;
+    }
+#pragma unroll
+    for (int n = 0; n < 4 * kBlocks; ++n) {
+      for (int i = 0; i < 4; ++i) sums_[n][i] = 0.0f;
+    }
+    if constexpr (kHoldsQuery) {
+#pragma unroll
+      for (int block = 0; block < kBlocks; ++block) load_query(block, held_[block]);
+    }
+  }
+
+  __device__ void load_query(int block, Query& query) {
+    const int column = block * 32 + place_ * 8;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const bool real = row_of_[half] >= 0;
+      const int64_t at =
+          real ? query_ + row_of_[half] * params_.query.row_stride + column : int64_t{0};
+      load_eight<kSplit>(params_.query, at, params_.query_vectors,
+                         real ? params_.head_dim - column : 0, query.high[half], query.low[half]);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) bad_ = bad_ || pair_is_bad(query.high[half][i]);
+    }
+  }
+
+  /// The keys in shared memory, `keys` or all of them.
+  __device__ void attend(int keys) {
+    FragmentD scores[kImproveKeys / 8];
+    multiply_keys(scores);
+    enter_softmax(keys, scores);
+    multiply_values(scores);
+  }
+
+  __device__ void multiply_keys(FragmentD (&scores)[kImproveKeys / 8]) {
+#pragma unroll
+    for (int n = 0; n < kImproveKeys / 8; ++n) {
+      for (int i = 0; i < 4; ++i) scores[n][i] = 0.0f;
+    }
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) {
+      Query loaded;
+      if constexpr (!kHoldsQuery) load_query(block, loaded);
+      const Query& query = kHoldsQuery ? held_[kHoldsQuery ? block : 0] : loaded;
+#pragma unroll
+      for (int n = 0; n < kImproveKeys / 8; ++n) {
+        const uint4* key = reinterpret_cast<const uint4*>(keys_ + (n * 8 + group_) * kKeyStride +
+                                                          block * 32 + place_ * 8);
+        multiply(scores[n], query, key[0], key[kSplit ? kImproveKeys * kKeyStride / 8 : 0]);
+      }
+    }
+  }
+
+  /// The 32 columns of a block, 16 in each product.
+  __device__ static void multiply(FragmentD& score, const Query& query, const uint4& high,
+                                  const uint4& low) {
+    const uint32_t high_pairs[4] = {high.x, high.y, high.z, high.w};
+    const uint32_t low_pairs[4] = {low.x, low.y, low.z, low.w};
+#pragma unroll
+    for (int step = 0; step < 4; step += 2) {
+      const FragmentA a = {query.high[0][step], query.high[1][step], query.high[0][step + 1],
+                           query.high[1][step + 1]};
+      const FragmentB b = {high_pairs[step], high_pairs[step + 1]};
+      if constexpr (kSplit) {
+        const FragmentA low_a = {query.low[0][step], query.low[1][step], query.low[0][step + 1],
+                                 query.low[1][step + 1]};
+        const FragmentB low_b = {low_pairs[step], low_pairs[step + 1]};
+        mma_split_16x8x16(score, a, low_a, b, low_b);
+      } else {
+        mma_bf16_16x8x16(score, a, b);
+      }
+    }
+  }
+
+  /// scores -> weights relative to the new maximum; what was summed so far follows it.
+  __device__ void enter_softmax(int keys, FragmentD (&scores)[kImproveKeys / 8]) {
+    const float scale = params_.scale * kLog2E;
+#pragma unroll
+    for (int n = 0; n < kImproveKeys / 8; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const bool visible = n * 8 + place_ * 2 + i % 2 < keys;
+        const float score = scores[n][i] * scale;
+        if (visible) minimum_ = fminf(minimum_, score);
+        scores[n][i] = visible ? score : -HUGE_VALF;
+      }
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float largest = maximum_[half];
+#pragma unroll
+      for (int n = 0; n < kImproveKeys / 8; ++n) {
+        largest = fmaxf(largest, fmaxf(scores[n][half * 2], scores[n][half * 2 + 1]));
+      }
+      largest = fmaxf(largest, shuffle_xor(largest, 1));
+      largest = fmaxf(largest, shuffle_xor(largest, 2));
+      const float factor = SoftmaxState::shift(maximum_[half], largest);
+      const float base = largest == -HUGE_VALF ? 0.0f : largest;
+      maximum_[half] = largest;
+      float sum = 0.0f;
+#pragma unroll
+      for (int n = 0; n < kImproveKeys / 8; ++n) {
+#pragma unroll
+        for (int i = half * 2; i < half * 2 + 2; ++i) {
+          scores[n][i] = exp2_fast(scores[n][i] - base);
+          sum += scores[n][i];
+        }
+      }
+      sum_[half] = sum_[half] * factor + sum;
+#pragma unroll
+      for (int n = 0; n < 4 * kBlocks; ++n) {
+        sums_[n][half * 2] *= factor;
+        sums_[n][half * 2 + 1] *= factor;
+      }
+    }
+  }
+
+  /// sums += weights V.
+  __device__ void multiply_values(const FragmentD (&weights)[kImproveKeys / 8]) {
+    const int lane = lane_index();
+    const bfloat16* values = values_ + lane % 16 * kValueStride + lane / 16 * 8;
+#pragma unroll
+    for (int k = 0; k < kImproveKeys / 16; ++k) {
+      FragmentA high;
+      FragmentA low;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float* pair = &weights[2 * k + i / 2][i % 2 * 2];
+        if constexpr (kSplit) {
+          split_pair(pair[0], pair[1], high[i], low[i]);
+        } else {
+          high[i] = pack_bfloat16(pair[0], pair[1]);
+        }
+      }
+#pragma unroll
+      for (int n = 0; n < kWidth / 16; ++n) {
+        uint32_t value[kParts][4];
+#pragma unroll
+        for (int part = 0; part < kParts; ++part) {
+          load_tiles_transposed(value[part],
+                                values + (part * kImproveKeys + k * 16) * kValueStride + n * 16);
+        }
+#pragma unroll
+        for (int side = 0; side < 2; ++side) {
+          const FragmentB first = {value[0][side * 2], value[0][side * 2 + 1]};
+          if constexpr (kSplit) {
+            const FragmentB second = {value[1][side * 2], value[1][side * 2 + 1]};
+            mma_split_16x8x16(sums_[2 * n + side], high, low, first, second);
+          } else {
+            mma_bf16_16x8x16(sums_[2 * n + side], high, first);
+          }
+        }
+      }
+    }
+  }
+
+  /// A lane holds in product n of a block of 32 columns its pair n of 8 columns.
+  __device__ void write_rows() {
+    const float mass = params_.pass.masses[cluster_];
+    const float* bases = params_.pass.bases + cluster_ * params_.value_dim;
+    float factor[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const SoftmaxState state{maximum_[half], warp_sum(sum_[half], 4)};
+      factor[half] = state.normalizer() * mass;
+    }
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) {
+      const int column = block * 32 + place_ * 8;
+      const int columns = params_.value_dim - column;
+      float base[8];
+      load_eight(bases + column, params_.output_vectors, columns, base);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        if (row_of_[half] < 0) continue;
+        float values[8];
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+          values[i] = fmaf(sums_[block * 4 + i / 2][half * 2 + i % 2], factor[half], base[i]);
+          bad_ = bad_ || !(fabsf(values[i]) < HUGE_VALF);
+        }
+        store_eight(params_.output, output_ + row_of_[half] * params_.output.row_stride + column,
+                    params_.output_vectors, columns, values);
+      }
+    }
+  }
+
+  const ImproveParams& params_;
+  int64_t batch_;
+  int64_t head_;
+  bfloat16* keys_;
+  bfloat16* values_;
+  int group_;  // row of the lane in 8 rows
+  int place_;  // of the lane among the four of a row
+  int rows_;   // of the block
+  int count_;  // of keys
+  const int32_t* order_;
+  int64_t cluster_;
+  int64_t query_;   // offset of the sequence
+  int64_t output_;  // the same
+  int first_row_ = 0;
+  int32_t row_of_[2];
+  bool bad_ = false;
+  float minimum_ = HUGE_VALF;
+  float maximum_[2];
+  float sum_[2];
+  FragmentD sums_[4 * kBlocks];
+  Query held_[kHoldsQuery ? kBlocks : 1];
+};
+
+template <int kWidth, bool kSplit>
+__global__ void __launch_bounds__(kImproveWarps* kWarp) improve(const ImproveParams params) {
+  // members' query (rows, D), key, value of T_j (k, D), (k, E) -> output rows (rows, E)
+  using Tile = ImproveTile<kWidth, kSplit>;
+  const int64_t sequence = blockIdx.x / params.tiles;
+  const MemberTile members = find_member_tile(
+      params.offsets + sequence * (params.clusters + 1), params.clusters, blockIdx.x % params.tiles,
+      params.tile_rows, dynamic_shared<int32_t>(Tile::layout().scratch));
+  if (members.cluster < 0) return;
+  Tile(params, sequence, members).run();
+}
+
+}  // namespace cluster_attention::cuda

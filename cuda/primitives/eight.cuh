@@ -1,0 +1,77 @@
+#pragma once
+
+// Eight neighbouring columns of a stored row at once, by loads and stores of 16 bytes where the
+// rows allow it (`vectors`: all begin at multiples of 16 bytes). `count` is how many columns there
+// are from the first one on: those past it are 0, or not written.
+
+#include "cuda/primitives/mma.cuh"
+#include "cuda/primitives/stored_rows.cuh"
+
+namespace cluster_attention::cuda {
+
+__device__ inline void load_eight(const float* from, bool vectors, int count, float (&values)[8]) {
+  if (vectors && count >= 8) {
+    const float4 first = reinterpret_cast<const float4*>(from)[0];
+    const float4 second = reinterpret_cast<const float4*>(from)[1];
+    values[0] = first.x, values[1] = first.y, values[2] = first.z, values[3] = first.w;
+    values[4] = second.x, values[5] = second.y, values[6] = second.z, values[7] = second.w;
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < 8; ++i) values[i] = i < count ? from[i] : 0.0f;
+}
+
+/// As operands of tensor cores (mma.cuh): four pairs, and with kSplit their low parts.
+template <bool kSplit>
+__device__ inline void load_eight(const StoredRows& rows, int64_t at, bool vectors, int count,
+                                  uint32_t (&high)[4], uint32_t (&low)[4]) {
+  if (rows.is_bfloat16 && vectors && count >= 8) {
+    const uint4 pairs =
+        *reinterpret_cast<const uint4*>(static_cast<const bfloat16*>(rows.data) + at);
+    high[0] = pairs.x, high[1] = pairs.y, high[2] = pairs.z, high[3] = pairs.w;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) low[i] = 0;
+    return;
+  }
+  float values[8];
+  if (rows.is_bfloat16) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) values[i] = i < count ? rows.load(at + i) : 0.0f;
+  } else {
+    load_eight(static_cast<const float*>(rows.data) + at, vectors, count, values);
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if constexpr (kSplit) {
+      split_pair(values[2 * i], values[2 * i + 1], high[i], low[i]);
+    } else {
+      high[i] = pack_bfloat16(values[2 * i], values[2 * i + 1]);
+      low[i] = 0;
+    }
+  }
+}
+
+__device__ inline void store_eight(const StoredOutput& output, int64_t at, bool vectors, int count,
+                                   const float (&values)[8]) {
+  if (!vectors || count < 8) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      if (i < count) output.store(at + i, values[i]);
+    }
+  } else if (output.is_bfloat16) {
+    *reinterpret_cast<uint4*>(static_cast<bfloat16*>(output.data) + at) =
+        make_uint4(pack_bfloat16(values[0], values[1]), pack_bfloat16(values[2], values[3]),
+                   pack_bfloat16(values[4], values[5]), pack_bfloat16(values[6], values[7]));
+  } else {
+    float4* to = reinterpret_cast<float4*>(static_cast<float*>(output.data) + at);
+    to[0] = make_float4(values[0], values[1], values[2], values[3]);
+    to[1] = make_float4(values[4], values[5], values[6], values[7]);
+  }
+}
+
+/// Whether a pair of bfloat16 holds a NaN or an Inf.
+__device__ inline bool pair_is_bad(uint32_t pair) {
+  return (pair & 0x7f80u) == 0x7f80u || (pair & 0x7f800000u) == 0x7f800000u;
+}
+
+}  // namespace cluster_attention::cuda
