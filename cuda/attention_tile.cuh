@@ -97,6 +97,10 @@ class AttentionTile {
         for (int i = 0; i < 4; ++i) output_[m][n][i] = 0.0f;
       }
     }
+    // The first keys are on their way while the queries are read.
+    if (task_.first_key >= task_.end_key) return;
+    if (kSplit) clear_missing_parts();
+    copy_block(0, 0);
   }
 
   /// Query (relative to first_query) of this thread's row `half` of row tile m.
@@ -139,9 +143,6 @@ class AttentionTile {
   template <typename Select>
   __device__ void run(Select select) {
     const int64_t blocks = (task_.end_key - task_.first_key + kKeys - 1) / kKeys;
-    if (blocks <= 0) return;
-    if (kSplit) clear_missing_parts();
-    copy_block(0, 0);
     for (int64_t block = 0; block < blocks; ++block) {
       wait_copies<0>();
       // Also: every warp is done with the other buffer, which the next copies fill.

@@ -1,4 +1,5 @@
 #include "cuda/clustered_pass.cuh"
+#include "cuda/join_stretches.cuh"
 #include "cuda/launch.h"
 #include "cuda/widths.h"
 #include "native/core/shape.h"
@@ -7,64 +8,80 @@ namespace cluster_attention::cuda {
 
 namespace {
 
-constexpr int kMostWarps = 8;
-
 template <int kWidth, bool kSplit>
 Status start(Session& session, PassParams params, int64_t sequences) {
   // grid: (sequences * tiles of 16 warps clusters * stretches)
-  using Tile = PassTile<kWidth, kSplit>;
-  const auto bytes = [&](int64_t warps) {
-    const int count = static_cast<int>(warps);
-    const int64_t lists =
-        params.partials.candidates != nullptr ? TopKeys<Tile>::bytes(params.top_k, count) : 0;
-    return Tile::Sizes::layout(count).bytes + lists;
-  };
-  int64_t warps = divide_up(params.clusters, Tile::Sizes::kWarpRows);
-  if (warps > kMostWarps) warps = kMostWarps;
+  using Sizes = typename PassTile<kWidth, kSplit>::Sizes;
+  const auto bytes = [](int64_t warps) { return Sizes::layout(static_cast<int>(warps)).bytes; };
+  int64_t warps = divide_up(params.clusters, Sizes::kWarpRows);
+  if (warps > kPassWarps) warps = kPassWarps;
   // Clusters do not depend on who shares their block: fewer warps give the same bits.
   while (warps > 1 && bytes(warps) > session.shared_bytes()) warps = divide_up(warps, 2);
-  if (bytes(warps) > session.shared_bytes() &&
-      Tile::Sizes::layout(1).bytes <= session.shared_bytes()) {
-    return {StatusCode::unsupported, "topK", -1};
-  }
-  params.tiles = divide_up(params.clusters, Tile::Sizes::kWarpRows * warps);
+  params.tiles = divide_up(params.clusters, Sizes::kWarpRows * warps);
   return launch(session, sequences * params.tiles * params.stretches, kWarp * warps, bytes(warps),
                 pass_stretches<kWidth, kSplit>, params);
+}
+
+template <int kWidth, bool kSplit>
+Status join(Session& session, const JoinParams& params) {
+  // grid: (sequences * clusters + queries / kClearedQueries)
+  const int64_t bytes = ClusterJoin<kWidth, kSplit>::layout(params.top_k).bytes;
+  const int64_t without = ClusterJoin<kWidth, kSplit>::layout(0).bytes;
+  if (bytes > session.shared_bytes() && without <= session.shared_bytes()) {
+    return {StatusCode::unsupported, "topK", -1};
+  }
+  const int64_t clear_blocks = divide_up(params.sequences * params.query_length, kClearedQueries);
+  return launch(session, params.sequences * params.clusters + clear_blocks, kChoiceThreads, bytes,
+                join_stretches<kWidth, kSplit>, params);
+}
+
+/// Keys of a group: the smallest ones give the choice the fewest keys to look at again.
+int64_t group_of_keys(int64_t key_length) {
+  if (key_length <= kSmallestGroup * kMostGroups) return kSmallestGroup;
+  return round_up(divide_up(key_length, kMostGroups), 64);
+}
+
+Status allocate(DeviceWorkspace::Scope& scope, const ClusteredAttentionProblem& problem,
+                int64_t sequences, int64_t value_columns, PassParams& params, ClusteredPass* pass) {
+  const int64_t rows = checked_size(sequences, problem.clusters);
+  const int64_t value_dim = problem.inputs.shape.value_dim;
+  CA_RETURN_IF_ERROR(scope.allocate(&pass->values, checked_size(rows, value_dim)));
+  CA_RETURN_IF_ERROR(scope.allocate(&params.partials.states, checked_size(rows, params.stretches)));
+  CA_RETURN_IF_ERROR(scope.allocate(&params.partials.outputs,
+                                    checked_size(rows, params.stretches, value_columns)));
+  if (problem.top_k == 0) return Status::success();
+  CA_RETURN_IF_ERROR(scope.allocate(&pass->bases, checked_size(rows, value_dim)));
+  CA_RETURN_IF_ERROR(scope.allocate(&pass->masses, rows));
+  CA_RETURN_IF_ERROR(scope.allocate(&pass->top_keys, checked_size(rows, problem.top_k)));
+  return scope.allocate(&params.partials.maxima, checked_size(rows, params.group_pitch));
 }
 
 }  // namespace
 
 int64_t pass_stretch(int64_t key_length) {
-  constexpr int64_t kShortest = 512;
-  constexpr int64_t kUsual = 1024;
-  constexpr int64_t kMost = 64;
-  if (key_length <= 8 * kUsual) return kShortest;
-  return divide_up(key_length, kMost) > kUsual ? round_up(divide_up(key_length, kMost), 64)
-                                               : kUsual;
+  constexpr int64_t kShortest = 128;
+  constexpr int64_t kLongest = 1024;
+  constexpr int64_t kUsual = 32;  // stretches
+  const int64_t usual = round_up(divide_up(key_length, kUsual), 64);
+  if (usual <= kLongest) return usual < kShortest ? kShortest : usual;
+  const int64_t unit = group_of_keys(key_length) > 64 ? group_of_keys(key_length) : 64;
+  const int64_t least = round_up(divide_up(key_length, kMostStretches), unit);
+  return least < kLongest ? kLongest : least;
 }
 
 Status clustered_pass(Session& session, DeviceWorkspace::Scope& scope,
                       const ClusteredAttentionProblem& problem, const Call& call,
                       const QueryGroups& groups, const KeysAndValues& operands,
                       ClusteredPass* pass) {
-  // grids: (sequences * tiles * stretches); (sequences * clusters / 4 + queries / 128)
+  // grids: see start() and join()
   const AttentionShape& shape = problem.inputs.shape;
   const int64_t sequences = shape.batch * shape.heads;
-  const int64_t rows = checked_size(sequences, problem.clusters);
   PassParams params = {};
   params.stretch = pass_stretch(shape.key_length);
   params.stretches = real_stretches(shape.key_length, params.stretch);
-  CA_RETURN_IF_ERROR(scope.allocate(&pass->values, checked_size(rows, shape.value_dim)));
-  CA_RETURN_IF_ERROR(scope.allocate(&params.partials.states, checked_size(rows, params.stretches)));
-  CA_RETURN_IF_ERROR(scope.allocate(&params.partials.outputs,
-                                    checked_size(rows, params.stretches, shape.value_dim)));
-  if (problem.top_k > 0) {
-    CA_RETURN_IF_ERROR(scope.allocate(&pass->bases, checked_size(rows, shape.value_dim)));
-    CA_RETURN_IF_ERROR(scope.allocate(&pass->masses, rows));
-    CA_RETURN_IF_ERROR(scope.allocate(&pass->top_keys, checked_size(rows, problem.top_k)));
-    CA_RETURN_IF_ERROR(scope.allocate(&params.partials.candidates,
-                                      checked_size(rows, params.stretches, problem.top_k)));
-  }
+  params.group = group_of_keys(shape.key_length);
+  params.group_pitch = round_up(divide_up(shape.key_length, params.group), 8);
+  CA_RETURN_IF_ERROR(allocate(scope, problem, sequences, operands.value.columns, params, pass));
   params.means = groups.means;
   params.offsets = groups.offsets;
   params.operands = operands;
@@ -73,45 +90,44 @@ Status clustered_pass(Session& session, DeviceWorkspace::Scope& scope,
   params.key_length = shape.key_length;
   params.clusters = problem.clusters;
   params.head_dim = static_cast<int32_t>(shape.head_dim);
-  params.value_dim = static_cast<int32_t>(shape.value_dim);
-  params.top_k = static_cast<int32_t>(problem.top_k);
   params.scale = problem.inputs.scale;
   params.flags = session.flags();
-  CA_RETURN_IF_ERROR(with_width(shape.head_dim, shape.value_dim, [&](auto width) {
+  JoinParams joined = {};
+  joined.partials = params.partials;
+  joined.operands = operands;
+  joined.pass = *pass;
+  joined.means = groups.means;
+  joined.offsets = groups.offsets;
+  joined.labels = groups.labels;
+  joined.out_labels = problem.labels;
+  joined.out_counts = problem.counts;
+  joined.out_indices = problem.top_k > 0 ? problem.indices : nullptr;
+  joined.out_values = problem.cluster_values;
+  joined.out_logsumexp = problem.cluster_logsumexp;
+  joined.output = stored_output(problem.output, call.storage == Storage::bfloat16);
+  joined.key_lengths = problem.inputs.key_lengths;
+  joined.heads = shape.heads;
+  joined.query_length = shape.query_length;
+  joined.key_length = shape.key_length;
+  joined.clusters = problem.clusters;
+  joined.sequences = sequences;
+  joined.stretches = params.stretches;
+  joined.stretch = params.stretch;
+  joined.group = params.group;
+  joined.group_pitch = params.group_pitch;
+  joined.head_dim = params.head_dim;
+  joined.value_dim = static_cast<int32_t>(shape.value_dim);
+  joined.top_k = static_cast<int32_t>(problem.top_k);
+  joined.scale = params.scale;
+  joined.flags = params.flags;
+  return with_width(shape.head_dim, shape.value_dim, [&](auto width) {
     return with_split(cut_in_two(call), [&](auto split) {
-      return start<decltype(width)::value, decltype(split)::value>(session, params, sequences);
+      constexpr int kWidth = decltype(width)::value;
+      constexpr bool kSplit = decltype(split)::value;
+      CA_RETURN_IF_ERROR((start<kWidth, kSplit>(session, params, sequences)));
+      return join<kWidth, kSplit>(session, joined);
     });
-  }));
-
-  JoinParams join = {};
-  join.partials = params.partials;
-  join.value = operands.value;
-  join.pass = *pass;
-  join.offsets = groups.offsets;
-  join.labels = groups.labels;
-  join.out_labels = problem.labels;
-  join.out_counts = problem.counts;
-  join.out_indices = problem.top_k > 0 ? problem.indices : nullptr;
-  join.out_values = problem.cluster_values;
-  join.out_logsumexp = problem.cluster_logsumexp;
-  join.output = stored_output(problem.output, call.storage == Storage::bfloat16);
-  join.key_lengths = problem.inputs.key_lengths;
-  join.heads = shape.heads;
-  join.query_length = shape.query_length;
-  join.key_length = shape.key_length;
-  join.clusters = problem.clusters;
-  join.sequences = sequences;
-  join.stretches = params.stretches;
-  join.stretch = params.stretch;
-  join.join_blocks = divide_up(rows, kJoinWarps);
-  join.value_dim = params.value_dim;
-  join.top_k = params.top_k;
-  join.scale = params.scale;
-  join.flags = params.flags;
-  const int64_t clear_blocks = divide_up(sequences * shape.query_length, kJoinWarps * kWarp);
-  return launch(session, join.join_blocks + clear_blocks, kJoinWarps * kWarp,
-                kJoinWarps * 2 * problem.top_k * static_cast<int64_t>(sizeof(Candidate)),
-                join_stretches, join);
+  });
 }
 
 }  // namespace cluster_attention::cuda

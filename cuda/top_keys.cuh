@@ -1,157 +1,361 @@
 #pragma once
 
-// The best k keys of every row of a tile, gathered while the scores are in registers. A row has a
-// list in shared memory: a score that is better than the row's threshold is appended; before the
-// list can overflow, bisection finds a threshold that leaves about k of it. Which keys are left
-// does not depend on the order in which they came: candidates are distinct (native/core/order.h),
-// and the best k never fall below a threshold.
+// T_j, the best k keys of a cluster by q̄_j·k, by one block. clustered_pass.cuh left the largest
+// score of every group of neighbouring keys. A key that is among the best k lies in one of the k
+// groups with the largest ones (of equal ones the groups of lower indices): those are chosen first,
+// and the scores of their keys computed again, with the same operands in the same order, hence the
+// same bits. Of them only those not below the last of the chosen groups can count.
+//
+// Candidates are distinct (native/core/order.h), so that what is chosen does not depend on the
+// order in which threads come.
 
-#include "cuda/attention_tile.cuh"
-#include "native/core/order.h"
+#include "cuda/block_sort.cuh"
+#include "cuda/clustered_pass.cuh"
 
 namespace cluster_attention::cuda {
 
-constexpr int kSelectionSlack = 32;  // candidates that may stay beside the best k
+constexpr int kChoiceWarps = 4;
+constexpr int kChoiceThreads = kChoiceWarps * kWarp;
+constexpr int kOffers = 4 * kChoiceThreads;  // candidates that may come between two calls of settle
+constexpr int kRankedAtOnce = 2 * kChoiceThreads;
 
-template <typename Tile>
-class TopKeys {
+/// The best k of a stream of candidates, in shared memory.
+class BestCandidates {
  public:
-  /// Candidates of a row's list.
-  CA_HOST_DEVICE static int64_t capacity(int64_t k) { return k + kSelectionSlack + Tile::kKeys; }
-  CA_HOST_DEVICE static int64_t bytes(int64_t k, int warps) {
-    return capacity(k) * Tile::Sizes::kWarpRows * warps * static_cast<int64_t>(sizeof(Candidate));
+  using Entry = unsigned long long;
+
+  struct Layout {
+    int64_t list;    // next_power_of_two(k + kOffers)
+    int64_t ranked;  // kRankedAtOnce
+    int64_t count;
+  };
+  CA_HOST_DEVICE static int64_t capacity(int64_t k) { return next_power_of_two(k + kOffers); }
+  CA_HOST_DEVICE static Layout add_to(SharedLayout& parts, int64_t k) {
+    const int64_t list = parts.add<Entry>(capacity(k));
+    const int64_t ranked = parts.add<Entry>(kRankedAtOnce);
+    const int64_t count = parts.add<int32_t>(1);
+    return {list, ranked, count};
   }
 
-  /// `lists` is the block's shared memory of bytes(k, warps).
-  __device__ TopKeys(Candidate* lists, int k) : k_(k), capacity_(static_cast<int>(capacity(k))) {
-    lists_ = lists + static_cast<int64_t>(warp_index()) * Tile::Sizes::kWarpRows * capacity_;
-#pragma unroll
-    for (int m = 0; m < Tile::kRowTiles; ++m) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        count_[m][half] = 0;
-        threshold_[m][half] = 0;
-      }
-    }
+  __device__ BestCandidates(const Layout& layout, int k)
+      : list_(dynamic_shared<Entry>(layout.list)),
+        ranked_(dynamic_shared<Entry>(layout.ranked)),
+        count_(dynamic_shared<int32_t>(layout.count)),
+        k_(k) {}
+
+  /// Every thread of the block; a barrier must follow.
+  __device__ void clear() {
+    if (threadIdx.x == 0) *count_ = 0;
+    threshold_ = 0;
   }
 
-  /// A block of keys of one row tile; keys from `end_key` on do not take part.
-  __device__ void add(int m, int64_t first_key, int64_t end_key,
-                      const typename Tile::Scores& scores) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      Candidate* list = list_of(m, half);
-      int mine = 0;
-#pragma unroll
-      for (int n = 0; n < Tile::kScoreTiles; ++n) {
-        for (int i = half * 2; i < half * 2 + 2; ++i) {
-          mine += passes(m, half, first_key + Tile::key_of(n, i), end_key, scores[n][i]) ? 1 : 0;
-        }
-      }
-      if (!any(mine > 0)) continue;
-      int at = count_[m][half] + before_in_quad(mine);
-#pragma unroll
-      for (int n = 0; n < Tile::kScoreTiles; ++n) {
-        for (int i = half * 2; i < half * 2 + 2; ++i) {
-          const int64_t key = first_key + Tile::key_of(n, i);
-          if (!passes(m, half, key, end_key, scores[n][i])) continue;
-          list[at++] = make_candidate(scores[n][i], static_cast<int32_t>(key));
-        }
-      }
-      count_[m][half] += warp_sum(mine, 4);
-      __syncwarp();
-      if (any(count_[m][half] > capacity_ - Tile::kKeys)) {
-        shrink(m, half, capacity_ - Tile::kKeys, k_ + kSelectionSlack);
-      }
-    }
+  /// All lanes of a warp together; a lane without a candidate says so by 0.
+  __device__ void offer(Entry candidate) {
+    const bool passes = candidate > threshold_;
+    const unsigned lanes = ballot(passes);
+    if (lanes == 0) return;
+    int32_t begin = 0;
+    if (lane_index() == 0) begin = atomicAdd(count_, __popc(lanes));
+    begin = shuffle(begin, 0);
+    if (passes) list_[begin + __popc(lanes & ((1u << lane_index()) - 1u))] = candidate;
   }
 
-  /// Leaves at most k candidates of each row: the best ones, in no order.
-  __device__ void finish() {
-#pragma unroll
-    for (int m = 0; m < Tile::kRowTiles; ++m) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) shrink(m, half, k_, k_);
-    }
+  /// Makes room for kOffers more; every thread of the block.
+  __device__ void settle() {
+    __syncthreads();
+    const int count = *count_;
+    __syncthreads();
+    if (count + kOffers > static_cast<int>(capacity(k_))) cut(count);
   }
-  /// Copies a row's k candidates, 0 where there are fewer; the four lanes of the row do it
-  /// together.
-  __device__ void write(int m, int half, Candidate* to) const {
-    const Candidate* list = list_of(m, half);
-    for (int i = lane_index() % 4; i < k_; i += 4) to[i] = i < count_[m][half] ? list[i] : 0;
+
+  /// The best k in order, for all threads of the block; their number.
+  __device__ int finish() {
+    __syncthreads();
+    const int count = *count_;
+    __syncthreads();
+    return cut(count);
   }
+  __device__ const Entry* list() const { return list_; }
 
  private:
-  __device__ Candidate* list_of(int m, int half) const {
-    return lists_ + (m * kTileRows + half * 8 + lane_index() / 4) * capacity_;
-  }
-  __device__ bool passes(int m, int half, int64_t key, int64_t end_key, float score) const {
-    return key < end_key && make_candidate(score, static_cast<int32_t>(key)) > threshold_[m][half];
-  }
-  /// Sum over the lanes of the quad before this one.
-  __device__ static int before_in_quad(int value) {
-    const int lane = lane_index() % 4;
-    int sum = value;
-    for (int distance = 1; distance < 4; distance *= 2) {
-      const int before = shuffle_up(sum, distance);
-      if (lane >= distance) sum += before;
+  __device__ int cut(int count) {
+    if (count <= kRankedAtOnce) {
+      rank(count);
+    } else {
+      const int64_t size = next_power_of_two(count);
+      for (int64_t i = count + threadIdx.x; i < size; i += kChoiceThreads) list_[i] = 0;
+      __syncthreads();
+      sort_descending(list_, size);
     }
-    return sum - value;
+    const int kept = count < k_ ? count : k_;
+    threshold_ = count < k_ ? 0 : list_[k_ - 1];
+    if (threadIdx.x == 0) *count_ = kept;
+    __syncthreads();
+    return kept;
   }
 
-  /// Cuts lists of more than `limit` candidates down to k .. most of the best; every quad its own
-  /// row, all lanes of the warp together.
-  __device__ void shrink(int m, int half, int limit, int most) {
-    Candidate* list = list_of(m, half);
-    const int count = count_[m][half];
-    const int lane = lane_index() % 4;
-    // More than k are above `low`, fewer than k above `high`.
-    Candidate low = threshold_[m][half];
-    Candidate high = ~Candidate{0};
-    bool open = count > limit;
-    int kept = count;
-    while (any(open)) {
-      const Candidate middle = low + (high - low) / 2;
-      int above = 0;
-      if (open) {
-        for (int i = lane; i < count; i += 4) above += list[i] > middle ? 1 : 0;
-      }
-      above = warp_sum(above, 4);
-      if (!open) continue;
-      if (above >= k_) {
-        low = middle;
-        kept = above;
-        open = kept > most;
-      } else {
-        high = middle;
-      }
+  /// Each one's place by counting those before it.
+  __device__ void rank(int count) {
+    for (int i = static_cast<int>(threadIdx.x); i < count; i += kChoiceThreads) {
+      const Entry mine = list_[i];
+      int place = 0;
+      for (int j = 0; j < count; ++j) place += list_[j] > mine ? 1 : 0;
+      ranked_[place] = mine;
     }
-    remove_below(list, count, low);
-    threshold_[m][half] = low;
-    count_[m][half] = kept;
+    __syncthreads();
+    for (int i = static_cast<int>(threadIdx.x); i < count; i += kChoiceThreads) {
+      list_[i] = ranked_[i];
+    }
+    __syncthreads();
   }
 
-  /// Keeps the candidates above `low`, in place: four are read before any of them is written.
-  __device__ void remove_below(Candidate* list, int count, Candidate low) const {
-    const int lane = lane_index() % 4;
-    const int longest = warp_max(count);
-    int end = 0;
-    for (int first = 0; first < longest; first += 4) {
-      const Candidate candidate = first + lane < count ? list[first + lane] : 0;
-      const int keep = candidate > low ? 1 : 0;
-      const int at = end + before_in_quad(keep);
-      __syncwarp();
-      if (keep != 0) list[at] = candidate;
-      end += warp_sum(keep, 4);
+  Entry* list_;
+  Entry* ranked_;
+  int32_t* count_;
+  int k_;
+  Entry threshold_ = 0;
+};
+
+/// Where the keys of one cluster are.
+struct ChoiceTask {
+  int64_t batch;
+  int64_t head;
+  int64_t keys;         // real ones
+  int64_t group;        // keys in one
+  const float* maxima;  // of the groups
+  const float* mean;    // (D)
+  int32_t head_dim;
+  int32_t top_k;
+};
+
+template <int kWidth, bool kSplit>
+class KeyChoice {
+ public:
+  using Sizes = TileSizes<kWidth, kSplit, 1>;
+  using Entry = BestCandidates::Entry;
+  static constexpr int kParts = Sizes::kParts;
+  static constexpr int kStride = Sizes::kStride;
+  /// Keys that a warp computes again at once, in tiles of 8.
+  static constexpr int kKeys = kWidth * kParts <= 64 ? 32 : kWidth * kParts <= 128 ? 16 : 8;
+
+  struct Layout {
+    BestCandidates::Layout best;
+    int64_t chosen;  // (k): groups
+    int64_t keys;    // (kChoiceWarps, kParts, kKeys, kStride), and scratch before that
+    int64_t bytes;
+  };
+  CA_HOST_DEVICE static Layout layout(int64_t k) {
+    SharedLayout parts;
+    const BestCandidates::Layout best = BestCandidates::add_to(parts, k);
+    const int64_t chosen = parts.add<int32_t>(k);
+    const int64_t keys = parts.add<bfloat16>(int64_t{kChoiceWarps} * kParts * kKeys * kStride);
+    return {best, chosen, keys, parts.bytes()};
+  }
+
+  __device__ KeyChoice(const ChoiceTask& task, const Operand& key)
+      : task_(task),
+        key_(key),
+        best_(layout(task.top_k).best, task.top_k),
+        chosen_(dynamic_shared<int32_t>(layout(task.top_k).chosen)),
+        keys_(dynamic_shared<bfloat16>(layout(task.top_k).keys)) {}
+
+  /// The best keys in list(), in order, for all threads of the block; their number.
+  __device__ int run() {
+    const int64_t groups = (task_.keys + task_.group - 1) / task_.group;
+    int chosen = static_cast<int>(groups < task_.top_k ? groups : task_.top_k);
+    uint32_t least = 0;
+    best_.clear();
+    if (groups > task_.top_k) {
+      choose_groups(groups);
+      least = static_cast<uint32_t>(best_.list()[chosen - 1] >> 32);
+      for (int i = static_cast<int>(threadIdx.x); i < chosen; i += kChoiceThreads) {
+        chosen_[i] = candidate_index(best_.list()[i]);
+      }
+      __syncthreads();  // the list is read
+      best_.clear();
+    } else {
+      for (int i = static_cast<int>(threadIdx.x); i < chosen; i += kChoiceThreads) chosen_[i] = i;
     }
+    __syncthreads();
+    offer_keys(chosen * task_.group, least);
+    return best_.finish();
+  }
+  __device__ const Entry* list() const { return best_.list(); }
+
+ private:
+  /// Ordered keys of four groups, 0 past the last one.
+  __device__ void load_groups(int64_t first, int64_t groups, uint32_t (&keys)[4]) const {
+    float scores[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+    if (first < groups) {
+      const float4 four = *reinterpret_cast<const float4*>(task_.maxima + first);
+      scores[0] = four.x, scores[1] = four.y, scores[2] = four.z, scores[3] = four.w;
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) keys[i] = first + i < groups ? ordered_key(scores[i]) : 0;
+  }
+
+  __device__ void choose_groups(int64_t groups) {
+    const uint32_t floor = floor_of_groups(groups);
+    __syncthreads();  // the cleared list, and scratch
+    for (int64_t first = 0; first < groups; first += kOffers) {
+      const int64_t mine = first + 4 * static_cast<int64_t>(threadIdx.x);
+      uint32_t keys[4];
+      load_groups(mine, groups, keys);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const Entry low = static_cast<uint32_t>(~static_cast<uint32_t>(mine + i));
+        const bool real = mine + i < groups && keys[i] >= floor;
+        best_.offer(real ? static_cast<Entry>(keys[i]) << 32 | low : 0);
+      }
+      if (first + kOffers < groups) best_.settle();
+    }
+    best_.finish();
+  }
+
+  /// A score that at least k groups reach, and few more: the k-th of the threads' largest ones.
+  __device__ uint32_t floor_of_groups(int64_t groups) const {
+    uint32_t largest = 0;
+#pragma unroll 4
+    for (int64_t first = 4 * static_cast<int64_t>(threadIdx.x); first < groups; first += kOffers) {
+      uint32_t keys[4];
+      load_groups(first, groups, keys);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) largest = keys[i] > largest ? keys[i] : largest;
+    }
+    if (task_.top_k > kChoiceThreads) return 0;
+    const int thread = static_cast<int>(threadIdx.x);
+    uint32_t* all = reinterpret_cast<uint32_t*>(keys_);
+    all[thread] = largest;
+    __syncthreads();
+    int before = 0;
+#pragma unroll 4
+    for (int i = 0; i < kChoiceThreads; i += 4) {
+      const uint4 four = *reinterpret_cast<const uint4*>(all + i);
+      before += four.x > largest || (four.x == largest && i < thread) ? 1 : 0;
+      before += four.y > largest || (four.y == largest && i + 1 < thread) ? 1 : 0;
+      before += four.z > largest || (four.z == largest && i + 2 < thread) ? 1 : 0;
+      before += four.w > largest || (four.w == largest && i + 3 < thread) ? 1 : 0;
+    }
+    if (before == task_.top_k - 1) all[kChoiceThreads] = largest;
+    __syncthreads();
+    return all[kChoiceThreads];
+  }
+
+  /// The keys of the chosen groups whose scores are not below `least`.
+  __device__ void offer_keys(int64_t count, uint32_t least) {
+    FragmentA mean[kParts][kWidth / 16];
+    load_mean(mean);
+    constexpr int64_t kAtOnce = kChoiceWarps * kKeys;
+    constexpr int kRounds = kOffers / kAtOnce;  // between two calls of settle()
+    int round = 0;
+    for (int64_t first = 0; first < count; first += kAtOnce) {
+      const int64_t begin = first + warp_index() * kKeys;
+      int32_t key = -1;  // of this lane
+      if (lane_index() < kKeys && begin + lane_index() < count) {
+        const int64_t place = begin + lane_index();
+        const int64_t at = chosen_[place / task_.group] * task_.group + place % task_.group;
+        if (at < task_.keys) key = static_cast<int32_t>(at);
+      }
+      copy_keys(key);
+      const float score = multiply_keys(mean);
+      // Lane l has the score of key place_of(l) of the warp's.
+      const int32_t mine = shuffle(key, place_of(lane_index()) % kWarp);
+      const bool real = place_of(lane_index()) < kKeys && mine >= 0;
+      const Entry candidate = real ? make_candidate(score, mine) : 0;
+      best_.offer(real && ordered_key(score) >= least ? candidate : 0);
+      if (++round % kRounds == 0 && first + kAtOnce < count) best_.settle();
+    }
+  }
+
+  /// The mean query in every row of A.
+  __device__ void load_mean(FragmentA (&mean)[kParts][kWidth / 16]) const {
+#pragma unroll
+    for (int k = 0; k < kWidth / 16; ++k) {
+#pragma unroll
+      for (int side = 0; side < 2; ++side) {
+        const int column = k * 16 + side * 8 + lane_index() % 4 * 2;
+        const float first = column < task_.head_dim ? task_.mean[column] : 0.0f;
+        const float second = column + 1 < task_.head_dim ? task_.mean[column + 1] : 0.0f;
+        uint32_t high;
+        uint32_t low;
+        split_pair(first, second, high, low);
+        mean[0][k][2 * side] = mean[0][k][2 * side + 1] = high;
+        if constexpr (kSplit) mean[1][k][2 * side] = mean[1][k][2 * side + 1] = low;
+      }
+    }
+  }
+
+  __device__ bfloat16* warp_keys() const { return keys_ + warp_index() * kParts * kKeys * kStride; }
+
+  /// The rows of the lanes' keys; zeros for -1.
+  __device__ void copy_keys(int32_t key) {
+    constexpr int kChunks = kWidth / 8;
+    const int64_t sequence = task_.batch * key_.batch_stride + task_.head * key_.head_stride;
+    __syncwarp();  // the keys before are read
+#pragma unroll 4
+    for (int i = lane_index(); i < kKeys * kChunks; i += kWarp) {
+      const int row = i / kChunks;
+      const int column = i % kChunks * 8;
+      const int32_t from = shuffle(key, row);
+      const bool valid = from >= 0 && column < key_.columns;
+      const int64_t at = valid ? sequence + from * key_.row_stride + column : 0;
+      bfloat16* to = warp_keys() + row * kStride + column;
+      copy_async_16(to, key_.high + at, valid);
+      if constexpr (kSplit) {
+        const bool two = key_.low != nullptr;
+        copy_async_16(to + kKeys * kStride, two ? key_.low + at : key_.high, valid && two);
+      }
+    }
+    commit_copies();
+    wait_copies<0>();
     __syncwarp();
   }
 
-  int k_;
-  int capacity_;
-  Candidate* lists_;
-  int count_[Tile::kRowTiles][2];
-  Candidate threshold_[Tile::kRowTiles][2];
+  /// Of the warp's keys, the one whose score a lane gets; kKeys and more: none.
+  __device__ static int place_of(int lane) {
+    constexpr int kTiles = kKeys / 8;
+    const int tile = lane / 4 % kTiles;
+    const int element = lane / 4 / kTiles;
+    return element < 2 ? tile * 8 + lane % 4 * 2 + element : kKeys;
+  }
+
+  /// In the order of AttentionTile::multiply_keys(), hence with the same bits.
+  __device__ float multiply_keys(const FragmentA (&mean)[kParts][kWidth / 16]) const {
+    constexpr int kTiles = kKeys / 8;
+    const int lane = lane_index();
+    const bfloat16* keys = warp_keys() + lane % 8 * kStride + lane / 8 * 8;
+    float mine = 0.0f;
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+      FragmentD score = {0.0f, 0.0f, 0.0f, 0.0f};
+#pragma unroll
+      for (int k = 0; k < kWidth / 32; ++k) {
+        uint32_t key[kParts][4];
+#pragma unroll
+        for (int part = 0; part < kParts; ++part) {
+          load_tiles(key[part], keys + (part * kKeys + n * 8) * kStride + k * 32);
+        }
+#pragma unroll
+        for (int step = 0; step < 2; ++step) {
+          const FragmentB high = {key[0][step * 2], key[0][step * 2 + 1]};
+          if constexpr (kSplit) {
+            const FragmentB low = {key[1][step * 2], key[1][step * 2 + 1]};
+            mma_split_16x8x16(score, mean[0][2 * k + step], mean[1][2 * k + step], high, low);
+          } else {
+            mma_bf16_16x8x16(score, mean[0][2 * k + step], high);
+          }
+        }
+      }
+      if (lane / 4 % kTiles == n) mine = lane / 4 / kTiles == 0 ? score[0] : score[1];
+    }
+    return mine;
+  }
+
+  const ChoiceTask& task_;
+  const Operand& key_;
+  BestCandidates best_;
+  int32_t* chosen_;
+  bfloat16* keys_;
 };
 
 }  // namespace cluster_attention::cuda

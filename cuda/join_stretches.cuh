@@ -1,0 +1,299 @@
+#pragma once
+
+// Joins what clustered_pass.cuh left of its stretches: V^c, T_j (top_keys.cuh), the masses and the
+// bases of improved clustered attention; one block per cluster. Sums are cut by the numbers of
+// stretches, columns and top keys alone.
+
+#include "cuda/top_keys.cuh"
+
+namespace cluster_attention::cuda {
+
+struct JoinParams {
+  PassPartials partials;
+  KeysAndValues operands;
+  ClusteredPass pass;
+  const float* means;      // (B,H,C,D)
+  const int32_t* offsets;  // (B,H,C+1)
+  const int32_t* labels;   // (B,H,L)
+  int32_t* out_labels;     // the problem's optional outputs
+  int32_t* out_counts;
+  int32_t* out_indices;
+  float* out_values;
+  float* out_logsumexp;
+  StoredOutput output;  // (B,H,L,E)
+  const int32_t* key_lengths;
+  int64_t heads;
+  int64_t query_length;
+  int64_t key_length;
+  int64_t clusters;
+  int64_t sequences;
+  int64_t stretches;
+  int64_t stretch;
+  int64_t group;
+  int64_t group_pitch;
+  int32_t head_dim;
+  int32_t value_dim;
+  int32_t top_k;
+  float scale;
+  Flags* flags;
+};
+
+constexpr int kMostStretches = 64;
+constexpr int64_t kClearedQueries = 1024;  // of a block
+
+template <int kWidth, bool kSplit>
+class ClusterJoin {
+ public:
+  using Choice = KeyChoice<kWidth, kSplit>;
+  using Entry = BestCandidates::Entry;
+
+  struct Layout {
+    int64_t factors;   // (kMostStretches): of the stretches' outputs
+    int64_t values;    // (kWidth): V^c
+    int64_t partials;  // (kChoiceThreads, 8), sums of the threads
+    int64_t weights;   // (k): A^c of the top keys
+    int64_t bytes;
+  };
+  /// Behind the choice's own memory, whose tile of keys the threads' sums share.
+  CA_HOST_DEVICE static Layout layout(int64_t k) {
+    SharedLayout parts;
+    parts.add<char>(k > 0 ? Choice::layout(k).bytes : 0);
+    const int64_t factors = parts.add<float>(kMostStretches);
+    const int64_t values = parts.add<float>(kWidth);
+    const int64_t weights = parts.add<float>(k);
+    static_assert(Choice::kParts * Choice::kKeys * Choice::kStride * 2 >= 8 * kWarp * 4,
+                  "the threads' sums fit");
+    const int64_t partials =
+        k > 0 ? Choice::layout(k).keys : parts.add<float>(int64_t{kChoiceThreads} * 8);
+    return {factors, values, partials, weights, parts.bytes()};
+  }
+
+  __device__ ClusterJoin(const JoinParams& params, int64_t row)
+      : params_(params), row_(row), thread_(static_cast<int>(threadIdx.x)) {
+    const Layout parts = layout(params.top_k);
+    factors_ = dynamic_shared<float>(parts.factors);
+    values_ = dynamic_shared<float>(parts.values);
+    partials_ = dynamic_shared<float>(parts.partials);
+    weights_ = dynamic_shared<float>(parts.weights);
+    const int64_t sequence = row / params.clusters;
+    batch_ = sequence / params.heads;
+    head_ = sequence % params.heads;
+    const int32_t* offsets = params.offsets + row + sequence;
+    members_ = offsets[1] - offsets[0];
+    keys_ = real_length(params.key_lengths, batch_, params.key_length);
+    stretches_ = static_cast<int>(real_stretches(keys_, params.stretch));
+  }
+
+  __device__ void run() {
+    if (thread_ == 0 && params_.out_counts != nullptr) params_.out_counts[row_] = members_;
+    if (members_ > 0) {
+      join_states();
+      __syncthreads();
+      join_outputs();
+    } else {
+      for (int i = thread_; i < params_.value_dim; i += kChoiceThreads) values_[i] = 0.0f;
+    }
+    write_values();
+    if (params_.top_k > 0) choose_keys();
+  }
+
+ private:
+  /// Every warp for itself.
+  __device__ void join_states() {
+    const SoftmaxState* states = params_.partials.states + row_ * params_.stretches;
+    SoftmaxState mine[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      if (i * kWarp + lane_index() < stretches_) mine[i] = states[i * kWarp + lane_index()];
+    }
+    state_.maximum = warp_reduce(max_or_nan(mine[0].maximum, mine[1].maximum),
+                                 [](float a, float b) { return max_or_nan(a, b); });
+    float sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const float factor = SoftmaxState::shift(mine[i].maximum, state_.maximum);
+      sum = fmaf(factor, mine[i].sum, sum);
+      if (warp_index() == 0) factors_[i * kWarp + lane_index()] = factor;
+    }
+    state_.sum = warp_sum(sum);
+  }
+
+  /// V^c: a thread takes four columns of some of the stretches.
+  __device__ void join_outputs() {
+    const int columns = params_.operands.value.columns;
+    const int places = columns / 4;
+    const int shares = kChoiceThreads / places;
+    const int share = thread_ / places;
+    const float* outputs = params_.partials.outputs + row_ * params_.stretches * columns;
+    const float4* from = reinterpret_cast<const float4*>(outputs) + thread_ % places;
+    float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    if (share < shares) {
+#pragma unroll 4
+      for (int i = share; i < stretches_; i += shares) {
+        const float4 output = from[static_cast<int64_t>(i) * places];
+        const float factor = factors_[i];
+        sum.x = fmaf(factor, output.x, sum.x);
+        sum.y = fmaf(factor, output.y, sum.y);
+        sum.z = fmaf(factor, output.z, sum.z);
+        sum.w = fmaf(factor, output.w, sum.w);
+      }
+      reinterpret_cast<float4*>(partials_)[thread_] = sum;
+    }
+    __syncthreads();
+    const float normalizer = state_.normalizer();
+    for (int column = thread_; column < columns; column += kChoiceThreads) {
+      float value = 0.0f;
+      for (int i = 0; i < shares; ++i) value += partials_[i * columns + column];
+      values_[column] = value * normalizer;
+    }
+    __syncthreads();
+  }
+
+  __device__ void write_values() {
+    bool finite = true;
+    for (int column = thread_; column < params_.value_dim; column += kChoiceThreads) {
+      const float value = values_[column];
+      finite = finite && fabsf(value) < HUGE_VALF;
+      const int64_t place = row_ * params_.value_dim + column;
+      params_.pass.values[place] = value;
+      if (params_.out_values != nullptr) params_.out_values[place] = value;
+    }
+    if (!finite) mark_non_finite(params_.flags);
+    if (thread_ == 0 && params_.out_logsumexp != nullptr) {
+      params_.out_logsumexp[row_] = state_.logsumexp();
+    }
+  }
+
+  __device__ void choose_keys() {
+    int chosen = 0;
+    const Entry* best = nullptr;
+    if (members_ > 0) {
+      const ChoiceTask task = {batch_,
+                               head_,
+                               keys_,
+                               params_.group,
+                               params_.partials.maxima + row_ * params_.group_pitch,
+                               params_.means + row_ * params_.head_dim,
+                               params_.head_dim,
+                               params_.top_k};
+      Choice choice(task, params_.operands.key);
+      chosen = choice.run();
+      best = choice.list();
+    }
+    for (int t = thread_; t < params_.top_k; t += kChoiceThreads) {
+      const int32_t key = t < chosen ? candidate_index(best[t]) : -1;
+      params_.pass.top_keys[row_ * params_.top_k + t] = key;
+      if (params_.out_indices != nullptr) params_.out_indices[row_ * params_.top_k + t] = key;
+    }
+    weigh(best, chosen);
+    __syncthreads();
+    sum_chosen(best, chosen);
+  }
+
+  /// A^c of the chosen keys, and their sum.
+  __device__ void weigh(const Entry* best, int chosen) {
+    const float normalizer = state_.normalizer();
+    const float scale = params_.scale * kLog2E;
+    for (int t = thread_; t < chosen; t += kChoiceThreads) {
+      weights_[t] = exp2f(candidate_score(best[t]) * scale - state_.maximum) * normalizer;
+    }
+    __syncthreads();
+    if (warp_index() != 0) return;
+    double mass = 0.0;
+    for (int t = lane_index(); t < chosen; t += kWarp) mass += static_cast<double>(weights_[t]);
+    mass = warp_sum(mass);
+    if (thread_ == 0) params_.pass.masses[row_] = static_cast<float>(mass);
+  }
+
+  /// V^c - sum_t A^c_t v_t: a thread takes eight columns of some of the keys.
+  __device__ void sum_chosen(const Entry* best, int chosen) {
+    const Operand& value = params_.operands.value;
+    const int places = value.columns / 8;
+    const int shares = kChoiceThreads / places;
+    const int share = thread_ / places;
+    const int64_t begin =
+        batch_ * value.batch_stride + head_ * value.head_stride + thread_ % places * int64_t{8};
+    float sums[8] = {};
+    if (share < shares) {
+#pragma unroll 2
+      for (int t = share; t < chosen; t += shares) {
+        add_row(begin + candidate_index(best[t]) * value.row_stride, weights_[t], sums);
+      }
+      float4* to = reinterpret_cast<float4*>(partials_) + 2 * thread_;
+      to[0] = make_float4(sums[0], sums[1], sums[2], sums[3]);
+      to[1] = make_float4(sums[4], sums[5], sums[6], sums[7]);
+    }
+    __syncthreads();
+    for (int column = thread_; column < params_.value_dim; column += kChoiceThreads) {
+      float sum = 0.0f;
+      for (int i = 0; i < shares; ++i) sum += partials_[i * value.columns + column];
+      params_.pass.bases[row_ * params_.value_dim + column] = values_[column] - sum;
+    }
+  }
+
+  __device__ void add_row(int64_t place, float weight, float (&sums)[8]) const {
+    const Operand& value = params_.operands.value;
+    const uint4 high = *reinterpret_cast<const uint4*>(value.high + place);
+    const uint4 low = value.low != nullptr ? *reinterpret_cast<const uint4*>(value.low + place)
+                                           : make_uint4(0, 0, 0, 0);
+    const uint32_t high_pairs[4] = {high.x, high.y, high.z, high.w};
+    const uint32_t low_pairs[4] = {low.x, low.y, low.z, low.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      sums[2 * i] = fmaf(weight, low_of(high_pairs[i]) + low_of(low_pairs[i]), sums[2 * i]);
+      sums[2 * i + 1] =
+          fmaf(weight, high_of(high_pairs[i]) + high_of(low_pairs[i]), sums[2 * i + 1]);
+    }
+  }
+
+  const JoinParams& params_;
+  int64_t row_;
+  int thread_;
+  float* factors_;
+  float* values_;
+  float* partials_;
+  float* weights_;
+  int64_t batch_;
+  int64_t head_;
+  int32_t members_;
+  int64_t keys_;
+  int stretches_;
+  SoftmaxState state_;
+};
+
+/// The rest of the grid: a warp looks at 32 queries, one in each lane, and clears together the
+/// outputs of those that are in no cluster.
+__device__ inline void clear_unlabelled(const JoinParams& params, int64_t first_query) {
+  const int64_t query = first_query + lane_index();
+  int32_t label = 0;
+  if (query < params.sequences * params.query_length) {
+    label = params.labels[query];
+    if (params.out_labels != nullptr) params.out_labels[query] = label;
+  }
+  for (unsigned left = ballot(label < 0); left != 0; left &= left - 1) {
+    const int64_t one = first_query + __ffs(static_cast<int>(left)) - 1;
+    const int64_t sequence = one / params.query_length;
+    const int64_t row = params.output.offset(sequence / params.heads, sequence % params.heads,
+                                             one % params.query_length);
+    for (int column = lane_index(); column < params.value_dim; column += kWarp) {
+      params.output.store(row + column, 0.0f);
+    }
+  }
+}
+
+template <int kWidth, bool kSplit>
+__global__ void __launch_bounds__(kChoiceThreads) join_stretches(const JoinParams params) {
+  // partials -> values, bases (B,H,C,E), masses (B,H,C), top_keys (B,H,C,k); one block per cluster
+  const int64_t rows = params.sequences * params.clusters;
+  if (blockIdx.x < rows) {
+    ClusterJoin<kWidth, kSplit>(params, blockIdx.x).run();
+    return;
+  }
+  const int64_t first = (blockIdx.x - rows) * kClearedQueries;
+#pragma unroll 4
+  for (int64_t i = 0; i < kClearedQueries; i += kChoiceThreads) {
+    clear_unlabelled(params, first + i + warp_index() * kWarp);
+  }
+}
+
+}  // namespace cluster_attention::cuda
