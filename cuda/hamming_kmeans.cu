@@ -1,44 +1,89 @@
 #include <algorithm>
 
+#include "cuda/hamming_cluster.cuh"
 #include "cuda/hamming_kmeans.cuh"
 #include "cuda/launch.h"
 
 namespace cluster_attention::cuda {
 
-HammingPlan plan_hamming_kmeans(int64_t sequences, int64_t length, int64_t clusters,
-                                int64_t multiprocessors, int64_t shared_bytes) {
-  /// Pairs of a hash and a centroid that one block compares sooner than launches follow each other.
-  constexpr int64_t kAlonePairs = 1 << 18;
-  /// Fewest hashes of a part: its counters cost as much as they do.
-  constexpr int64_t kFewestRows = 256;
-  HammingPlan plan;
-  plan.shared_counters = HammingLayout(clusters, true).bytes <= shared_bytes;
-  const bool enough_blocks = sequences >= 2 * multiprocessors;
-  plan.alone = plan.shared_counters && length <= kHammingPartRows &&
-               (enough_blocks || length * clusters <= kAlonePairs);
-  if (!plan.alone) {
-    const int64_t wanted = divide_up(2 * multiprocessors, std::max<int64_t>(sequences, 1));
-    plan.parts = std::clamp<int64_t>(divide_up(length, kFewestRows), 1, wanted);
-    plan.parts = std::max(plan.parts, divide_up(length, kHammingPartRows));
+namespace {
+
+/// Blocks of the largest cluster that CUDA knows of.
+constexpr int64_t kLargestCluster = 16;
+
+bool plan_clusters(int64_t sequences, int64_t length, int64_t clusters, const HammingLimits& limits,
+                   HammingPlan& plan) {
+  /// Fewest hashes of a block: one tile for each of four warps.
+  constexpr int64_t kFewestRows = 64;
+  const auto bytes = [&](int64_t parts) {
+    return cluster_hamming_layout(divide_up(length, parts), clusters).bytes;
+  };
+  if (clusters > kClusterHammingClusters) return false;
+  int64_t parts = 1;
+  while (2 * parts <= limits.cluster && 2 * parts * sequences <= limits.multiprocessors &&
+         length > parts * kFewestRows) {
+    parts *= 2;
   }
-  const int64_t rows = divide_up(length, plan.parts);
-  plan.threads = static_cast<int>(std::clamp<int64_t>(round_up(rows, 32), 64, kHammingThreads));
-  return plan;
+  while (2 * parts <= limits.cluster && bytes(parts) > limits.shared_bytes) parts *= 2;
+  const int64_t rows = divide_up(length, parts);
+  if (bytes(parts) > limits.shared_bytes || rows > kHammingPartRows) return false;
+  const int64_t warps = std::max(divide_up(rows, 16), divide_up(clusters, parts));
+  plan.way = HammingPlan::Way::clusters;
+  plan.parts = parts;
+  plan.threads = static_cast<int>(std::clamp<int64_t>(kWarp * warps, 64, kClusterHammingThreads));
+  return true;
 }
 
-Status group_hashes(Session& session, const HammingKMeansProblem& problem, int64_t heads) {
-  // grid: a block per sequence, or `parts` blocks per sequence and iteration
-  if (problem.batch == 0) return Status::success();
-  HammingParams params{};
-  params.problem = problem;
-  params.heads = heads;
-  params.clusters = std::min(problem.clusters, problem.length);
-  const HammingPlan plan = plan_hamming_kmeans(problem.batch, problem.length, params.clusters,
-                                               session.multiprocessors(), session.shared_bytes());
-  const int64_t bytes = HammingLayout(params.clusters, plan.shared_counters).bytes;
-  if (plan.alone) {
-    return launch(session, problem.batch, plan.threads, bytes, hamming_alone_kernel<>, params);
+bool plan_launches(int64_t sequences, int64_t length, int64_t clusters, const HammingLimits& limits,
+                   HammingPlan& plan) {
+  /// Fewest hashes of a part: its counters cost as much as they do.
+  constexpr int64_t kFewestRows = 256;
+  plan.way = HammingPlan::Way::launches;
+  plan.shared_counters = HammingLayout(clusters, true).bytes <= limits.shared_bytes;
+  const int64_t wanted = divide_up(2 * limits.multiprocessors, std::max<int64_t>(sequences, 1));
+  plan.parts = std::clamp<int64_t>(divide_up(length, kFewestRows), 1, wanted);
+  plan.parts = std::max(plan.parts, divide_up(length, kHammingPartRows));
+  const int64_t rows = divide_up(length, plan.parts);
+  plan.threads = static_cast<int>(std::clamp<int64_t>(round_up(rows, 32), 64, kHammingThreads));
+  return true;
+}
+
+template <int kTiles>
+Status launch_clusters(Session& session, const HammingParams& params, const HammingPlan& plan) {
+  LaunchShape shape{
+      params.problem.batch * plan.parts, plan.threads,
+      cluster_hamming_layout(divide_up(params.problem.length, plan.parts), params.clusters).bytes,
+      plan.parts};
+  // A large cluster needs as many multiprocessors side by side; some devices have gaps.
+  if (plan.parts > kPortableCluster &&
+      count_resident_clusters(session, shape, hamming_cluster_kernel<kTiles>) <
+          std::min<int64_t>(params.problem.batch, session.multiprocessors() / (2 * plan.parts))) {
+    HammingPlan smaller;
+    const HammingLimits limits{session.multiprocessors(), session.shared_bytes(), kPortableCluster};
+    const HammingKMeansProblem& problem = params.problem;
+    if (!plan_hamming_way(HammingPlan::Way::clusters, problem.batch, problem.length,
+                          params.clusters, limits, smaller)) {
+      plan_launches(problem.batch, problem.length, params.clusters, limits, smaller);
+    }
+    return group_hashes(session, problem, params.heads, smaller);
   }
+  return launch(session, shape, hamming_cluster_kernel<kTiles>, params);
+}
+
+/// Tiles of 16 hashes for a warp: as many as keep all warps at work.
+Status launch_clusters(Session& session, HammingParams params, const HammingPlan& plan) {
+  params.parts = plan.parts;
+  const int64_t tiles =
+      divide_up(divide_up(params.problem.length, plan.parts), int64_t{16} * (plan.threads / kWarp));
+  if (tiles <= 1) return launch_clusters<1>(session, params, plan);
+  if (tiles == 2) return launch_clusters<2>(session, params, plan);
+  return launch_clusters<kMostHashTiles>(session, params, plan);
+}
+
+Status launch_iterations(Session& session, HammingParams params, const HammingPlan& plan) {
+  // grid: `parts` blocks per sequence and iteration
+  const HammingKMeansProblem& problem = params.problem;
+  const int64_t bytes = HammingLayout(params.clusters, plan.shared_counters).bytes;
   params.parts = plan.parts;
   DeviceWorkspace::Scope scope(session.workspace());
   CA_RETURN_IF_ERROR(session.tickets(problem.batch, &params.tickets));
@@ -56,6 +101,53 @@ Status group_hashes(Session& session, const HammingKMeansProblem& problem, int64
         params));
   }
   return Status::success();
+}
+
+}  // namespace
+
+bool plan_hamming_way(HammingPlan::Way way, int64_t sequences, int64_t length, int64_t clusters,
+                      const HammingLimits& limits, HammingPlan& plan) {
+  plan = HammingPlan();
+  return way == HammingPlan::Way::clusters
+             ? plan_clusters(sequences, length, clusters, limits, plan)
+             : plan_launches(sequences, length, clusters, limits, plan);
+}
+
+HammingPlan plan_hamming_kmeans(int64_t sequences, int64_t length, int64_t clusters,
+                                const HammingLimits& limits) {
+  /// Pairs of a hash and a centroid that launches compare on all multiprocessors in the time in
+  /// which one block compares as many on tensor cores, and waits for no launch.
+  constexpr int64_t kBlockShare = 5;
+  /// Hashes that even one block goes through sooner than launches follow each other.
+  constexpr int64_t kShortLength = 4096;
+  HammingPlan plan;
+  if (plan_hamming_way(HammingPlan::Way::clusters, sequences, length, clusters, limits, plan) &&
+      (length <= kShortLength * plan.parts ||
+       kBlockShare * plan.parts * sequences >= limits.multiprocessors)) {
+    return plan;
+  }
+  plan_hamming_way(HammingPlan::Way::launches, sequences, length, clusters, limits, plan);
+  return plan;
+}
+
+Status group_hashes(Session& session, const HammingKMeansProblem& problem, int64_t heads) {
+  const HammingLimits limits{session.multiprocessors(), session.shared_bytes(),
+                             session.capability() >= 90 ? kLargestCluster : 1};
+  return group_hashes(session, problem, heads,
+                      plan_hamming_kmeans(problem.batch, problem.length,
+                                          std::min(problem.clusters, problem.length), limits));
+}
+
+Status group_hashes(Session& session, const HammingKMeansProblem& problem, int64_t heads,
+                    const HammingPlan& plan) {
+  // grid: a cluster of blocks, or one block, per sequence
+  if (problem.batch == 0) return Status::success();
+  HammingParams params{};
+  params.problem = problem;
+  params.heads = heads;
+  params.clusters = std::min(problem.clusters, problem.length);
+  return plan.way == HammingPlan::Way::clusters ? launch_clusters(session, params, plan)
+                                                : launch_iterations(session, params, plan);
 }
 
 Status hamming_kmeans(Session& session, const HammingKMeansProblem& problem, const Call&) {

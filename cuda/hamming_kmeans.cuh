@@ -5,10 +5,9 @@
 //
 // Method: centroids in shared memory, a hash per thread. Bits are counted on chip: of each hash of
 // a warp, lane b counts bits b and b + 32 of the hash in the two halves of one counter.
-//   alone:  a block per sequence runs all iterations in one launch.
-//   shared out: a launch to start, then one per iteration, since only the end of a launch orders
-//           what many blocks have counted; the last block of a sequence updates its centroids.
-//           Launches after the fixpoint return at once.
+// A launch to start, then one per iteration, since only the end of a launch orders what many blocks
+// have counted; the last block of a sequence updates its centroids. Launches after the fixpoint
+// return at once. Sequences that a cluster of blocks can hold need one launch: hamming_cluster.cuh.
 // All counting is in integers: the order of atomics does not matter.
 // Limits: any length and number of clusters. Counters that do not fit on chip are kept in memory.
 
@@ -191,51 +190,6 @@ __device__ inline uint64_t majority(int32_t low_ones, int32_t high_ones, int32_t
   const uint32_t low = ballot(low_ones > members - low_ones);
   const uint32_t high = ballot(high_ones > members - high_ones);
   return static_cast<uint64_t>(high) << 32 | low;
-}
-
-/// All iterations of one sequence.
-template <typename = void>
-__global__ void __launch_bounds__(kHammingThreads)
-    hamming_alone_kernel(const HammingParams params) {
-  // block: hashes (length) -> labels (length), counts and centroids (clusters)
-  const HammingLayout layout(params.clusters, true);
-  char* memory = dynamic_shared<char>();
-  uint64_t* tile = reinterpret_cast<uint64_t*>(memory);
-  uint32_t* pairs = reinterpret_cast<uint32_t*>(memory + layout.pairs);
-  int32_t* members = reinterpret_cast<int32_t*>(memory + layout.members);
-  int32_t* changed = reinterpret_cast<int32_t*>(memory + layout.flags);
-  const HammingSequence sequence(params, blockIdx.x);
-  const int warp = static_cast<int>(threadIdx.x) / 32;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  start_hamming(params, sequence);
-  int64_t updates = 0;
-  for (;; ++updates) {
-    const bool last = updates == params.problem.max_iterations;
-    for (int64_t i = threadIdx.x; i < sequence.clusters * 32; i += blockDim.x) pairs[i] = 0;
-    for (int64_t c = threadIdx.x; c < sequence.clusters; c += blockDim.x) members[c] = 0;
-    if (threadIdx.x == 0) *changed = 0;
-    __syncthreads();
-    if (assign_hashes<true>(sequence, 0, sequence.length, updates == 0, last, tile, pairs, members,
-                            nullptr)) {
-      *changed = 1;
-    }
-    __syncthreads();
-    const bool settled = last || *changed == 0;
-    if (settled) break;
-    for (int64_t c = warp; c < sequence.clusters; c += blockDim.x / 32) {
-      const uint32_t pair = pairs[c * 32 + lane];
-      const uint64_t centroid = majority(static_cast<int32_t>(pair & 0xffffu),
-                                         static_cast<int32_t>(pair >> 16), members[c]);
-      if (lane == 0 && members[c] > 0) sequence.centroids[c] = centroid;
-    }
-    __syncthreads();
-  }
-  for (int64_t c = threadIdx.x; c < sequence.clusters; c += blockDim.x) {
-    sequence.counts[c] = members[c];
-  }
-  if (threadIdx.x == 0 && params.problem.iterations != nullptr) {
-    params.problem.iterations[sequence.index] = static_cast<int32_t>(updates);
-  }
 }
 
 template <typename = void>

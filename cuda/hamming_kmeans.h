@@ -8,19 +8,38 @@ namespace cluster_attention::cuda {
 
 Status hamming_kmeans(Session& session, const HammingKMeansProblem& problem, const Call& call);
 
-/// `problem.lengths` holds one length per `heads` consecutive sequences. Launches: 1 where a block
-/// per sequence does, else max_iterations + 2.
-Status group_hashes(Session& session, const HammingKMeansProblem& problem, int64_t heads);
-
-/// How a call is cut; the results do not depend on it. Host code, for the launcher and the tests.
+/// How a call is cut; the results do not depend on it.
 struct HammingPlan {
-  bool alone = true;            // a block per sequence runs all iterations in one launch
+  enum class Way {
+    clusters,  // hamming_cluster.cuh: one launch, `parts` blocks per sequence
+    launches,  // one per iteration, `parts` blocks per sequence
+  };
+  Way way = Way::launches;
   bool shared_counters = true;  // bits are counted on chip first
-  int64_t parts = 1;            // blocks per sequence otherwise
+  int64_t parts = 1;
   int threads = 32;
 };
 
+/// Of the device.
+struct HammingLimits {
+  int64_t multiprocessors = 1;
+  int64_t shared_bytes = 48 * 1024;  // of a block
+  int64_t cluster = 1;               // blocks that a sequence may be shared out to in one launch
+};
+
+/// The fastest way.
 HammingPlan plan_hamming_kmeans(int64_t sequences, int64_t length, int64_t clusters,
-                                int64_t multiprocessors, int64_t shared_bytes);
+                                const HammingLimits& limits);
+/// A given way; false where the sizes do not allow it.
+bool plan_hamming_way(HammingPlan::Way way, int64_t sequences, int64_t length, int64_t clusters,
+                      const HammingLimits& limits, HammingPlan& plan);
+
+/// `problem.lengths` holds one length per `heads` consecutive sequences. Launches: 1, or
+/// max_iterations + 2 where a cluster of blocks cannot hold a sequence.
+Status group_hashes(Session& session, const HammingKMeansProblem& problem, int64_t heads);
+
+/// The same as planned.
+Status group_hashes(Session& session, const HammingKMeansProblem& problem, int64_t heads,
+                    const HammingPlan& plan);
 
 }  // namespace cluster_attention::cuda

@@ -20,36 +20,114 @@ inline bool fits_a_grid(const Extent& grid) {
   return grid.x <= 0x7fffffff && grid.y <= 65535 && grid.z <= 65535;
 }
 
-/// Puts kernel(params) on the session's stream. An empty grid is no launch. `shared_bytes` may be
-/// anything up to session.shared_bytes().
+/// What a kernel's launch asks for beside its parameters.
+struct LaunchShape {
+  Extent grid;
+  Extent block;
+  int64_t shared_bytes = 0;  // anything up to session.shared_bytes()
+  int64_t cluster = 1;       // blocks side by side that run together (primitives/cluster.cuh)
+};
+
+/// Clusters of up to 8 blocks run on every GPU that has clusters, those of 16 where asked for.
+constexpr int64_t kPortableCluster = 8;
+
+namespace internal {
+
+/// What must be known of a kernel before it is launched or asked about.
+inline Status allow_shape(Session& session, const LaunchShape& shape, const void* function) {
+  if (shape.shared_bytes > 48 * 1024) {
+    CA_RETURN_IF_ERROR(
+        session.check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                           static_cast<int>(shape.shared_bytes))));
+  }
+  if (shape.cluster <= kPortableCluster) return Status::success();
+  return session.check(
+      cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
+}
+
+#if !defined(CA_CUDA_MODEL)
+/// A launch in clusters, as the runtime takes it.
+struct ClusterConfig {
+  cudaLaunchAttribute attribute = {};
+  cudaLaunchConfig_t config = {};
+
+  ClusterConfig(const LaunchShape& shape, cudaStream_t stream) {
+    const auto size = [](int64_t n) { return static_cast<unsigned>(n); };
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim.x = size(shape.cluster);
+    attribute.val.clusterDim.y = 1;
+    attribute.val.clusterDim.z = 1;
+    config.gridDim = dim3(size(shape.grid.x), size(shape.grid.y), size(shape.grid.z));
+    config.blockDim = dim3(size(shape.block.x), size(shape.block.y), size(shape.block.z));
+    config.dynamicSmemBytes = static_cast<size_t>(shape.shared_bytes);
+    config.stream = stream;
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+  }
+  ClusterConfig(const ClusterConfig&) = delete;
+  ClusterConfig& operator=(const ClusterConfig&) = delete;
+};
+#endif
+
+}  // namespace internal
+
+/// Puts kernel(params) on the session's stream. An empty grid is no launch.
 template <typename Params>
-Status launch(Session& session, const Extent& grid, const Extent& block, int64_t shared_bytes,
-              void (*kernel)(Params), const Params& params) {
+Status launch(Session& session, const LaunchShape& shape, void (*kernel)(Params),
+              const Params& params) {
+  const Extent& grid = shape.grid;
+  const Extent& block = shape.block;
   if (session.cancelled()) return Status::cancelled();
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return Status::success();
-  if (!fits_a_grid(grid) || shared_bytes > session.shared_bytes()) {
+  if (!fits_a_grid(grid) || shape.shared_bytes > session.shared_bytes()) {
     return {StatusCode::unsupported, "shape", -1};
   }
   const void* function = reinterpret_cast<const void*>(kernel);
-  if (shared_bytes > 48 * 1024) {
-    CA_RETURN_IF_ERROR(session.check(cudaFuncSetAttribute(
-        function, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes))));
-  }
+  CA_RETURN_IF_ERROR(internal::allow_shape(session, shape, function));
   const auto size = [](int64_t n) { return static_cast<unsigned>(n); };
 #if defined(CA_CUDA_MODEL)
   return session.check(cuda_model::launch_kernel(function,
                                                  {{size(grid.x), size(grid.y), size(grid.z)},
                                                   {size(block.x), size(block.y), size(block.z)},
-                                                  static_cast<size_t>(shared_bytes),
-                                                  [&] { kernel(params); }},
+                                                  static_cast<size_t>(shape.shared_bytes),
+                                                  [&] { kernel(params); },
+                                                  size(shape.cluster)},
                                                  session.stream()));
 #else
   void* arguments[] = {const_cast<Params*>(&params)};
+  if (shape.cluster > 1) {
+    const internal::ClusterConfig config(shape, session.stream());
+    return session.check(cudaLaunchKernelExC(&config.config, function, arguments));
+  }
   return session.check(cudaLaunchKernel(function, dim3(size(grid.x), size(grid.y), size(grid.z)),
                                         dim3(size(block.x), size(block.y), size(block.z)),
-                                        arguments, static_cast<size_t>(shared_bytes),
+                                        arguments, static_cast<size_t>(shape.shared_bytes),
                                         session.stream()));
 #endif
+}
+
+template <typename Params>
+Status launch(Session& session, const Extent& grid, const Extent& block, int64_t shared_bytes,
+              void (*kernel)(Params), const Params& params) {
+  return launch(session, LaunchShape{grid, block, shared_bytes, 1}, kernel, params);
+}
+
+/// Clusters of this shape that the device runs at once, 0 where it cannot run one. What is wrong
+/// with the device besides shows at the launch.
+template <typename Params>
+int count_resident_clusters(Session& session, const LaunchShape& shape, void (*kernel)(Params)) {
+  int count = 0;
+  const void* function = reinterpret_cast<const void*>(kernel);
+  if (!internal::allow_shape(session, shape, function).ok()) return 0;
+#if defined(CA_CUDA_MODEL)
+  const cudaError_t error = cuda_model::count_clusters(&count, static_cast<int>(shape.cluster));
+#else
+  const internal::ClusterConfig config(shape, session.stream());
+  const cudaError_t error = cudaOccupancyMaxActiveClusters(&count, function, &config.config);
+#endif
+  if (error == cudaSuccess) return count;
+  (void)cudaGetLastError();
+  return 0;
 }
 
 }  // namespace cluster_attention::cuda

@@ -68,13 +68,14 @@ Status Session::open(int32_t device, Session** session) {
 Status Session::create() {
   CA_RETURN_IF_ERROR(
       check(cudaDeviceGetAttribute(&multiprocessors_, cudaDevAttrMultiProcessorCount, device_)));
-#if !defined(CA_CUDA_MODEL)
   int major = 0;
   int minor = 0;
   CA_RETURN_IF_ERROR(
       check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device_)));
   CA_RETURN_IF_ERROR(
       check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device_)));
+  capability_ = code_for(compiled_targets(), major, minor);
+#if !defined(CA_CUDA_MODEL)
   has_warpgroup_products_ =
       major == 9 && minor == 0 && std::strstr(compiled_targets(), "90a") != nullptr;
 #endif

@@ -29,6 +29,8 @@ class Session {
   int multiprocessors() const { return multiprocessors_; }
   /// Whether kernels of sm_90a (wgmma) run on this device in this build.
   bool has_warpgroup_products() const { return has_warpgroup_products_; }
+  /// Compute capability that this build's code for the device is made for: 90 is 9.0.
+  int capability() const { return capability_; }
   /// Shared memory that a block may ask for.
   int64_t shared_bytes() const { return shared_bytes_; }
 
@@ -60,6 +62,7 @@ class Session {
   int64_t ticket_count_ = 0;
   int multiprocessors_ = 1;
   bool has_warpgroup_products_ = false;
+  int capability_ = 0;
   int64_t shared_bytes_ = 48 * 1024;
   const volatile int32_t* abort_ = nullptr;
   DeviceWorkspace workspace_;

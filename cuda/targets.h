@@ -11,6 +11,9 @@ namespace cluster_attention::cuda {
 /// the same major version from its minor version on, with an "a" on exactly that one.
 bool runs_on(const char* targets, int32_t major, int32_t minor);
 
+/// The newest of the targets that run there, without its letter; 0 where none does.
+int32_t code_for(const char* targets, int32_t major, int32_t minor);
+
 /// The targets of this build.
 const char* compiled_targets();
 

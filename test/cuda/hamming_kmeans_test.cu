@@ -1,4 +1,5 @@
 #include "cuda/hamming_kmeans.h"
+#include "cuda/session.h"
 #include "test/cuda/same_as_cpu.h"
 #include "test/native/cases.h"
 #include "test/native/clustering_arrays.h"
@@ -53,13 +54,46 @@ TEST_ONCE("CUDA hamming k-means: many equal hashes, clusters without members") {
   }
 }
 
+constexpr cuda::HammingLimits kHopper{132, 227 * 1024, 16};
+
+/// How the next call of planned() is cut; operations take no more than a problem.
+cuda::HammingPlan next_plan;
+
+Status planned(cuda::Session* session, const HammingKMeansProblem& problem, const cuda::Call&) {
+  return cuda::group_hashes(*session, problem, 1, next_plan);
+}
+
+/// Cut in one way, for a device of `limits`; false where the sizes do not allow it.
+bool check_planned(HammingFixture& fixture, cuda::HammingPlan::Way way,
+                   const cuda::HammingLimits& limits) {
+  const HammingKMeansProblem& problem = fixture.problem;
+  if (!cuda::plan_hamming_way(way, problem.batch, problem.length,
+                              std::min(problem.clusters, problem.length), limits, next_plan)) {
+    return false;
+  }
+  const Scope scope(std::to_string(next_plan.parts) + " parts of " +
+                    std::to_string(next_plan.threads) + " threads");
+  check_same_as_cpu(problem, fixture.arrays, planned, on_device(fixture));
+  return true;
+}
+
+TEST_ONCE("CUDA hamming k-means: every case as launches of its own") {
+  for (const Case& one : cases()) {
+    const Scope scope(one.name);
+    HammingFixture fixture(one, false);
+    CHECK(check_planned(fixture, cuda::HammingPlan::Way::launches, kHopper));
+  }
+}
+
 /// Sizes that take the launches of their own: long sequences, and counters that do not fit on chip.
-TEST_ONCE("CUDA hamming k-means: sequences shared out over blocks") {
+TEST_ONCE("CUDA hamming k-means: sequences shared out over launches and clusters of blocks") {
   const struct {
     int64_t length;
     int64_t clusters;
     int64_t iterations;
-  } sizes[] = {{5003, 100, 10}, {5003, 100, 0}, {2500, 2100, 2}};
+    bool clustered;
+  } sizes[] = {{5003, 100, 10, true}, {5003, 100, 0, true}, {2500, 2100, 2, false},
+               {1030, 300, 3, true},  {333, 8, 10, true},   {2048, 1, 2, true}};
   for (const auto& size : sizes) {
     const Scope scope(std::to_string(size.length) + " hashes, " + std::to_string(size.clusters));
     Case which = find_case("prime-long");
@@ -67,7 +101,12 @@ TEST_ONCE("CUDA hamming k-means: sequences shared out over blocks") {
     which.clusters = size.clusters;
     HammingFixture fixture(which, false, 12);
     fixture.problem.max_iterations = size.iterations;
-    check(fixture);
+    CHECK(check_planned(fixture, cuda::HammingPlan::Way::launches, kHopper));
+    for (int64_t cluster : {1, 2, 16}) {
+      cuda::HammingLimits limits = kHopper;
+      limits.cluster = cluster;
+      CHECK_EQUAL(check_planned(fixture, cuda::HammingPlan::Way::clusters, limits), size.clustered);
+    }
   }
   Case ragged = find_case("prime-long");
   ragged.batch = 3;
@@ -75,26 +114,33 @@ TEST_ONCE("CUDA hamming k-means: sequences shared out over blocks") {
   ragged.clusters = 128;
   ragged.query_lengths = {3001, 0, 40};
   HammingFixture fixture(ragged, true, 12);
-  check(fixture);
+  CHECK(check_planned(fixture, cuda::HammingPlan::Way::clusters, kHopper));
+  CHECK(check_planned(fixture, cuda::HammingPlan::Way::launches, kHopper));
 }
 
 TEST_ONCE("CUDA hamming k-means: how a call is cut") {
-  const int64_t kibi = 1024;
-  const cuda::HammingPlan small = cuda::plan_hamming_kmeans(8, 1024, 100, 132, 227 * kibi);
-  CHECK(small.alone && small.shared_counters);
-  CHECK_EQUAL(small.threads, 1024);
-  const cuda::HammingPlan long_one = cuda::plan_hamming_kmeans(8, 65536, 100, 132, 227 * kibi);
-  CHECK(!long_one.alone && long_one.shared_counters);
-  CHECK_EQUAL(long_one.parts, 33);
-  const cuda::HammingPlan many = cuda::plan_hamming_kmeans(512, 4096, 100, 132, 227 * kibi);
-  CHECK(many.alone);
-  const cuda::HammingPlan wide = cuda::plan_hamming_kmeans(1000, 4096, 4000, 132, 227 * kibi);
-  CHECK(!wide.alone && !wide.shared_counters);
+  using Way = cuda::HammingPlan::Way;
+  const cuda::HammingPlan small = cuda::plan_hamming_kmeans(8, 1024, 100, kHopper);
+  CHECK(small.way == Way::clusters);
+  CHECK_EQUAL(small.parts, 16);
+  CHECK_EQUAL(small.threads, 224);
+  const cuda::HammingPlan longer = cuda::plan_hamming_kmeans(8, 65536, 100, kHopper);
+  CHECK(longer.way == Way::clusters);
+  CHECK_EQUAL(longer.threads, 512);
+  CHECK_EQUAL(cuda::plan_hamming_kmeans(64, 4096, 100, kHopper).parts, 2);
+  CHECK_EQUAL(cuda::plan_hamming_kmeans(512, 4096, 100, kHopper).parts, 1);
+  // What does not fit in one block takes more.
+  CHECK_EQUAL(cuda::plan_hamming_kmeans(512, 50000, 100, kHopper).parts, 4);
+  const cuda::HammingPlan lonely = cuda::plan_hamming_kmeans(1, 200000, 100, kHopper);
+  CHECK(lonely.way == Way::launches && lonely.shared_counters);
+  CHECK_EQUAL(lonely.parts, 264);
+  const cuda::HammingPlan wide = cuda::plan_hamming_kmeans(1000, 4096, 4000, kHopper);
+  CHECK(wide.way == Way::launches && !wide.shared_counters);
   // Half a counter has 16 bits.
-  const cuda::HammingPlan huge = cuda::plan_hamming_kmeans(1000, 10000000, 10, 132, 227 * kibi);
-  CHECK(!huge.alone);
+  const cuda::HammingPlan huge = cuda::plan_hamming_kmeans(1000, 10000000, 10, kHopper);
+  CHECK(huge.way == Way::launches);
   CHECK(10000000 / huge.parts <= 65535);
-  const cuda::HammingPlan none = cuda::plan_hamming_kmeans(1, 0, 0, 132, 48 * kibi);
+  const cuda::HammingPlan none = cuda::plan_hamming_kmeans(1, 0, 0, {132, 48 * 1024, 1});
   CHECK(none.threads >= 32 && none.parts == 1);
 }
 

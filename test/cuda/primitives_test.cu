@@ -5,6 +5,7 @@
 #include "cuda/launch.h"
 #include "cuda/primitives/async_copy.cuh"
 #include "cuda/primitives/flags.cuh"
+#include "cuda/primitives/integer_mma.cuh"
 #include "cuda/primitives/mma.cuh"
 #include "cuda/primitives/shared_memory.cuh"
 #include "cuda/primitives/warp.cuh"
@@ -83,6 +84,54 @@ TEST_ONCE("CUDA primitives: products of a warp") {
     device.fetch(arrays);
     CHECK_CLOSE(read(d, 128), expected, way == 2 ? 1e-5 : 1e-6);
   }
+}
+
+struct ByteProductParams {
+  const uint32_t* a;  // (16,32) bytes
+  const uint32_t* b;  // (8,32) bytes: columns side by side
+  int32_t* d;         // (16,8), added to
+};
+
+__global__ void byte_product(const ByteProductParams params) {
+  // a (16, 32) * b (8, 32)^T -> d (16, 8), one warp
+  const int group = lane_index() / 4;
+  const int four = lane_index() % 4;
+  uint32_t a[4];
+  uint32_t b[2];
+  int32_t d[4];
+  for (int i = 0; i < 4; ++i) a[i] = params.a[(group + i % 2 * 8) * 8 + four + i / 2 * 4];
+  for (int i = 0; i < 2; ++i) b[i] = params.b[group * 8 + four + i * 4];
+  for (int i = 0; i < 4; ++i) d[i] = params.d[(group + i / 2 * 8) * 8 + 2 * four + i % 2];
+  mma_s8_16x8x32(d, a, b);
+  for (int i = 0; i < 4; ++i) params.d[(group + i / 2 * 8) * 8 + 2 * four + i % 2] = d[i];
+}
+
+TEST_ONCE("CUDA primitives: products of bytes") {
+  Arrays arrays;
+  const auto bytes = [&](int64_t count, uint64_t seed) {
+    std::vector<int32_t> words(static_cast<size_t>(count / 4));
+    Random random(seed);
+    for (int32_t& word : words) word = static_cast<int32_t>(random.normal() * 1e9);
+    return arrays.input(words);
+  };
+  int32_t* a = bytes(16 * 32, 1);
+  int32_t* b = bytes(8 * 32, 2);
+  auto* d = arrays.output<int32_t>(128);
+  std::vector<int32_t> expected(128);
+  for (int i = 0; i < 128; ++i) {
+    d[i] = expected[static_cast<size_t>(i)] = 1000 * i;
+    for (int k = 0; k < 32; ++k) {
+      expected[static_cast<size_t>(i)] += reinterpret_cast<const int8_t*>(a)[i / 8 * 32 + k] *
+                                          reinterpret_cast<const int8_t*>(b)[i % 8 * 32 + k];
+    }
+  }
+  Device device;
+  const ByteProductParams params{reinterpret_cast<uint32_t*>(device.at(a, arrays)),
+                                 reinterpret_cast<uint32_t*>(device.at(b, arrays)),
+                                 device.at(d, arrays)};
+  CHECK_EQUAL(describe(launch(*device.session(), 1, 32, 0, byte_product, params)), "ok");
+  device.fetch(arrays);
+  CHECK_SAME(std::vector<int32_t>(d, d + 128), expected);
 }
 
 TEST_ONCE("CUDA primitives: a value is split in two bfloat16") {

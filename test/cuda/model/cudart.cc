@@ -221,6 +221,13 @@ cudaError_t launch_kernel(const void* kernel, const Launch& launch, cudaStream_t
   return cudaSuccess;
 }
 
+cudaError_t count_clusters(int* count, int blocks) {
+  return call(current_device, [&](Machine&) {
+    *count = 128 / blocks;
+    return blocks <= 16 ? cudaSuccess : cudaErrorInvalidValue;
+  });
+}
+
 }  // namespace cuda_model
 
 using namespace cuda_model;
@@ -260,21 +267,15 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
   if (device < 0 || device >= kDevices) return give(cudaErrorInvalidDevice);
   return call(device, [&](Machine&) {
-    switch (attribute) {
-      case cudaDevAttrMultiProcessorCount:
-        *value = 4;
-        return cudaSuccess;
-      case cudaDevAttrComputeCapabilityMajor:
-        *value = 9;
-        return cudaSuccess;
-      case cudaDevAttrComputeCapabilityMinor:
-        *value = 0;
-        return cudaSuccess;
-      case cudaDevAttrMaxSharedMemoryPerBlockOptin:
-        *value = kSharedBytesOfABlock;
-        return cudaSuccess;
-    }
-    return cudaErrorInvalidValue;
+    static const std::map<int, int> values = {
+        {cudaDevAttrMultiProcessorCount, 4},
+        {cudaDevAttrComputeCapabilityMajor, 9},
+        {cudaDevAttrComputeCapabilityMinor, 0},
+        {cudaDevAttrMaxSharedMemoryPerBlockOptin, kSharedBytesOfABlock}};
+    const auto found = values.find(attribute);
+    if (found == values.end()) return cudaErrorInvalidValue;
+    *value = found->second;
+    return cudaSuccess;
   });
 }
 
@@ -337,8 +338,9 @@ cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t 
   });
 }
 
-cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int value) {
+cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value) {
   return call(current_device, [&](Machine& now) {
+    if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
     if (value > kSharedBytesOfABlock) return cudaErrorInvalidValue;
     now.shared_limits[kernel] = value;
     return cudaSuccess;

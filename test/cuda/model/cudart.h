@@ -44,7 +44,10 @@ enum cudaDeviceAttr {
   cudaDevAttrComputeCapabilityMinor = 76,
   cudaDevAttrMaxSharedMemoryPerBlockOptin = 97,
 };
-enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+enum cudaFuncAttribute {
+  cudaFuncAttributeMaxDynamicSharedMemorySize = 8,
+  cudaFuncAttributeNonPortableClusterSizeAllowed = 13,
+};
 constexpr unsigned cudaStreamNonBlocking = 1;
 constexpr unsigned cudaEventDisableTiming = 2;
 constexpr unsigned cudaHostAllocDefault = 0;
@@ -116,5 +119,7 @@ namespace cuda_model {
 
 /// What cudaLaunchKernel() is to CUDA; `body` runs one thread.
 cudaError_t launch_kernel(const void* kernel, const Launch& launch, cudaStream_t stream);
+/// What cudaOccupancyMaxActiveClusters() is: `count` clusters of `blocks` blocks run at once.
+cudaError_t count_clusters(int* count, int blocks);
 
 }  // namespace cuda_model

@@ -54,7 +54,17 @@ constexpr int warpSize = 32;
 
 namespace cuda_model {
 
-enum Kind { kSyncWarp, kShuffle, kShuffleXor, kShuffleUp, kShuffleDown, kVote, kMatrix, kTiles };
+enum Kind {
+  kSyncWarp,
+  kShuffle,
+  kShuffleXor,
+  kShuffleUp,
+  kShuffleDown,
+  kVote,
+  kMatrix,
+  kTiles,
+  kBytes
+};
 
 template <typename T>
 T shuffle_from(Kind kind, unsigned mask, const T& value, int lane) {
@@ -203,6 +213,8 @@ namespace cuda_model {
 /// See cuda/primitives/mma.cuh for the places of the operands. Products are exact; each sum of 16
 /// is formed in double and rounded once, which is better than what the hardware promises.
 void mma_bf16_16x8x16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
+/// The same for bytes with sign, see cuda/primitives/integer_mma.cuh.
+void mma_s8_16x8x32(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 void load_tiles(uint32_t (&r)[4], const void* row, bool transposed);
 
 }  // namespace cuda_model

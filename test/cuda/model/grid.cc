@@ -19,7 +19,7 @@ constexpr int kLanes = 32;
 constexpr unsigned char kPoison = 0xff;  // NaN, whichever float it is read as
 constexpr size_t kFence = 256;
 
-enum class State { ready, at_exchange, at_barrier };
+enum class State { ready, at_exchange, at_barrier, at_cluster_barrier };
 
 struct Copy {
   void* to;
@@ -81,11 +81,16 @@ void make_copies(const std::vector<Copy>& copies) {
   }
 }
 
-/// The block that runs; there is one at a time.
+/// A block of the cluster that runs; there is one cluster at a time.
 class Block {
  public:
-  bool prepare(const Launch& launch);
-  bool run(uint64_t seed);
+  void prepare(const Launch& launch);
+  bool start(uint3 index, uint64_t seed);
+  /// Runs until every thread has ended or waits for the cluster.
+  bool run();
+  bool ended() const { return ended_; }
+  void leave_cluster_barrier();
+  bool check_fence() const;
 
   /// Notes the fault; the running thread does not go on.
   void fail(const std::string& text) {
@@ -115,26 +120,30 @@ class Block {
   }
 
  private:
-  bool run_warp(size_t warp, const std::vector<int64_t>& order);
+  bool run_warp(size_t warp);
   bool leave_barrier();
 
   std::vector<std::unique_ptr<Thread>> threads_;  // at least count_
   size_t count_ = 0;
+  std::vector<int64_t> warp_order_, lane_order_;
+  uint3 index_{};
   std::vector<unsigned char> memory_;
   size_t shared_bytes_ = 0;
   bool failed_ = false;
+  bool ended_ = false;
 };
 
-Block block;
+std::vector<std::unique_ptr<Block>> blocks;  // of a cluster
+Block* block = nullptr;                      // that runs
 
 void thread_main(void*) {
-  (*block.body)();
-  Thread& self = *block.current;
+  (*block->body)();
+  Thread& self = *block->current;
   for (const std::vector<Copy>& group : self.groups) make_copies(group);
   make_copies(self.open_group);
 }
 
-bool Block::prepare(const Launch& launch) {
+void Block::prepare(const Launch& launch) {
   count_ = static_cast<size_t>(launch.block.x) * launch.block.y * launch.block.z;
   while (threads_.size() < count_) threads_.push_back(std::make_unique<Thread>());
   warps.resize((count_ + kLanes - 1) / kLanes);
@@ -151,14 +160,13 @@ bool Block::prepare(const Launch& launch) {
   shared = memory_.data() + (128 - reinterpret_cast<uintptr_t>(memory_.data()) % 128) % 128;
   body = &launch.body;
   failed_ = false;
-  return true;
 }
 
 /// Runs the lanes of a warp until all of them wait for the block, or have ended, or cannot go on.
-bool Block::run_warp(size_t warp, const std::vector<int64_t>& order) {
+bool Block::run_warp(size_t warp) {
   for (bool progress = true; progress;) {
     progress = false;
-    for (const int64_t lane : order) {
+    for (const int64_t lane : lane_order_) {
       const size_t i = warp * kLanes + static_cast<size_t>(lane);
       if (i >= count_) continue;
       Thread& thread = *threads_[i];
@@ -173,9 +181,9 @@ bool Block::run_warp(size_t warp, const std::vector<int64_t>& order) {
   return true;
 }
 
-/// After all warps have stopped: true when the barrier was reached by every thread.
+/// After all warps have stopped: true when the block's barrier was reached by every thread.
 bool Block::leave_barrier() {
-  size_t states[3] = {};
+  size_t states[4] = {};
   size_t ended = 0;
   for (size_t i = 0; i < count_; ++i) {
     if (threads_[i]->fiber.done()) {
@@ -184,11 +192,12 @@ bool Block::leave_barrier() {
       ++states[static_cast<size_t>(threads_[i]->state)];
     }
   }
-  if (ended == count_) return false;
+  ended_ = ended == count_;
+  if (ended_ || states[static_cast<size_t>(State::at_cluster_barrier)] == count_) return false;
   const size_t at_barrier = states[static_cast<size_t>(State::at_barrier)];
   if (at_barrier < count_) {
-    note_fault("block (" + std::to_string(blockIdx.x) + "," + std::to_string(blockIdx.y) + "," +
-               std::to_string(blockIdx.z) + ") cannot go on: of its " + std::to_string(count_) +
+    note_fault("block (" + std::to_string(index_.x) + "," + std::to_string(index_.y) + "," +
+               std::to_string(index_.z) + ") cannot go on: of its " + std::to_string(count_) +
                " threads " + std::to_string(at_barrier) + " wait in __syncthreads(), " +
                std::to_string(states[static_cast<size_t>(State::at_exchange)]) +
                " in an exchange of their warp, " + std::to_string(ended) + " have ended");
@@ -201,10 +210,16 @@ bool Block::leave_barrier() {
   return true;
 }
 
-bool Block::run(uint64_t seed) {
+void Block::leave_cluster_barrier() {
+  for (size_t i = 0; i < count_; ++i) threads_[i]->state = State::ready;
+}
+
+bool Block::start(uint3 index, uint64_t seed) {
   std::memset(shared, kPoison, shared_bytes_ + kFence);
   for (Warp& warp : warps) warp.waiting = 0;
   barrier_sum = 0;
+  index_ = index;
+  ended_ = false;
   for (size_t i = 0; i < count_; ++i) {
     Thread& thread = *threads_[i];
     thread.state = State::ready;
@@ -215,20 +230,56 @@ bool Block::run(uint64_t seed) {
       return false;
     }
   }
-  const std::vector<int64_t> warp_order = shuffled(static_cast<int64_t>(warps.size()), seed);
-  const std::vector<int64_t> lane_order = shuffled(kLanes, seed);
+  warp_order_ = shuffled(static_cast<int64_t>(warps.size()), seed);
+  lane_order_ = shuffled(kLanes, seed);
+  return true;
+}
+
+bool Block::run() {
+  block = this;
+  blockIdx = index_;
   do {
-    for (const int64_t warp : warp_order) {
-      if (!run_warp(static_cast<size_t>(warp), lane_order)) return false;
+    for (const int64_t warp : warp_order_) {
+      if (!run_warp(static_cast<size_t>(warp))) return false;
     }
   } while (leave_barrier());
+  // Shared memory is gone with its block.
+  if (ended_) std::memset(shared, kPoison, shared_bytes_);
+  return !failed_;
+}
+
+bool Block::check_fence() const {
   for (size_t i = 0; i < kFence; ++i) {
     if (shared[shared_bytes_ + i] == kPoison) continue;
     note_fault("a kernel wrote past its " + std::to_string(shared_bytes_) +
                " bytes of shared memory");
     return false;
   }
-  return !failed_;
+  return true;
+}
+
+/// The blocks that are started, from barrier to barrier of their cluster.
+bool run_cluster(size_t count, uint64_t seed) {
+  for (;;) {
+    size_t ended = 0;
+    seed = seed == 0 ? 0 : mix(seed);
+    for (const int64_t i : shuffled(static_cast<int64_t>(count), seed)) {
+      Block& one = *blocks[static_cast<size_t>(i)];
+      if (!one.run()) return false;
+      ended += one.ended() ? 1 : 0;
+    }
+    if (ended == count) break;
+    if (ended > 0) {
+      note_fault("of the " + std::to_string(count) + " blocks of a cluster " +
+                 std::to_string(ended) + " have ended while others wait for them");
+      return false;
+    }
+    for (size_t i = 0; i < count; ++i) blocks[i]->leave_cluster_barrier();
+  }
+  for (size_t i = 0; i < count; ++i) {
+    if (!blocks[i]->check_fence()) return false;
+  }
+  return true;
 }
 
 }  // namespace
@@ -237,14 +288,27 @@ bool run_grid(const Launch& launch) {
   const std::lock_guard<std::mutex> lock(device_mutex);
   gridDim = {launch.grid.x, launch.grid.y, launch.grid.z};
   blockDim = {launch.block.x, launch.block.y, launch.block.z};
-  if (!block.prepare(launch)) return false;
+  const size_t cluster = launch.cluster;
+  if (cluster == 0 || launch.grid.x % launch.cluster != 0) {
+    note_fault("a grid that is not made of whole clusters");
+    return false;
+  }
+  while (blocks.size() < cluster) blocks.push_back(std::make_unique<Block>());
+  for (size_t i = 0; i < cluster; ++i) blocks[i]->prepare(launch);
   const int64_t plane = static_cast<int64_t>(launch.grid.x) * launch.grid.y;
   static uint64_t launches = 0;
   const uint64_t seed = order_seed == 0 ? 0 : mix(order_seed + ++launches) | 1;
-  for (const int64_t i : shuffled(plane * launch.grid.z, seed)) {
-    blockIdx = {static_cast<unsigned>(i % launch.grid.x),
-                static_cast<unsigned>(i % plane / launch.grid.x), static_cast<unsigned>(i / plane)};
-    if (!block.run(seed == 0 ? 0 : mix(seed + static_cast<uint64_t>(i)) | 1)) return false;
+  const int64_t clusters = plane * launch.grid.z / launch.cluster;
+  for (const int64_t c : shuffled(clusters, seed)) {
+    const uint64_t own = seed == 0 ? 0 : mix(seed + static_cast<uint64_t>(c)) | 1;
+    for (size_t rank = 0; rank < cluster; ++rank) {
+      const int64_t i = c * launch.cluster + static_cast<int64_t>(rank);
+      const uint3 index{static_cast<unsigned>(i % launch.grid.x),
+                        static_cast<unsigned>(i % plane / launch.grid.x),
+                        static_cast<unsigned>(i / plane)};
+      if (!blocks[rank]->start(index, own)) return false;
+    }
+    if (!run_cluster(cluster, own)) return false;
   }
   return true;
 }
@@ -261,22 +325,33 @@ void note_fault(const std::string& text) {
 
 void set_thread_order(uint64_t seed) { order_seed = seed; }
 
-unsigned char* shared_memory() { return block.shared; }
+unsigned char* shared_memory() { return block->shared; }
+
+unsigned char* shared_memory_of(int rank) { return blocks[static_cast<size_t>(rank)]->shared; }
+
+int cluster_rank() {
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    if (blocks[i].get() == block) return static_cast<int>(i);
+  }
+  return -1;
+}
+
+void sync_cluster() { block->wait(State::at_cluster_barrier); }
 
 void sync_block() { sync_block_sum(0); }
 
 int sync_block_sum(int value) {
-  block.barrier_sum += value;
-  block.wait(State::at_barrier);
-  return block.barrier_result;
+  block->barrier_sum += value;
+  block->wait(State::at_barrier);
+  return block->barrier_result;
 }
 
 Exchange::Exchange(int kind, unsigned mask, const void* data, size_t bytes) {
-  Thread& self = *block.current;
-  Warp& warp = block.warps[static_cast<size_t>(self.warp)];
-  if (mask != 0xffffffffu) block.fail("an exchange of a warp with a mask that is not full");
+  Thread& self = *block->current;
+  Warp& warp = block->warps[static_cast<size_t>(self.warp)];
+  if (mask != 0xffffffffu) block->fail("an exchange of a warp with a mask that is not full");
   if (warp.waiting == 0) warp.kind = kind;
-  if (warp.kind != kind) block.fail("the lanes of a warp meet in different exchanges");
+  if (warp.kind != kind) block->fail("the lanes of a warp meet in different exchanges");
   // Two sets of entries: a lane may reach its next exchange before others have read this one.
   unsigned char* entries = warp.entries[warp.exchanges % 2];
   entries_ = entries;
@@ -284,28 +359,28 @@ Exchange::Exchange(int kind, unsigned mask, const void* data, size_t bytes) {
     std::memcpy(entries + static_cast<size_t>(self.lane) * kEntryBytes, data, bytes);
   }
   if (++warp.waiting == kLanes) {
-    block.release(self.warp);
+    block->release(self.warp);
   } else {
-    block.wait(State::at_exchange);
+    block->wait(State::at_exchange);
   }
 }
 
-int lane_of_running_thread() { return block.current->lane; }
+int lane_of_running_thread() { return block->current->lane; }
 
 void copy_async(void* shared, const void* global, int bytes, bool valid) {
   const auto places =
       reinterpret_cast<uintptr_t>(shared) | (valid ? reinterpret_cast<uintptr_t>(global) : 0);
-  if (places % static_cast<uintptr_t>(bytes) != 0) block.fail("a misaligned asynchronous copy");
-  block.current->open_group.push_back({shared, global, bytes, valid});
+  if (places % static_cast<uintptr_t>(bytes) != 0) block->fail("a misaligned asynchronous copy");
+  block->current->open_group.push_back({shared, global, bytes, valid});
 }
 
 void commit_copies() {
-  Thread& self = *block.current;
+  Thread& self = *block->current;
   self.groups.push_back(std::exchange(self.open_group, {}));
 }
 
 void wait_copies(int groups_left) {
-  Thread& self = *block.current;
+  Thread& self = *block->current;
   while (self.groups.size() > static_cast<size_t>(groups_left)) {
     make_copies(self.groups.front());
     self.groups.pop_front();

@@ -1,9 +1,9 @@
 #pragma once
 
-// Runs the threads of a grid: blocks one after the other, the threads of a block as fibers that
-// change over only where they wait for each other. A warp's exchange waits for its 32 lanes,
-// __syncthreads() for the block. What cannot end on a GPU, or has no defined result there, is
-// noted as a fault of the kernel and ends the launch:
+// Runs the threads of a grid: clusters of blocks one after the other, the threads of a cluster as
+// fibers that change over only where they wait for each other. A warp's exchange waits for its 32
+// lanes, __syncthreads() for the block, sync_cluster() for the cluster. What cannot end on a GPU,
+// or has no defined result there, is noted as a fault of the kernel and ends the launch:
 //   - lanes of one warp that meet in different exchanges, or with a mask that is not full,
 //   - a barrier that some threads never reach.
 // The order of blocks, warps and lanes follows a seed: kernels that lack a barrier give other
@@ -26,6 +26,7 @@ struct Launch {
   Index3 block;
   size_t shared_bytes = 0;
   std::function<void()> body;  // one thread of the kernel
+  unsigned cluster = 1;        // blocks that run together, side by side in x
 };
 
 /// Runs all of it; false, with the fault noted, when the kernel is wrong.
@@ -41,6 +42,10 @@ void set_thread_order(uint64_t seed);
 // ---- what device code calls, see device.h ----
 
 unsigned char* shared_memory();
+/// Of another block of the cluster.
+unsigned char* shared_memory_of(int rank);
+int cluster_rank();
+void sync_cluster();
 void sync_block();
 /// Sum over the block of `value`, in all threads.
 int sync_block_sum(int value);

@@ -106,6 +106,37 @@ TEST_ONCE("CUDA model: an asynchronous copy arrives when it is waited for") {
       holds(faults_of(32, [&] { copy_async(shared_memory() + 4, from, 16, true); }), "misaligned"));
 }
 
+/// A cluster of three blocks, each of which leaves its rank for the next one.
+std::string faults_of_cluster(bool waits, bool ends_early, unsigned blocks, int* wrong) {
+  const auto body = [&] {
+    auto* value = reinterpret_cast<int*>(shared_memory());
+    if (threadIdx.x == 0) *value = cluster_rank();
+    if (ends_early && cluster_rank() == 1) return;
+    if (waits) sync_cluster();
+    const int next = (cluster_rank() + 1) % 3;
+    if (*reinterpret_cast<int*>(shared_memory_of(next)) != next) ++*wrong;
+    sync_cluster();
+  };
+  run_grid({{blocks, 1, 1}, {32, 1, 1}, 16, body, 3});
+  std::string text;
+  for (const std::string& fault : take_faults()) text += fault;
+  return text;
+}
+
+TEST_ONCE("CUDA model: blocks of a cluster run together, and what keeps them apart is reported") {
+  int wrong = 0;
+  for (uint64_t seed : {0, 1, 2}) {
+    set_thread_order(seed);
+    CHECK_EQUAL(faults_of_cluster(true, false, 6, &wrong), "");
+  }
+  set_thread_order(0);
+  CHECK_EQUAL(wrong, 0);
+  CHECK_EQUAL(faults_of_cluster(false, false, 3, &wrong), "");
+  CHECK(wrong > 0);
+  CHECK(holds(faults_of_cluster(true, true, 3, &wrong), "have ended while others wait"));
+  CHECK(holds(faults_of_cluster(true, false, 4, &wrong), "whole clusters"));
+}
+
 }  // namespace
 
 }  // namespace cuda_model

@@ -1,0 +1,348 @@
+#pragma once
+
+// All iterations of Hamming k-means in one launch: a cluster of 1..16 blocks owns a sequence and
+// keeps its hashes, labels, centroids and counters on chip.
+//
+// Assignment: distances are products of signs on tensor cores. A bit of a hash becomes a byte of
+// +-64, and so does one of a centroid, so that a product of 64 bits is 4096 (64 - 2 distance); the
+// sum starts at 4095 - cluster. The largest sum names the nearest cluster, ties at the lowest.
+// Update: a block counts the bits of its members, and after the first iteration only moves those
+// of hashes whose label has changed. A warp adds the counts of all blocks for one centroid and
+// writes the majority into every block. Integers only: the order does not matter.
+// Limits: kClusterHammingClusters, hashes of a block within shared memory and 16 bits.
+
+#include "cuda/hamming_kmeans.cuh"
+#include "cuda/primitives/cluster.cuh"
+#include "cuda/primitives/integer_mma.cuh"
+
+namespace cluster_attention::cuda {
+
+constexpr int64_t kClusterHammingClusters = 1024;
+constexpr int kClusterHammingThreads = 512;
+/// Tiles of 16 hashes that a warp compares at a time, at most.
+constexpr int kMostHashTiles = 4;
+constexpr uint16_t kNoLabel = 0xffff;
+/// A sum is kSumScale times the product of signs, plus the place from the end.
+constexpr int32_t kSumScale = 4096;
+constexpr int32_t kNoCluster = -(1 << 29);  // less than every sum
+
+/// Shared memory of a block: offsets in bytes.
+struct ClusterHammingLayout {
+  int64_t hashes;     // uint64 (rows), whole tiles of a warp
+  int64_t centroids;  // uint64 (clusters)
+  int64_t operands;   // uint4 (clusters / 8,32): centroids as a lane multiplies with them
+  int64_t pairs;      // uint32 (clusters,32): bits b | bits b + 32 << 16
+  int64_t members;    // int32 (clusters)
+  int64_t changed;    // int32 (1): a label has changed in this iteration
+  int64_t labels;     // uint16 (rows)
+  int64_t bytes;
+};
+
+CA_HOST_DEVICE inline ClusterHammingLayout cluster_hamming_layout(int64_t rows, int64_t clusters) {
+  const int64_t whole_rows = round_up(rows, 16 * kMostHashTiles);
+  const int64_t tiles = divide_up(clusters, 8);
+  SharedLayout parts;
+  ClusterHammingLayout layout;
+  layout.hashes = parts.add<uint64_t>(whole_rows);
+  layout.centroids = parts.add<uint64_t>(clusters);
+  layout.operands = parts.add<uint4>(tiles * kWarp);
+  layout.pairs = parts.add<uint32_t>(clusters * 32);
+  layout.members = parts.add<int32_t>(clusters);
+  layout.changed = parts.add<int32_t>(1);
+  layout.labels = parts.add<uint16_t>(whole_rows);
+  layout.bytes = parts.bytes();
+  return layout;
+}
+
+/// What a block has of its sequence.
+struct HammingBlock {
+  HammingSequence sequence;
+  Range range;  // hashes of the sequence
+  int rows;
+  int clusters;
+  int parts;
+  int rank;
+  uint64_t* hashes;
+  uint64_t* centroids;
+  uint4* operands;
+  uint32_t* pairs;
+  int32_t* members;
+  int32_t* changed;
+  uint16_t* labels;
+
+  __device__ explicit HammingBlock(const HammingParams& params)
+      : sequence(params, blockIdx.x / params.parts) {
+    const ClusterHammingLayout layout =
+        cluster_hamming_layout(divide_up(params.problem.length, params.parts), params.clusters);
+    parts = static_cast<int>(params.parts);
+    rank = static_cast<int>(blockIdx.x % params.parts);
+    range = split(sequence.length, params.parts, rank);
+    rows = static_cast<int>(range.end - range.begin);
+    clusters = static_cast<int>(sequence.clusters);
+    hashes = dynamic_shared<uint64_t>(layout.hashes);
+    centroids = dynamic_shared<uint64_t>(layout.centroids);
+    operands = dynamic_shared<uint4>(layout.operands);
+    pairs = dynamic_shared<uint32_t>(layout.pairs);
+    members = dynamic_shared<int32_t>(layout.members);
+    changed = dynamic_shared<int32_t>(layout.changed);
+    labels = dynamic_shared<uint16_t>(layout.labels);
+  }
+};
+
+/// Four bits as four bytes: 64 for a bit that is set, -64 for one that is not.
+__device__ inline uint32_t signs_of_bits(uint32_t four) {
+  return ((four & 15u) * 0x10204080u & 0x80808080u) ^ 0xc0c0c0c0u;
+}
+
+/// Loads the hashes, draws the first centroids, and clears the counters. What is past the real
+/// length and the clamp is written to memory.
+__device__ inline void start_hamming_block(const HammingParams& params, const HammingBlock& block) {
+  const HammingKMeansProblem& problem = params.problem;
+  const HammingSequence& sequence = block.sequence;
+  const int thread = static_cast<int>(threadIdx.x);
+  const int threads = static_cast<int>(blockDim.x);
+  const int whole_rows = static_cast<int>(round_up(block.rows, 16 * kMostHashTiles));
+  for (int i = thread; i < whole_rows; i += threads) {
+    block.hashes[i] = i < block.rows ? sequence.hashes[block.range.begin + i] : 0;
+    block.labels[i] = kNoLabel;
+  }
+  for (int c = thread; c < block.clusters; c += threads) {
+    block.centroids[c] =
+        problem.initial != nullptr
+            ? problem.initial[sequence.index * problem.clusters + c]
+            : sequence.hashes[random_position(problem.seed, RandomStream::start_positions,
+                                              sequence.length, c)];
+    block.members[c] = 0;
+  }
+  for (int i = thread; i < block.clusters * 32; i += threads) block.pairs[i] = 0;
+  const int64_t stride = static_cast<int64_t>(block.parts) * threads;
+  const int64_t own = static_cast<int64_t>(block.rank) * threads + thread;
+  for (int64_t i = sequence.length + own; i < problem.length; i += stride) sequence.labels[i] = -1;
+  for (int64_t c = sequence.clusters + own; c < problem.clusters; c += stride) {
+    sequence.counts[c] = 0;
+    sequence.centroids[c] = 0;
+  }
+}
+
+/// The centroids as the second operand of mma_s8_16x8x32: lane (column, four) has bits 16 four ..
+/// of centroid 8 tile + column, the same bits as spread_hashes() gives it of a hash.
+__device__ inline void spread_centroids(const HammingBlock& block) {
+  const int tiles = (block.clusters + 7) / 8;
+  for (int i = threadIdx.x; i < tiles * kWarp; i += blockDim.x) {
+    const int c = i / kWarp * 8 + i % kWarp / 4;
+    const uint64_t centroid = c < block.clusters ? block.centroids[c] : 0;
+    const uint32_t bits = static_cast<uint32_t>(centroid >> (16 * (i % 4)));
+    block.operands[i] = make_uint4(signs_of_bits(bits), signs_of_bits(bits >> 4),
+                                   signs_of_bits(bits >> 8), signs_of_bits(bits >> 12));
+  }
+}
+
+/// The hash that row `group` + 8 half of tile `tile` of a warp is: neighbours are in one lane, or
+/// in lanes side by side.
+template <int kTiles>
+__device__ inline int hash_of(int tile, int half, int group) {
+  return (half * 8 + group) * kTiles + tile;
+}
+
+/// kTiles tiles of 16 hashes as first operands, for both halves of their bits.
+template <int kTiles>
+__device__ inline void spread_hashes(const uint64_t* hashes, uint32_t (&a)[kTiles][2][4]) {
+  const int group = lane_index() / 4;
+  const int chunk = lane_index() % 4;
+#pragma unroll
+  for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const uint64_t hash = hashes[hash_of<kTiles>(tile, half, group)];
+      const uint32_t word = static_cast<uint32_t>(chunk < 2 ? hash : hash >> 32);
+      const uint32_t bits = word >> (16 * (chunk % 2));
+#pragma unroll
+      for (int i = 0; i < 4; ++i) a[tile][i / 2][i % 2 * 2 + half] = signs_of_bits(bits >> (4 * i));
+    }
+  }
+}
+
+/// best[tile][half]: the largest sum of the hash over all clusters, in every lane of its group.
+template <int kTiles>
+__device__ inline void find_largest_sums(const HammingBlock& block,
+                                         const uint32_t (&a)[kTiles][2][4],
+                                         int32_t (&best)[kTiles][2]) {
+  const int lane = lane_index();
+#pragma unroll
+  for (int tile = 0; tile < kTiles; ++tile) best[tile][0] = best[tile][1] = kNoCluster;
+  const int tiles = (block.clusters + 7) / 8;
+#pragma unroll 2
+  for (int t = 0; t < tiles; ++t) {
+    const uint4 operand = block.operands[t * kWarp + lane];
+    const uint32_t low[2] = {operand.x, operand.y};
+    const uint32_t high[2] = {operand.z, operand.w};
+    const int column = t * 8 + lane % 4 * 2;
+    const int32_t left = column < block.clusters ? kSumScale - 1 - column : kNoCluster;
+    const int32_t right = column + 1 < block.clusters ? kSumScale - 2 - column : kNoCluster;
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+      int32_t sum[4] = {left, right, left, right};
+      mma_s8_16x8x32(sum, a[tile][0], low);
+      mma_s8_16x8x32(sum, a[tile][1], high);
+      best[tile][0] = max(best[tile][0], max(sum[0], sum[1]));
+      best[tile][1] = max(best[tile][1], max(sum[2], sum[3]));
+    }
+  }
+#pragma unroll
+  for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      best[tile][half] = warp_max(best[tile][half], 4);
+    }
+  }
+}
+
+/// Moves the bits of the hashes of a warp whose label has changed from their cluster to another.
+/// Every lane has a hash; all lanes of the warp call it.
+__device__ inline void move_hamming_bits(const HammingBlock& block, int row, uint32_t from,
+                                         uint32_t to, bool moves) {
+  const int lane = lane_index();
+  const uint32_t both = from | to << 16;
+  for (uint32_t left = ballot(moves); left != 0; left &= left - 1) {
+    const int source = __ffs(static_cast<int>(left)) - 1;
+    const uint32_t clusters = shuffle(both, source);
+    const uint64_t hash = block.hashes[shuffle(row, source)];
+    const uint32_t low = static_cast<uint32_t>(hash) >> lane & 1u;
+    const uint32_t high = static_cast<uint32_t>(hash >> 32) >> lane & 1u;
+    const uint32_t bits = low | high << 16;
+    if (bits == 0) continue;
+    atomicAdd(&block.pairs[(clusters >> 16) * 32 + lane], bits);
+    // Halves never fall below 0, so that what is borrowed is given back.
+    if ((clusters & 0xffffu) != kNoLabel) {
+      atomicAdd(&block.pairs[(clusters & 0xffffu) * 32 + lane], 0u - bits);
+    }
+  }
+}
+
+/// A new label for a hash per lane (`valid`); true where it is another one.
+__device__ inline bool relabel(const HammingBlock& block, int row, int32_t sum, bool valid,
+                               bool last) {
+  const uint32_t label = static_cast<uint32_t>(kSumScale - 1 - (sum & (kSumScale - 1)));
+  const uint32_t before = valid ? block.labels[row] : label;
+  const bool moves = before != label;
+  if (moves) {
+    block.labels[row] = static_cast<uint16_t>(label);
+    atomicAdd(&block.members[label], 1);
+    if (before != kNoLabel) atomicAdd(&block.members[before], -1);
+  }
+  if (!last) move_hamming_bits(block, row, before, label, moves);
+  return moves;
+}
+
+/// Labels all hashes of the block and counts; true in the threads that saw a label change.
+template <int kTiles>
+__device__ bool assign_on_tensor_cores(const HammingBlock& block, bool last) {
+  const int lane = lane_index();
+  const int step = 16 * kTiles * static_cast<int>(blockDim.x) / kWarp;
+  bool changed = false;
+  for (int first = 16 * kTiles * warp_index(); first < block.rows; first += step) {
+    uint32_t a[kTiles][2][4];
+    int32_t best[kTiles][2];
+    spread_hashes<kTiles>(block.hashes + first, a);
+    find_largest_sums<kTiles>(block, a, best);
+    // Lane `four` of a group takes the hashes of one tile, or a half of those of one.
+    const int group = lane / 4;
+    const int four = lane % 4;
+    constexpr int kOwned = kTiles == 4 ? 2 : 1;
+#pragma unroll
+    for (int i = 0; i < kOwned; ++i) {
+      const int tile = four % kTiles;
+      const int half = kTiles == 4 ? i : four / kTiles % 2;
+      int32_t sums[4];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        sums[j] = best[j % kTiles][kTiles == 4 ? i : j / kTiles % 2];
+      }
+      const int32_t left = four % 2 == 0 ? sums[0] : sums[1];
+      const int32_t right = four % 2 == 0 ? sums[2] : sums[3];
+      const int row = first + hash_of<kTiles>(tile, half, group);
+      const bool valid = row < block.rows && (kTiles > 1 || four < 2);
+      if (relabel(block, row, four < 2 ? left : right, valid, last)) changed = true;
+    }
+  }
+  return changed;
+}
+
+/// Members of a cluster in all blocks; all lanes of the warp call it.
+__device__ inline int32_t members_of_all(const HammingBlock& block, int c) {
+  const int lane = lane_index();
+  return warp_sum(lane < block.parts ? in_block(block.members, lane)[c] : 0);
+}
+
+/// The new centroids of this block's share of the clusters, into every block. A cluster without
+/// members keeps its own.
+__device__ inline void update_centroids(const HammingBlock& block) {
+  constexpr int kAtOnce = 8;
+  const int lane = lane_index();
+  const int step = block.parts * static_cast<int>(blockDim.x) / kWarp;
+  for (int c = block.rank + block.parts * warp_index(); c < block.clusters; c += step) {
+    const int32_t members = members_of_all(block, c);
+    int32_t low = 0;
+    int32_t high = 0;
+    for (int first = 0; first < block.parts; first += kAtOnce) {
+      uint32_t pair[kAtOnce];
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        const int rank = first + i;
+        pair[i] = rank < block.parts ? in_block(block.pairs, rank)[c * 32 + lane] : 0;
+      }
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        low += static_cast<int32_t>(pair[i] & 0xffffu);
+        high += static_cast<int32_t>(pair[i] >> 16);
+      }
+    }
+    const uint64_t centroid = majority(low, high, members);
+    if (members > 0 && lane < block.parts) in_block(block.centroids, lane)[c] = centroid;
+  }
+}
+
+/// Labels, and this block's share of counts and centroids.
+__device__ inline void store_hamming_block(const HammingParams& params, const HammingBlock& block,
+                                           int64_t updates) {
+  const HammingSequence& sequence = block.sequence;
+  for (int i = threadIdx.x; i < block.rows; i += blockDim.x) {
+    sequence.labels[block.range.begin + i] = block.labels[i];
+  }
+  const int step = block.parts * static_cast<int>(blockDim.x) / kWarp;
+  for (int c = block.rank + block.parts * warp_index(); c < block.clusters; c += step) {
+    const int32_t members = members_of_all(block, c);
+    if (lane_index() != 0) continue;
+    sequence.counts[c] = members;
+    sequence.centroids[c] = block.centroids[c];
+  }
+  if (threadIdx.x == 0 && block.rank == 0 && params.problem.iterations != nullptr) {
+    params.problem.iterations[sequence.index] = static_cast<int32_t>(updates);
+  }
+}
+
+template <int kTiles>
+__global__ void __launch_bounds__(kClusterHammingThreads, 1)
+    hamming_cluster_kernel(const HammingParams params) {
+  // cluster of blocks: hashes (length) -> labels (length), counts and centroids (clusters)
+  const HammingBlock block(params);
+  start_hamming_block(params, block);
+  int64_t updates = 0;
+  for (;; ++updates) {
+    __syncthreads();
+    spread_centroids(block);
+    if (threadIdx.x == 0) *block.changed = 0;
+    __syncthreads();
+    const bool last = updates == params.problem.max_iterations;
+    if (assign_on_tensor_cores<kTiles>(block, last)) *block.changed = 1;
+    sync_cluster();
+    const bool changed = lane_index() < block.parts && *in_block(block.changed, lane_index()) != 0;
+    if (!any(changed) || last) break;
+    update_centroids(block);
+    sync_cluster();
+  }
+  store_hamming_block(params, block, updates);
+  sync_cluster();
+}
+
+}  // namespace cluster_attention::cuda

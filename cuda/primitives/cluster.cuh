@@ -1,0 +1,56 @@
+#pragma once
+
+// Clusters: blocks that run at the same time, wait for each other, and read and write each other's
+// shared memory (compute capability 9.0). A launch asks for them by LaunchShape::cluster. Elsewhere
+// a cluster is one block.
+
+#include "cuda/primitives/platform.cuh"
+
+namespace cluster_attention::cuda {
+
+/// Place of this block in its cluster.
+__device__ inline int cluster_rank() {
+#if defined(CA_CUDA_MODEL)
+  return cuda_model::cluster_rank();
+#elif __CUDA_ARCH__ >= 900
+  uint32_t rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return static_cast<int>(rank);
+#else
+  return 0;
+#endif
+}
+
+/// Every thread of every block of the cluster calls it; what they wrote before is seen after it.
+/// No block may end while others use its shared memory: the last thing they do together is this.
+__device__ inline void sync_cluster() {
+#if defined(CA_CUDA_MODEL)
+  cuda_model::sync_cluster();
+#elif __CUDA_ARCH__ >= 900
+  __syncwarp();  // the lanes of a warp arrive together
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#else
+  __syncthreads();
+#endif
+}
+
+/// The place in block `rank` of the cluster that `own` is in this one; `own` is in shared memory.
+template <typename T>
+__device__ inline T* in_block(T* own, int rank) {
+#if defined(CA_CUDA_MODEL)
+  const auto* place = reinterpret_cast<const unsigned char*>(own);
+  return reinterpret_cast<T*>(cuda_model::shared_memory_of(rank) +
+                              (place - cuda_model::shared_memory()));
+#elif __CUDA_ARCH__ >= 900
+  uint64_t place;
+  asm volatile("mapa.u64 %0, %1, %2;"
+               : "=l"(place)
+               : "l"(reinterpret_cast<uint64_t>(own)), "r"(rank));
+  return reinterpret_cast<T*>(place);
+#else
+  return own;
+#endif
+}
+
+}  // namespace cluster_attention::cuda
