@@ -1,11 +1,41 @@
 #include <algorithm>
 
-#include "cuda/hash.cuh"
+#include "cuda/hash_product.cuh"
 #include "cuda/launch.h"
 
 namespace cluster_attention::cuda {
 
 namespace {
+
+/// Whether every row begins at a multiple of 16 bytes and is made of whole ones.
+template <Read kRead>
+bool has_vectors(const InputRows& rows, int64_t dim) {
+  const int64_t elements = kRead == Read::bfloat16 ? 8 : 4;
+  return reinterpret_cast<uintptr_t>(rows.data) % 16 == 0 && dim % 8 == 0 &&
+         rows.batch_stride % elements == 0 && rows.head_stride % elements == 0 &&
+         rows.row_stride % elements == 0;
+}
+
+template <Read kRead>
+Status launch_product(Session& session, const HashParams& hash) {
+  // grid: warps that share the tiles of 16 or 32 rows
+  constexpr int64_t kSmallThreads = 128;
+  const HashSequences& problem = hash.sequences;
+  using Product = HashProduct<kRead>;
+  HashProductParams params{};
+  params.hash = hash;
+  params.tiles = divide_up(problem.length, Product::kRows);
+  params.vectors = has_vectors<kRead>(problem.inputs, problem.dim);
+  params.tolerance = product_tolerance(problem.dim, Product::kSplit);
+  const int64_t tiles = problem.batch * problem.heads * params.tiles;
+  // Each block reads the planes: no more of them than run at once.
+  const int64_t resident = session.multiprocessors();
+  const bool small = tiles < resident * kHashProductThreads / kWarp;
+  const int64_t threads = small ? kSmallThreads : kHashProductThreads;
+  const int64_t blocks = std::max<int64_t>(divide_up(tiles, threads / kWarp), 1);
+  return launch(session, std::min(blocks, small ? blocks : resident), threads,
+                hash_product_layout(problem.dim).bytes, hash_product_kernel<kRead>, params);
+}
 
 template <Read kRead>
 Status launch_hash(Session& session, const HashSequences& problem, const Call& call) {
@@ -31,6 +61,10 @@ Status launch_hash(Session& session, const HashSequences& problem, const Call& c
     CA_RETURN_IF_ERROR(launch(session, sequences * problem.bits, kThresholdThreads,
                               threshold_layout().bytes, hash_threshold_kernel<>, selection));
     params.own_thresholds = thresholds;
+  }
+  if (problem.tensor_cores && session.capability() >= 80 && problem.dim <= kMostProductColumns &&
+      hash_product_layout(problem.dim).bytes <= session.shared_bytes()) {
+    return launch_product<kRead>(session, params);
   }
   return launch(session, blocks, kFmaThreads, sizeof(FmaTileStorage), hash_kernel<kRead, false>,
                 params);

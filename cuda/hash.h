@@ -21,6 +21,7 @@ struct HashSequences {
   Threshold threshold = Threshold::normal;
   uint64_t seed = 0;
   uint64_t* hashes = nullptr;  // (batch,heads,length), padding is not written
+  bool tensor_cores = true;    // may be used; the hashes are the same without
 };
 
 /// One launch; with Threshold::data three. Workspace: with Threshold::data one float per row and

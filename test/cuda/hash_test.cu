@@ -33,7 +33,7 @@ TEST_ONCE("CUDA hash: rows and bits around the tiles") {
   Case which = find_case("prime");
   which.batch = which.heads = 1;
   for (int64_t rows : {127, 128, 129}) {
-    for (int64_t dim : {32, 33}) {
+    for (int64_t dim : {32, 33, 300}) {
       for (int64_t bits : {1, 16, 17, 33, 64}) {
         const Scope scope(std::to_string(rows) + "x" + std::to_string(dim) + "x" +
                           std::to_string(bits));
@@ -43,6 +43,33 @@ TEST_ONCE("CUDA hash: rows and bits around the tiles") {
         HashFixture fixture(which, comparable_fill());
         check_same_as_cpu(fixture.problem, fixture.arrays, kHash, on_device(fixture));
       }
+    }
+  }
+}
+
+/// The sums of tensor cores decide nothing here: rows that are next to 0 or past the range when
+/// squared, rows of zeros, planes of zeros, and thresholds that the sums hit.
+TEST_ONCE("CUDA hash: rows that are tiny, huge or zero, and sums at their threshold") {
+  Case which = find_case("prime");
+  which.batch = which.heads = 1;
+  which.query_length = 70;
+  for (int64_t dim : {17, 64}) {
+    for (float scale : {1.0f, 1e-30f, 1e-42f, 1e30f}) {
+      const Scope scope(std::to_string(dim) + " columns times " + std::to_string(scale));
+      which.head_dim = dim;
+      HashFixture fixture(which, comparable_fill());
+      for (int64_t i = 0; i < 60 * dim; ++i) fixture.inputs[i] *= scale;
+      std::fill_n(fixture.inputs + 60 * dim, 5 * dim, 0.0f);
+      std::fill_n(fixture.planes + 3 * (dim + 1), dim + 1, 0.0f);
+      for (int64_t bit = 4; bit < which.bits; bit += 3) {  // the chain of one of the rows
+        const float* row = fixture.inputs + bit % 60 * dim;
+        float sum = 0.0f;
+        for (int64_t d = 0; d < dim; ++d) {
+          sum = std::fma(row[d], fixture.planes[bit * (dim + 1) + d], sum);
+        }
+        fixture.planes[bit * (dim + 1) + dim] = sum;
+      }
+      check_same_as_cpu(fixture.problem, fixture.arrays, kHash, on_device(fixture));
     }
   }
 }
@@ -91,7 +118,7 @@ struct SequencesFixture : AttentionArrays {
   }
 };
 
-void check_sequences(SequencesFixture& fixture) {
+void check_sequences(SequencesFixture& fixture, bool tensor_cores = true) {
   const cuda::HashSequences& problem = fixture.problem;
   Arrays& arrays = fixture.arrays;
   arrays.poison();
@@ -110,6 +137,7 @@ void check_sequences(SequencesFixture& fixture) {
     there.lengths = device.at(problem.lengths, arrays);
     there.planes = device.at(problem.planes, arrays);
     there.hashes = device.at(problem.hashes, arrays);
+    there.tensor_cores = tensor_cores;
     CHECK_EQUAL(describe(cuda::hash_sequences(*device.session(), there, cuda::Call())), "ok");
     bool non_finite = true;
     CHECK_EQUAL(describe(device.backend().finish(device.session(), &non_finite)), "ok");
@@ -126,6 +154,8 @@ TEST_ONCE("CUDA hash: thresholds from the data, padding left alone") {
         const Scope scope(name);
         SequencesFixture fixture(find_case(name), fill, seed);
         check_sequences(fixture);
+        fixture.problem.threshold = Threshold::normal;
+        for (bool tensor_cores : {false, true}) check_sequences(fixture, tensor_cores);
       }
     }
   }
