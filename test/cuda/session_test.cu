@@ -46,6 +46,10 @@ TEST_ONCE("CUDA session: which devices a list of targets runs on") {
   CHECK(runs_on("75;90a", 9, 0));
   CHECK(!runs_on("90a", 10, 0));
   CHECK(runs_on("100", 10, 3));
+  CHECK_EQUAL(code_for("75;80;86;90a;120-ptx", 8, 9), 86);
+  CHECK_EQUAL(code_for("75;90a;80-ptx", 9, 0), 90);
+  CHECK_EQUAL(code_for("75;80-ptx", 9, 0), 80);
+  CHECK_EQUAL(code_for("90a;86", 10, 0), 0);
   CHECK(!runs_on("100;120", 13, 0));
   CHECK(runs_on("100;120;120-ptx", 13, 0));
   CHECK(runs_on("75-ptx", 9, 0));
