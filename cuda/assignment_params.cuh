@@ -76,7 +76,7 @@ constexpr int64_t kMaximumInputParts = 64;
 
 /// Parts into which `inputs` > 0 inputs are cut for `centroids` > 0 centroids.
 CA_HOST_DEVICE inline int64_t assignment_parts(int64_t inputs, int64_t centroids) {
-  constexpr int64_t kInputsPerPart = 256;
+  constexpr int64_t kInputsPerPart = 64;
   const int64_t most = kMaximumInputParts / tiles_of(centroids);
   const int64_t parts = inputs / kInputsPerPart < most ? inputs / kInputsPerPart : most;
   return parts < 1 ? 1 : parts;

@@ -1,10 +1,12 @@
 #include <cmath>
 
 #include "cuda/assignment.h"
+#include "cuda/assignment_statistics.cuh"
 #include "cuda/centroid_attention.cuh"
 #include "cuda/centroid_attention.h"
 #include "cuda/centroid_neighbors.h"
 #include "cuda/launch.h"
+#include "cuda/over_inputs.cuh"
 #include "native/core/softmax_state.h"
 
 namespace cluster_attention::cuda {
@@ -98,8 +100,8 @@ Status launch_over_inputs(Session& session, OverInputsParams& params) {
   const int64_t blocks = assignment.sequences * value_blocks_of(assignment.value_dim) *
                          assignment_blocks(assignment.inputs, assignment.centroids);
   return launch(session, blocks, kTileThreads,
-                assignment_layout<kSplit>(assignment.query_tiles, true).bytes,
-                over_inputs_pass<kSplit>, params);
+                over_inputs_layout<kSplit>(assignment.query_tiles).bytes, over_inputs_pass<kSplit>,
+                params);
 }
 
 template <bool kSplit>
@@ -107,8 +109,8 @@ Status launch_labels(Session& session, AssignmentParams params) {
   // grid: tiles of inputs x sequences
   params.query_tiles = assignment_query_tiles<kSplit>(session, params.dim);
   return launch(session, params.sequences * tiles_of(params.inputs), kTileThreads,
-                assignment_layout<kSplit>(params.query_tiles, false).bytes,
-                assignment_statistics<kSplit>, params);
+                statistics_layout<kSplit>(params.query_tiles).bytes, assignment_statistics<kSplit>,
+                params);
 }
 
 Status over_inputs(Session& session, const CentroidAttentionProblem& problem,
@@ -154,15 +156,20 @@ Status launch_assignment_as(Session& session, AssignmentParams params) {
   if (params.centroids > kTile) {
     // grid: tiles of inputs x sequences
     CA_RETURN_IF_ERROR(launch(session, params.sequences * tiles_of(params.inputs), kTileThreads,
-                              assignment_layout<kSplit>(params.query_tiles, false).bytes,
+                              statistics_layout<kSplit>(params.query_tiles).bytes,
                               assignment_statistics<kSplit>, params));
   }
   // grid: 128 value columns x tiles of centroids x parts of the inputs x sequences
   const int64_t blocks = params.sequences * value_blocks_of(params.value_dim) *
                          assignment_blocks(params.inputs, params.centroids);
+  constexpr RowAccess kFast = kSplit ? RowAccess::vectors : RowAccess::copies;
+  const bool fast = params.dim <= kTile && params.value_dim <= kTile && params.origin == nullptr &&
+                    access_of(params.key, params.dim) == kFast &&
+                    access_of(params.value, params.value_dim) == kFast;
   return launch(session, blocks, kTileThreads,
                 assignment_layout<kSplit>(params.query_tiles, params.value_dim > 0).bytes,
-                assignment_pass<kSplit>, params);
+                fast ? assignment_pass<kSplit, kFast> : assignment_pass<kSplit, RowAccess::any>,
+                params);
 }
 
 }  // namespace

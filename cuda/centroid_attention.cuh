@@ -2,123 +2,15 @@
 
 // §6 Centroid attention (Wu, Liu and Liu 2021), beyond the sums of assignment.cuh:
 //
-//   over_inputs_pass          softmax over the inputs for each centroid (cross-attention), in parts
 //   merge_over_centroids      output_j = sum over the parts (or the mean: / (r_j + 1e-6))
-//   merge_over_inputs         the same, with the softmax states of the parts joined in order
+//   merge_over_inputs         the same of over_inputs.cuh, the softmax states joined in order
 //   sum_objective             objective of each batch entry, in double
 //
 // Weights multiply the exponentials; an input of weight 0 is never read. float32 accumulation.
 
 #include "cuda/assignment.cuh"
-#include "cuda/row_softmax.cuh"
 
 namespace cluster_attention::cuda {
-
-struct OverInputsParams {
-  AssignmentParams assignment;
-  float* row_maximum = nullptr;      // (B*H,sum_rows): states of the parts
-  float* row_sum = nullptr;          // (B*H,sum_rows)
-  int32_t* active_counts = nullptr;  // (B*H,64): active inputs of each part
-};
-
-template <bool kSplit>
-__global__ void __launch_bounds__(kTileThreads) over_inputs_pass(const OverInputsParams all) {
-  // query: (64 of M,D), key: (part of N,D), value: (part of N,E) -> sums: (64 of M,E), states: (64)
-  const AssignmentParams& params = all.assignment;
-  const int64_t value_blocks = value_blocks_of(params.value_dim);
-  const int64_t blocks = assignment_blocks(params.inputs, params.centroids);
-  const int64_t first_value = blockIdx.x % value_blocks * (kRowValueTiles * kTile);
-  const int64_t index = blockIdx.x / value_blocks % blocks;
-  const int64_t sequence = blockIdx.x / value_blocks / blocks;
-  const int64_t batch = sequence / params.heads;
-  const int64_t head = sequence % params.heads;
-  const int64_t inputs = params.real_inputs(batch);
-  const int64_t centroids = params.real_centroids(batch);
-  int32_t* counts = all.active_counts + sequence * kMaximumInputParts;
-  const bool counts_here = index == 0 && first_value == 0;
-  const int64_t used_parts = inputs > 0 && centroids > 0 ? assignment_parts(inputs, centroids) : 0;
-  if (counts_here && threadIdx.x < kMaximumInputParts && threadIdx.x >= used_parts) {
-    counts[threadIdx.x] = 0;
-  }
-  const int64_t tiles = tiles_of(centroids);
-  if (used_parts == 0 || index / tiles >= used_parts) return;
-  const int64_t part = index / tiles;
-  const int64_t first_row = index % tiles * kTile;
-
-  const AssignmentLayout layout = assignment_layout<kSplit>(params.query_tiles, true);
-  ColumnData& data = *dynamic_shared<ColumnData>(layout.columns);
-  OperandTile<kSplit>* query_tiles = dynamic_shared<OperandTile<kSplit>>(layout.query);
-  OperandTile<kSplit>& key_tile = *dynamic_shared<OperandTile<kSplit>>(layout.keys);
-  OperandTile<kSplit>& value_tile = *dynamic_shared<OperandTile<kSplit>>(layout.values);
-  const Rows query(params.query, batch, head);
-  const Rows key(params.key, batch, head);
-  const Rows value(params.value, batch, head);
-
-  RowSoftmax softmax;
-  RowOutput output;
-#pragma unroll
-  for (int t = 0; t < kRowValueTiles; ++t) clear(output[t]);
-  int32_t active = 0;
-  bool bad = false;
-  open_rows(data.row_position, first_row, centroids);
-  const InputRange range = assignment_part(inputs, used_parts, part);
-  for (int64_t first = range.begin; first < range.end; first += kTile) {
-    __syncthreads();  // the tiles of the inputs before are used up
-    open_columns(data, params, batch, first, range.end);
-    if (threadIdx.x < kTile && data.position[threadIdx.x] >= 0) ++active;
-    __syncthreads();
-    TileSums scores;
-    clear(scores);
-    load_tile(value_tile, value, data.position, first_value, params.value_dim);
-    multiply_rows(scores, query_tiles, params.query_tiles, first == range.begin, query,
-                  data.row_position, key_tile, key, data.position, params.dim);
-    bad |= finish_scores(scores, data, params, nullptr, first_row, centroids);
-    softmax.weigh(scores, output, params.exponent, [&data](int column) {
-      return data.position[column] >= 0 ? data.weight[column] : 0.0f;
-    });
-    add_values(output[0], scores, value_tile, params.value_dim - first_value);
-#pragma unroll
-    for (int t = 1; t < kRowValueTiles; ++t) {
-      const int64_t column = first_value + t * kTile;
-      if (column >= params.value_dim) break;
-      __syncthreads();
-      load_tile(value_tile, value, data.position, column, params.value_dim);
-      __syncthreads();
-      add_values(output[t], scores, value_tile, params.value_dim - column);
-    }
-  }
-
-  const TilePlace place;
-  const int64_t first_sum = sequence * params.sum_rows + part * centroids + first_row;
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const float sum = softmax.total(half);
-    if (first_row + place.row(half) >= centroids) continue;
-    const int64_t row = first_sum + place.row(half);
-    if (first_value == 0 && place.pair == 0) {
-      all.row_maximum[row] = softmax.maximum[half];
-      all.row_sum[row] = sum;
-    }
-#pragma unroll
-    for (int t = 0; t < kRowValueTiles; ++t) {
-#pragma unroll
-      for (int n = 0; n < kTileColumns; ++n) {
-#pragma unroll
-        for (int side = 0; side < 2; ++side) {
-          const int64_t column = first_value + t * kTile + place.column(n, side);
-          if (column < params.value_dim) {
-            params.sums[row * params.value_dim + column] = output[t][n][2 * half + side];
-          }
-        }
-      }
-    }
-  }
-  if (first_row == 0 && first_value == 0) {
-    const double total = sum_columns(data, active);
-    if (threadIdx.x == 0) counts[part] = static_cast<int32_t>(total);
-  }
-  if (bad) mark_non_finite(params.flags);
-}
 
 struct CentroidMergeParams {
   AssignmentParams assignment;         // sizes, lengths, sums, masses
@@ -200,6 +92,7 @@ __global__ void __launch_bounds__(kMergeThreads)
   float maximum = -INFINITY;
   float sum = 0.0f;
   float value = 0.0f;
+#pragma unroll 8  // loads do not wait for the sums
   for (int64_t part = 0; part < place.parts; ++part) {
     const int64_t row = place.sum + part * place.centroids;
     const float joint = fmaxf(maximum, params.row_maximum[row]);

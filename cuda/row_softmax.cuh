@@ -44,7 +44,7 @@ struct RowSoftmax {
         for (int side = 0; side < 2; ++side) {
           float& score = scores[n][2 * half + side];
           const float multiplier = weight(place.column(n, side));
-          score = multiplier != 0.0f ? multiplier * exp2f((score - joint) * exponent) : 0.0f;
+          score = multiplier != 0.0f ? multiplier * exp2_fast((score - joint) * exponent) : 0.0f;
           sum[half] += score;
 #pragma unroll
           for (int t = 0; t < kRowValueTiles; ++t) output[t][n][2 * half + side] *= factor;

@@ -40,6 +40,24 @@ inline Tensor tensor_of(const InputRows& rows, Storage storage) {
   return {rows.data, rows.batch_stride, rows.head_stride, rows.row_stride, storage, false};
 }
 
+/// How rows are brought to shared memory.
+enum class RowAccess {
+  any,       // found out when they are read
+  elements,  // one by one
+  vectors,   // floats, four at a time
+  copies     // bfloat16 that are used as they are, eight at a time
+};
+
+/// What all rows of a tensor, `width` elements wide, allow.
+inline RowAccess access_of(const Tensor& rows, int64_t width) {
+  const int64_t bytes = storage_bytes(rows.storage);
+  const int64_t strides = rows.batch_stride | rows.head_stride | rows.row_stride | width;
+  if (reinterpret_cast<uintptr_t>(rows.data) % 16 != 0 || strides * bytes % 16 != 0) {
+    return RowAccess::elements;
+  }
+  return rows.storage == Storage::bfloat16 ? RowAccess::copies : RowAccess::vectors;
+}
+
 /// Places that are no row of a tensor.
 constexpr int32_t kNoRow = -1;
 constexpr int32_t kExtraRow = -2;  // Rows::extra
@@ -65,10 +83,20 @@ struct Rows {
         round(tensor.round),
         origin(subtracted) {}
 
-  /// Whether elements are floats side by side that are used as they are.
-  __device__ bool is_plain() const {
-    return storage == Storage::float32 && !round && origin == nullptr && element_stride == 1;
+  /// For `count` elements from element `first` on: what strides and alignment allow.
+  __device__ RowAccess access(int64_t first, int count) const {
+    const bool is_bfloat16 = storage == Storage::bfloat16;
+    const int64_t bytes = is_bfloat16 ? 2 : 4;
+    const auto start = static_cast<int64_t>(reinterpret_cast<uintptr_t>(data));
+    int64_t places = (start + (offset + first) * bytes) | (stride * bytes) | (count * bytes);
+    if (!is_bfloat16 && extra != nullptr) {
+      places |= static_cast<int64_t>(reinterpret_cast<uintptr_t>(extra)) + first * bytes;
+    }
+    if (places % 16 != 0 || element_stride != 1) return RowAccess::elements;
+    if (!is_bfloat16) return RowAccess::vectors;
+    return origin == nullptr ? RowAccess::copies : RowAccess::elements;
   }
+  /// A row of floats.
   __device__ const float* plain_row(int64_t row) const {
     return row == kExtraRow ? extra : data + offset + row * stride;
   }
