@@ -2,6 +2,7 @@
 
 #include "cuda/aggregate.h"
 #include "cuda/attention.h"
+#include "cuda/attention_gradient.h"
 #include "cuda/backend.h"
 #include "cuda/broadcast.h"
 #include "cuda/cast_attention.h"
@@ -157,6 +158,7 @@ Backend make_backend() {
   operations.sparse_dot_gradient = operate<SparseDotGradientProblem, sparse_dot_gradient>;
   operations.sparse_weighted_sum_gradient =
       operate<SparseWeightedSumGradientProblem, sparse_weighted_sum_gradient>;
+  operations.attention_gradient = operate<AttentionGradientProblem, attention_gradient>;
   return backend;
 }
 

@@ -6,28 +6,35 @@ namespace cluster_attention::cuda {
 
 namespace {
 
-/// Used in place, or set up to be packed.
-Status prepare(DeviceWorkspace::Scope& scope, const StoredRows& rows, int64_t dim,
-               const AttentionShape& shape, bool two_parts, Operand* operand,
-               PackParams::Tensor* tensor) {
-  *tensor = PackParams::Tensor();
-  tensor->rows = rows;
-  tensor->dim = static_cast<int32_t>(dim);
-  tensor->chunks = static_cast<int32_t>(divide_up(dim, 8));
-  operand->columns = tensor->chunks * 8;
-  if (rows.is_bfloat16 && dim % 8 == 0 && rows.aligned(16)) {
+/// Used in place: true; else set up to be packed.
+Status prepare(DeviceWorkspace::Scope& scope, const OperandSource& source, int64_t batch,
+               int64_t heads, bool two_parts, Operand* operand, PackParams::Tensor* tensor,
+               bool* in_place) {
+  const StoredRows& rows = source.rows;
+  const int64_t chunks = divide_up(source.dim, 8);
+  *operand = Operand();
+  operand->columns = static_cast<int32_t>(chunks * 8);
+  *in_place = rows.is_bfloat16 && source.dim % 8 == 0 && rows.aligned(16);
+  if (*in_place) {
     operand->high = static_cast<const bfloat16*>(rows.data);
     operand->batch_stride = rows.batch_stride;
     operand->head_stride = rows.head_stride;
     operand->row_stride = rows.row_stride;
     return Status::success();
   }
+  *tensor = PackParams::Tensor();
+  tensor->rows = rows;
   tensor->vectors = rows.aligned(16);
+  tensor->length = source.length;
+  tensor->lengths = source.lengths;
+  tensor->other_lengths = source.other_lengths;
+  tensor->dim = static_cast<int32_t>(source.dim);
+  tensor->chunks = static_cast<int32_t>(chunks);
   const int64_t row = operand->columns;
   operand->row_stride = row;
-  operand->head_stride = shape.key_length * row;
-  operand->batch_stride = shape.heads * operand->head_stride;
-  const int64_t count = checked_size(shape.batch, shape.heads, shape.key_length, row);
+  operand->head_stride = source.length * row;
+  operand->batch_stride = heads * operand->head_stride;
+  const int64_t count = checked_size(batch, heads, source.length, row);
   CA_RETURN_IF_ERROR(scope.allocate(&tensor->high, count));
   if (two_parts && !rows.is_bfloat16) CA_RETURN_IF_ERROR(scope.allocate(&tensor->low, count));
   operand->high = tensor->high;
@@ -37,30 +44,51 @@ Status prepare(DeviceWorkspace::Scope& scope, const StoredRows& rows, int64_t di
 
 }  // namespace
 
+Status make_operands(Session& session, DeviceWorkspace::Scope& scope, const OperandSource* sources,
+                     int count, int64_t batch, int64_t heads, bool two_parts, Operand* operands) {
+  // grid: (chunks of 8 columns / 256, tensor)
+  PackParams params = {};
+  params.heads = heads;
+  params.sequences = batch * heads;
+  params.flags = session.flags();
+  int tensors = 0;
+  int64_t chunks = 0;  // of the largest tensor
+  for (int i = 0; i < count; ++i) {
+    PackParams::Tensor& tensor = params.tensors[tensors];
+    bool in_place = false;
+    CA_RETURN_IF_ERROR(
+        prepare(scope, sources[i], batch, heads, two_parts, &operands[i], &tensor, &in_place));
+    if (in_place || tensor.length * tensor.chunks == 0) continue;
+    ++tensors;
+    const int64_t own = params.sequences * tensor.length * tensor.chunks;
+    if (own > chunks) chunks = own;
+  }
+  if (tensors == 0) return Status::success();
+  return launch(session, {divide_up(chunks, kPackThreads), tensors}, kPackThreads, 0, pack_operands,
+                params);
+}
+
 Status prepare_operands(Session& session, DeviceWorkspace::Scope& scope,
                         const AttentionInputs& inputs, const Call& call, KeysAndValues* operands) {
-  // grid: (chunks of 8 columns / 256, tensor)
   const AttentionShape& shape = inputs.shape;
   const bool is_bfloat16 = call.storage == Storage::bfloat16;
-  PackParams params = {};
-  CA_RETURN_IF_ERROR(prepare(scope, stored_rows(inputs.key, is_bfloat16), shape.head_dim, shape,
-                             cut_in_two(call), &operands->key, &params.tensors[0]));
-  CA_RETURN_IF_ERROR(prepare(scope, stored_rows(inputs.value, is_bfloat16), shape.value_dim, shape,
-                             cut_in_two(call), &operands->value, &params.tensors[1]));
-  params.heads = shape.heads;
-  params.length = shape.key_length;
-  params.sequences = shape.batch * shape.heads;
-  params.lengths = inputs.key_lengths;
-  params.query_lengths = inputs.query_lengths;
-  params.flags = session.flags();
-  int64_t chunks = 0;
-  for (const PackParams::Tensor& tensor : params.tensors) {
-    if (tensor.high != nullptr && tensor.chunks > chunks) chunks = tensor.chunks;
+  OperandSource sources[2];
+  sources[0].rows = stored_rows(inputs.key, is_bfloat16);
+  sources[0].dim = shape.head_dim;
+  sources[1].rows = stored_rows(inputs.value, is_bfloat16);
+  sources[1].dim = shape.value_dim;
+  for (OperandSource& source : sources) {
+    // Without queries nothing is read.
+    source.length = shape.query_length > 0 ? shape.key_length : 0;
+    source.lengths = inputs.key_lengths;
+    source.other_lengths = inputs.query_lengths;
   }
-  if (chunks == 0 || shape.query_length == 0) return Status::success();
-  const int64_t items = params.sequences * params.length * chunks;
-  return launch(session, {divide_up(items, kPackThreads), 2}, kPackThreads, 0, pack_operands,
-                params);
+  Operand made[2];
+  CA_RETURN_IF_ERROR(
+      make_operands(session, scope, sources, 2, shape.batch, shape.heads, cut_in_two(call), made));
+  operands->key = made[0];
+  operands->value = made[1];
+  return Status::success();
 }
 
 }  // namespace cluster_attention::cuda

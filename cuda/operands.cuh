@@ -12,17 +12,17 @@ struct PackParams {
   struct Tensor {
     StoredRows rows;  // (batch, heads, length, dim)
     bool vectors;     // rows can be read by 16 bytes
+    int64_t length;
+    const int32_t* lengths;        // (batch) of these rows
+    const int32_t* other_lengths;  // (batch); without the rows that they meet nothing is read
     int32_t dim;
     int32_t chunks;  // of 8 columns, in a row
     bfloat16* high;  // (batch, heads, length, 8 chunks)
     bfloat16* low;   // the same, or null
   };
-  Tensor tensors[2];
+  Tensor tensors[kMostOperands];
   int64_t heads;
-  int64_t length;
   int64_t sequences;
-  const int32_t* lengths;        // (batch) of these rows
-  const int32_t* query_lengths;  // (batch); without queries nothing is read
   Flags* flags;
 };
 
@@ -53,12 +53,12 @@ __global__ void __launch_bounds__(kPackThreads) pack_operands(const PackParams p
   const int64_t item = static_cast<int64_t>(blockIdx.x) * kPackThreads + threadIdx.x;
   const int64_t row = item / tensor.chunks;
   const int column = static_cast<int>(item - row * tensor.chunks) * 8;
-  const int64_t sequence = row / params.length;
-  if (tensor.high == nullptr || sequence >= params.sequences) return;
-  const int64_t place = row - sequence * params.length;
+  const int64_t sequence = row / tensor.length;
+  if (sequence >= params.sequences) return;
+  const int64_t place = row - sequence * tensor.length;
   const int64_t batch = sequence / params.heads;
-  const bool read = place < real_length(params.lengths, batch, params.length) &&
-                    real_length(params.query_lengths, batch, 1) > 0;
+  const bool read = place < real_length(tensor.lengths, batch, tensor.length) &&
+                    real_length(tensor.other_lengths, batch, 1) > 0;
   if (!read) return;
   float values[8];
   load_chunk(tensor, tensor.rows.offset(batch, sequence % params.heads, place) + column, column,

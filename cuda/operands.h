@@ -1,15 +1,14 @@
 #pragma once
 
-// Keys and values as tensor cores take them: bfloat16 in rows of whole 16 bytes, float32 cut into a
+// Rows of tensors as tensor cores take them: bfloat16 in rows of whole 16 bytes, float32 cut into a
 // high and a low part (see primitives/mma.cuh). Tensors that are bfloat16 already and aligned are
-// used where they are; others are copied once per call, O(S (D + E)) memory.
+// used where they are; others are copied once per call, as much memory as the tensors have.
 
 #include "cuda/backend.h"
+#include "cuda/primitives/stored_rows.cuh"
 #include "cuda/session.h"
 
 namespace cluster_attention::cuda {
-
-struct bfloat16;
 
 struct Operand {
   const bfloat16* high = nullptr;
@@ -24,6 +23,22 @@ struct KeysAndValues {
   Operand key;
   Operand value;
 };
+
+/// A tensor to be made an operand.
+struct OperandSource {
+  StoredRows rows;  // (batch, heads, length, dim)
+  int64_t length = 0;
+  int64_t dim = 0;
+  const int32_t* lengths = nullptr;  // (batch): the real rows
+  /// (batch) of the rows that they meet: where there are none, nothing is read.
+  const int32_t* other_lengths = nullptr;
+};
+constexpr int kMostOperands = 6;
+
+/// Makes `count` of them, at most kMostOperands, in at most one launch, in memory of `scope`. Real
+/// rows alone are read; a NaN or Inf there is marked in the session's flags.
+Status make_operands(Session& session, DeviceWorkspace::Scope& scope, const OperandSource* sources,
+                     int count, int64_t batch, int64_t heads, bool two_parts, Operand* operands);
 
 /// Makes both, in at most one launch, in memory of `scope`. Real rows alone are read; a NaN or Inf
 /// there is marked in the session's flags.

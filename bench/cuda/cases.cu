@@ -16,9 +16,6 @@ using cuda::Storage;
 
 const cuda::Backend& backend() { return *cluster_attention_cuda_backend(cuda::kBackendVersion); }
 
-constexpr int64_t kClusters = 100;
-constexpr int64_t kTopK = 32;
-constexpr int64_t kBits = 63;
 constexpr int64_t kCentroids = 64;
 constexpr int64_t kClusterSize = 256;
 
@@ -52,6 +49,8 @@ AttentionInputs make_inputs(DeviceMemory& memory, int64_t length, Storage storag
   return inputs;
 }
 
+}  // namespace
+
 ClusteredAttentionProblem make_clustered(const AttentionInputs& inputs, OutputRows output,
                                          const float* planes, int64_t top_k) {
   ClusteredAttentionProblem problem;
@@ -63,6 +62,8 @@ ClusteredAttentionProblem make_clustered(const AttentionInputs& inputs, OutputRo
   problem.output = output;
   return problem;
 }
+
+namespace {
 
 double relative_distance(const std::vector<float>& actual, const std::vector<float>& expected) {
   double squared = 0.0;
@@ -177,6 +178,7 @@ std::vector<Case> make_cases(cuda::Session* session, DeviceMemory& memory, int64
     add("cast", product * n * columns,
         [=] { return backend().operations.cast_attention(session, cast, call); });
   }
+  add_gradient_cases(session, memory, inputs, call, cases);
   return cases;
 }
 

@@ -14,6 +14,9 @@ namespace cluster_attention::bench {
 /// What every case of the tables in docs/performance.md has: B = 1, H = 8, D = E = 64.
 constexpr int64_t kHeads = 8;
 constexpr int64_t kDim = 64;
+constexpr int64_t kClusters = 100;
+constexpr int64_t kTopK = 32;
+constexpr int64_t kBits = 63;
 
 /// Device memory of one case, freed with it. Floats come from a fixed seed.
 class DeviceMemory {
@@ -54,6 +57,14 @@ struct Case {
 /// The cases of one length, made on `session`; `memory` must outlive them.
 std::vector<Case> make_cases(cuda::Session* session, DeviceMemory& memory, int64_t length,
                              cuda::Storage storage);
+
+/// Clustered attention as the cases have it; improved with top_k > 0.
+ClusteredAttentionProblem make_clustered(const AttentionInputs& inputs, OutputRows output,
+                                         const float* planes, int64_t top_k);
+
+/// The backward of attention of these inputs, on what a forward call on the device has saved.
+void add_gradient_cases(cuda::Session* session, DeviceMemory& memory, const AttentionInputs& inputs,
+                        const cuda::Call& call, std::vector<Case>& cases);
 
 /// Relative L2 distance of a case's results from the CPU's with the same precision; Inf where it
 /// fails.

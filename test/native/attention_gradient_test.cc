@@ -1,61 +1,21 @@
 #include <cmath>
 
-#include "native/reference/attention.h"
-#include "test/native/checks.h"
-#include "test/native/compare.h"
-#include "test/native/gradients.h"
+#include "test/native/attention_gradients.h"
 
 namespace cluster_attention::test {
 
 namespace {
 
-/// Exact attention that has been run, and everything its backward needs.
-struct Fixture : AttentionArrays {
-  Arrays outputs;
-  AttentionGradientArrays made;
-  AttentionGradientProblem problem;
+using Fixture = AttentionGradientFixture;
 
-  explicit Fixture(const Case& which, bool causal = false, Fill fill = Fill::gaussian)
-      : AttentionArrays(which, fill), made(*this, which, fill, &outputs) {
-    problem.forward.inputs = inputs;
-    problem.forward.causal = causal;
-    problem.forward.output = output;
-    problem.forward.logsumexp =
-        arrays.output<float>(which.batch * which.heads * which.query_length);
-    problem.output_gradient = made.output_gradient;
-    problem.gradients = made.gradients;
-    run_forward();
-  }
-  void run_forward() {
-    CHECK_RUNS(problem.forward, arrays);
-    arrays.snapshot();
-  }
-  DenseGradients result() const { return read_gradients(problem.gradients, inputs.shape); }
-};
-
-AttentionGradientProblem one_sequence(AttentionGradientProblem problem, int64_t sequence) {
-  AttentionProblem& forward = problem.forward;
-  const AttentionShape shape = forward.inputs.shape;
-  const int64_t b = sequence / shape.heads;
-  const int64_t h = sequence % shape.heads;
-  problem.output_gradient = alone(problem.output_gradient, b, h);
-  problem.gradients = alone(problem.gradients, b, h);
-  forward.inputs = alone(forward.inputs, b, h);
-  forward.output = alone(forward.output, b, h);
-  forward.logsumexp = part(forward.logsumexp, sequence, shape.query_length);
-  return problem;
+AttentionGradientProblem one_gradient(const AttentionGradientProblem& problem, int64_t sequence) {
+  return one_sequence(problem, sequence);
 }
 
 void check_reference(Fixture& fixture, double bound = kRelativeL2) {
   CHECK_RUNS(fixture.problem, fixture.outputs);
   fixture.outputs.snapshot();
-  const auto expected = reference::attention_gradient(fixture.problem);
-  const DenseGradients actual = fixture.result();
-  // The backward subtracts means: of a single key nothing is left but rounding.
-  const double magnitude = 0.1 * norm(expected.value);
-  CHECK_CLOSE(actual.query, expected.query, bound, magnitude);
-  CHECK_CLOSE(actual.key, expected.key, bound, magnitude);
-  CHECK_CLOSE(actual.value, expected.value, bound);
+  check_gradients(fixture.result(), reference::attention_gradient(fixture.problem), bound);
 }
 
 TEST_ONCE("attention gradient: the reference agrees with finite differences") {
@@ -157,7 +117,7 @@ TEST("attention gradient: threads, batches, faults, cancellation") {
     const Scope scope(name);
     Fixture fixture(find_case(name), true);
     const AttentionShape& shape = fixture.inputs.shape;
-    check_promises(fixture.problem, fixture.outputs, shape.batch * shape.heads, one_sequence);
+    check_promises(fixture.problem, fixture.outputs, shape.batch * shape.heads, one_gradient);
   }
 }
 

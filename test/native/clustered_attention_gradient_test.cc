@@ -2,67 +2,29 @@
 #include <cmath>
 
 #include "native/reference/aggregate.h"
-#include "native/reference/attention.h"
-#include "native/reference/clustered_attention.h"
-#include "test/native/checks.h"
-#include "test/native/clustered_arrays.h"
-#include "test/native/compare.h"
-#include "test/native/gradients.h"
+#include "test/native/attention_gradients.h"
 
 namespace cluster_attention::test {
 
 namespace {
 
-/// Clustered attention that has been run, and everything its backward needs.
-struct Fixture : ClusteredFixture {
-  Arrays outputs;
-  AttentionGradientArrays made;
-  ClusteredAttentionGradientProblem problem;
-
-  Fixture(const Case& which, Grouping grouping, int64_t top_k, bool detach = false)
-      : ClusteredFixture(which, grouping, top_k), made(*this, which, Fill::gaussian, &outputs) {
-    ClusteredAttentionProblem& forward = ClusteredFixture::problem;
-    forward.cluster_values = arrays.output<float>(sequences() * forward.clusters * which.value_dim);
-    forward.cluster_logsumexp = arrays.output<float>(sequences() * forward.clusters);
-    problem.forward = forward;
-    problem.detach_mass = detach;
-    problem.output_gradient = made.output_gradient;
-    problem.gradients = made.gradients;
-    run_forward();
-  }
-  void run_forward() {
-    CHECK_RUNS(problem.forward, arrays);
-    arrays.snapshot();
-  }
-  DenseGradients result() const { return read_gradients(problem.gradients, inputs.shape); }
-};
+using Fixture = ClusteredGradientFixture;
 
 std::string title(const Case& which, Grouping grouping, int64_t top_k, bool detach) {
   return which.name + (grouping == Grouping::given ? " given" : " hamming") + " k " +
          std::to_string(top_k) + (detach ? " detached" : "");
 }
 
-ClusteredAttentionGradientProblem one_gradient(ClusteredAttentionGradientProblem problem,
+ClusteredAttentionGradientProblem one_gradient(const ClusteredAttentionGradientProblem& problem,
                                                int64_t sequence) {
-  const AttentionShape shape = problem.forward.inputs.shape;
-  const int64_t b = sequence / shape.heads;
-  const int64_t h = sequence % shape.heads;
-  problem.output_gradient = alone(problem.output_gradient, b, h);
-  problem.gradients = alone(problem.gradients, b, h);
-  problem.forward = one_sequence(problem.forward, sequence);
-  return problem;
+  return one_sequence(problem, sequence);
 }
 
 void check_reference(Fixture& fixture) {
   CHECK_RUNS(fixture.problem, fixture.outputs);
   fixture.outputs.snapshot();
-  const auto expected = reference::clustered_attention_gradient(fixture.problem, fixture.choices());
-  const DenseGradients actual = fixture.result();
-  // The backward subtracts means: of a single key nothing is left but rounding.
-  const double magnitude = 0.1 * norm(expected.value);
-  CHECK_CLOSE(actual.query, expected.query, kRelativeL2, magnitude);
-  CHECK_CLOSE(actual.key, expected.key, kRelativeL2, magnitude);
-  CHECK_CLOSE(actual.value, expected.value);
+  check_gradients(fixture.result(),
+                  reference::clustered_attention_gradient(fixture.problem, fixture.choices()));
 }
 
 /// Small and ragged, with empty clusters, queries without a cluster, and lists that overlap.
@@ -240,12 +202,7 @@ TEST("clustered attention gradient: with all keys selected it is that of exact a
     AttentionGradientProblem exact;
     exact.forward.inputs = fixture.inputs;
     exact.output_gradient = fixture.problem.output_gradient;
-    const auto expected = reference::attention_gradient(exact);
-    const DenseGradients actual = fixture.result();
-    const double magnitude = 0.1 * norm(expected.value);
-    CHECK_CLOSE(actual.query, expected.query, kRelativeL2, magnitude);
-    CHECK_CLOSE(actual.key, expected.key, kRelativeL2, magnitude);
-    CHECK_CLOSE(actual.value, expected.value);
+    check_gradients(fixture.result(), reference::attention_gradient(exact));
   }
 }
 
