@@ -21,18 +21,20 @@ using FragmentA = uint32_t[4];
 using FragmentB = uint32_t[2];
 using FragmentD = float[4];
 
-/// The same on any GPU: each lane fetches the row of A and the columns of B that it needs.
-__device__ inline void mma_bf16_16x8x16_by_shuffles(FragmentD& d, const FragmentA& a,
-                                                    const FragmentB& b) {
+/// The same on any GPU: each lane fetches the row of A and the columns of B that it needs. It is
+/// called, by values in registers: kernels hold hundreds of products, and with a copy of it in the
+/// place of each, sm_75 takes many times as long to compile and to load.
+__device__ __noinline__ inline float4 multiply_by_shuffles(float4 sums, uint4 a, uint2 b) {
   const int group = lane_index() / 4;
   const int column = lane_index() % 4 * 2;
-#pragma unroll 1  // kernels hold hundreds of products: unrolled, sm_75 takes minutes to compile
+  float d[4] = {sums.x, sums.y, sums.z, sums.w};
   for (int source = 0; source < 4; ++source) {
-    uint32_t row[4];
-    for (int i = 0; i < 4; ++i) row[i] = shuffle(a[i], group * 4 + source);
+    const int lane = group * 4 + source;
+    const uint32_t row[4] = {shuffle(a.x, lane), shuffle(a.y, lane), shuffle(a.z, lane),
+                             shuffle(a.w, lane)};
     for (int side = 0; side < 2; ++side) {
       for (int half = 0; half < 2; ++half) {
-        const uint32_t other = shuffle(b[half], (column + side) * 4 + source);
+        const uint32_t other = shuffle(half == 0 ? b.x : b.y, (column + side) * 4 + source);
         d[side] = fmaf(low_of(row[2 * half]), low_of(other), d[side]);
         d[side] = fmaf(high_of(row[2 * half]), high_of(other), d[side]);
         d[side + 2] = fmaf(low_of(row[2 * half + 1]), low_of(other), d[side + 2]);
@@ -40,6 +42,17 @@ __device__ inline void mma_bf16_16x8x16_by_shuffles(FragmentD& d, const Fragment
       }
     }
   }
+  return {d[0], d[1], d[2], d[3]};
+}
+
+__device__ inline void mma_bf16_16x8x16_by_shuffles(FragmentD& d, const FragmentA& a,
+                                                    const FragmentB& b) {
+  const float4 sums =
+      multiply_by_shuffles({d[0], d[1], d[2], d[3]}, {a[0], a[1], a[2], a[3]}, {b[0], b[1]});
+  d[0] = sums.x;
+  d[1] = sums.y;
+  d[2] = sums.z;
+  d[3] = sums.w;
 }
 
 __device__ inline void mma_bf16_16x8x16(FragmentD& d, const FragmentA& a, const FragmentB& b) {

@@ -13,6 +13,7 @@
 #define __device__
 #define __host__
 #define __forceinline__ inline
+#define __noinline__  // as an attribute too: libstdc++ writes __attribute__((__noinline__))
 #define __launch_bounds__(...)
 #define __align__(n) alignas(n)
 
