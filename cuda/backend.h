@@ -39,7 +39,7 @@ inline int64_t storage_bytes(Storage storage) { return storage == Storage::float
 
 /// What is known without touching a device. Versions are as CUDA gives them: 13000 is 13.0.
 struct BackendInfo {
-  const char* targets = nullptr;  // compiled in, e.g. "75;80;90a"
+  const char* targets = nullptr;  // compiled in, e.g. "75,80,90a"
   int32_t runtime_version = 0;    // of the CUDA runtime that is linked in
   int32_t driver_version = 0;     // newest CUDA version that the driver knows, 0 without a driver
   int32_t device_count = 0;       // 0 when `status` is not ok

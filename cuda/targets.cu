@@ -22,7 +22,7 @@ int32_t code_for(const char* targets, int32_t major, int32_t minor) {
     if (only_this ? same : newer && (translated || major == target_major)) {
       newest = std::max(newest, static_cast<int32_t>(version));
     }
-    at = std::strchr(end, ';');
+    at = std::strchr(end, ',');
     if (at == nullptr) return newest;
     ++at;
   }

@@ -7,7 +7,7 @@
 
 namespace cluster_attention::cuda {
 
-/// Whether one of the targets of a list ("75;80;90a;120-ptx") runs on a device: machine code on
+/// Whether one of the targets of a list ("75,80,90a,120-ptx") runs on a device: machine code on
 /// the same major version from its minor version on, with an "a" on exactly that one.
 bool runs_on(const char* targets, int32_t major, int32_t minor);
 

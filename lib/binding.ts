@@ -60,7 +60,7 @@ export type Binding = {
 /** What the native code knows of CUDA; texts and numbers that say nothing are '' and 0. */
 export interface CudaDescription {
   reason: string;
-  /** "80;90a" */
+  /** "80,90a" */
   targets: string;
   /** 13000 is 13.0 */
   runtime: number;

@@ -62,7 +62,7 @@ function cudaInfo(): CudaInfo {
   return {
     available: reason === '',
     ...(reason !== '' && { reason }),
-    targets: targets === '' ? [] : targets.split(';'),
+    targets: targets === '' ? [] : targets.split(','),
     ...(versions.runtime !== undefined && { runtime: versions.runtime }),
     ...(versions.driver !== undefined && { driver: versions.driver }),
     devices: devices.map(describeDevice),

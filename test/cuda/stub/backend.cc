@@ -148,7 +148,7 @@ float widen(uint16_t half) {
 // ---- sessions and memory ------------------------------------------------------------------------
 
 void describe(BackendInfo* info) {
-  info->targets = "75;90a";
+  info->targets = "75,90a";
   info->runtime_version = 13000;
   if (wishes().no_driver != 0) {
     info->status = {StatusCode::cuda_unavailable, "cudaErrorInsufficientDriver", -1};
