@@ -34,9 +34,16 @@ function cudaDefinitions(asked, wantedUnasked) {
 }
 
 /** In a folder of its own, so that a compiler that does not work cannot harm the addon. */
-function build(definitions) {
+function build(definitions, folder = buildFolder) {
   const settings = { CA_BUILD_ADDON: 'OFF', CA_BUILD_TESTS: 'OFF', ...definitions };
-  cmake(buildFolder, settings, 'cluster_attention_cuda');
+  cmake(folder, settings, 'cluster_attention_cuda');
+}
+
+/** For the GPUs asked for, in another folder and with more definitions. */
+function buildBackend(folder, definitions) {
+  const asked = process.env.CLUSTER_ATTENTION_CUDA;
+  if (!hasCompiler()) throw new Error(`there is no nvcc for CLUSTER_ATTENTION_CUDA=${asked}`);
+  build({ ...cudaDefinitions(asked, () => true), ...definitions }, folder);
 }
 
 /**
@@ -55,7 +62,7 @@ function buildWantedBackend(installing) {
   rmSync(backend, { force: true }); // one of an older build may not fit
 }
 
-module.exports = { buildWantedBackend, cudaDefinitions };
+module.exports = { buildBackend, buildWantedBackend, hasCompiler };
 
 if (require.main === module) {
   const asked = process.env.CLUSTER_ATTENTION_CUDA ?? '';

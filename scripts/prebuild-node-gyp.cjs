@@ -5,7 +5,8 @@
 
 const { join } = require('node:path');
 const { addonDefinitions, cmake } = require('./build.cjs');
-const { cudaDefinitions } = require('./build-cuda.cjs');
+const { buildBackend } = require('./build-cuda.cjs');
+const { wantsBackend } = require('./prebuild.cjs');
 
 const { PREBUILD_ARCH: arch, PREBUILD_PLATFORM: platform } = process.env;
 
@@ -15,14 +16,14 @@ const cross = {
   CMAKE_CXX_COMPILER: 'aarch64-linux-gnu-g++',
 };
 
-const folder = join('build', 'prebuild', `${platform}-${arch}`, 'cmake');
-// The backend for the GPUs of a release comes along when it is asked for: CLUSTER_ATTENTION_CUDA=release.
-const asked = process.env.CLUSTER_ATTENTION_CUDA ?? '';
-const cuda = arch === 'x64' ? cudaDefinitions(asked, () => false) : undefined;
+const folder = join('build', 'prebuild', `${platform}-${arch}`);
+const output = { CA_OUTPUT_DIRECTORY: join(process.cwd(), 'build', 'Release') };
 
-cmake(folder, {
+cmake(join(folder, 'cmake'), {
   ...addonDefinitions(),
-  ...cuda,
   ...(arch !== process.arch && cross),
-  CA_OUTPUT_DIRECTORY: join(process.cwd(), 'build', 'Release'),
+  ...output,
 });
+
+// The backend for the GPUs of a release comes along when it is asked for: CLUSTER_ATTENTION_CUDA=release.
+if (wantsBackend(arch)) buildBackend(join(folder, 'cuda'), output);

@@ -1,7 +1,8 @@
 'use strict';
 // Fills prebuilds/<platform>-<arch>/ with the stripped addon and the libraries beside it.
 //   node scripts/prebuild.cjs [x64|arm64]    default: this machine's
-// arm64 is cross-built on x64 with Debian's compiler (apt-get install g++-aarch64-linux-gnu).
+// arm64 is cross-built on x64 with Debian's compiler (apt-get install g++-aarch64-linux-gnu). For x64
+// CLUSTER_ATTENTION_CUDA=release adds the CUDA backend, which then must be built: docs/gpu.md.
 
 const { mkdirSync, readdirSync, rmSync, statSync } = require('node:fs');
 const { join } = require('node:path');
@@ -12,7 +13,11 @@ const ARCHITECTURES = ['x64', 'arm64'];
 
 /** The largest addon that is let into the package, and the largest CUDA backend: bytes. */
 const LARGEST_ADDON = 2 * 2 ** 20;
-const LARGEST_LIBRARY = 12 * 2 ** 20;
+const LARGEST_LIBRARY = 17 * 2 ** 20;
+
+/** Whether the CUDA backend was asked for; it is for x64 alone. */
+const wantsBackend = (arch) =>
+  arch === 'x64' && !['', '0'].includes(process.env.CLUSTER_ATTENTION_CUDA ?? '');
 
 function checkSizes(folder) {
   for (const name of readdirSync(folder).toSorted()) {
@@ -56,10 +61,14 @@ function prebuild(arch) {
   });
 }
 
-const arch = process.argv[2] ?? process.arch;
-if (ARCHITECTURES.includes(arch)) {
-  prebuild(arch);
-} else {
-  console.error(`prebuilds: unknown architecture ${arch}; one of ${ARCHITECTURES.join(', ')}`);
-  process.exitCode = 2;
+module.exports = { wantsBackend };
+
+if (require.main === module) {
+  const arch = process.argv[2] ?? process.arch;
+  if (ARCHITECTURES.includes(arch)) {
+    prebuild(arch);
+  } else {
+    console.error(`prebuilds: unknown architecture ${arch}; one of ${ARCHITECTURES.join(', ')}`);
+    process.exitCode = 2;
+  }
 }

@@ -1,8 +1,9 @@
 'use strict';
 // Makes a release, up to but not including its publication:
 //   npm run release -- 0.2.0 [--dry-run]
-// On a clean checkout of main: version and changelog, build, every test, prebuilt addons, the packed
-// tarball tested as users install it, checksums. Ends by saying what is left to do by hand.
+// On a clean checkout of main, with nvcc, the compilers for Arm and QEMU: version and changelog, build,
+// every test, prebuilt addons and the CUDA backend, the packed tarball tested as users install it,
+// checksums. Ends by saying what is left to do by hand.
 // --dry-run changes no file outside build/ and prebuilds/ and leaves the version as it is.
 
 const { execFileSync } = require('node:child_process');
@@ -10,13 +11,16 @@ const { createHash } = require('node:crypto');
 const { mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } = require('node:fs');
 const { join } = require('node:path');
 const { parseArgs } = require('node:util');
+const { hasCompiler } = require('./build-cuda.cjs');
 
 const root = join(__dirname, '..');
 const folder = join(root, 'build', 'release');
 
-function run(program, args) {
+/** Runs a step. `cuda` says which GPUs the CUDA backend is built for; unless for the package, none. */
+function run(program, args, cuda = '0') {
   console.log(`\n> ${program} ${args.join(' ')}`);
-  execFileSync(program, args, { cwd: root, stdio: 'inherit' });
+  const env = { ...process.env, CLUSTER_ATTENTION_CUDA: cuda };
+  execFileSync(program, args, { cwd: root, stdio: 'inherit', env });
 }
 
 const git = (...args) => execFileSync('git', args, { cwd: root, encoding: 'utf8' }).trim();
@@ -85,13 +89,14 @@ function checksums(directory) {
 
 function release(version, dryRun) {
   const { version: current } = require('../package.json');
+  if (!hasCompiler()) throw new Error('there is no nvcc: the CUDA backend is part of a release');
   if (!isLater(version, current)) throw new Error(`${version} does not come after ${current}`);
   demandCleanMain();
   if (!dryRun) setVersion(version);
   run('npm', ['ci']);
   run('npm', ['run', 'lint']);
   run('npm', ['test']);
-  run('npm', ['run', 'test:package']); // builds the prebuilt addons first
+  run('npm', ['run', 'test:package'], 'release'); // builds what is prebuilt first
   rmSync(folder, { recursive: true, force: true });
   mkdirSync(folder, { recursive: true });
   run('npm', ['pack', '--pack-destination', folder]);

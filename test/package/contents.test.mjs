@@ -6,6 +6,8 @@ import { describe, expect, inject, test } from 'vitest';
 import { run } from './project.mjs';
 
 const root = inject('root');
+const architectures = inject('architectures');
+const backend = inject('backend');
 const list = (program, args) =>
   execFileSync(program, args, { cwd: root, encoding: 'utf8' }).trim().split('\n');
 
@@ -32,9 +34,8 @@ describe('the tarball', () => {
         const file = path.replace(/^lib/, 'dist').replace(/\.ts$/, '');
         return [`${file}.js`, `${file}.d.ts`];
       });
-    const prebuilt = ['x64', 'arm64'].map(
-      (arch) => `prebuilds/linux-${arch}/cluster-attention.node`,
-    );
+    const prebuilt = architectures.map((arch) => `prebuilds/linux-${arch}/cluster-attention.node`);
+    if (backend) prebuilt.push('prebuilds/linux-x64/cluster_attention_cuda.so');
     const rest = [
       'CHANGELOG.md',
       'CMakeLists.txt',
@@ -74,12 +75,12 @@ describe('the prebuilt addons', () => {
   // Debian 11, Ubuntu 20.04, RHEL 9 and Amazon Linux 2023 have these or newer.
   const newest = { GLIBC: [2, 29], GLIBCXX: [3, 4, 22], CXXABI: [1, 3, 11], GCC: [3, 4] };
 
-  const files = ['x64', 'arm64'].flatMap((arch) =>
+  const files = architectures.flatMap((arch) =>
     readdirSync(join(root, 'prebuilds', `linux-${arch}`)).map((name) => [arch, name]),
   );
 
   test.each(files)('ask for no newer C or C++ library: %s %s', (arch, name) => {
-    const objdump = arch === 'arm64' ? 'aarch64-linux-gnu-objdump' : 'objdump';
+    const objdump = arch === process.arch ? 'objdump' : 'aarch64-linux-gnu-objdump';
     const symbols = execFileSync(objdump, ['-T', join(root, 'prebuilds', `linux-${arch}`, name)], {
       encoding: 'utf8',
       maxBuffer: 2 ** 26,

@@ -2,8 +2,9 @@
 import { mkdirSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { expect, inject, test } from 'vitest';
-import { execute, install, project } from './project.mjs';
+import { execute, install, NODE, project } from './project.mjs';
 
+const platform = `linux-${process.arch}`;
 const load = 'try { require("cluster-attention") } catch (e) { console.log(e.code, e.message) }';
 
 function installed() {
@@ -13,7 +14,7 @@ function installed() {
   return {
     folder,
     local: join(home, 'build', 'Release', 'cluster_attention.node'),
-    prebuilt: join(home, 'prebuilds', 'linux-x64', 'cluster-attention.node'),
+    prebuilt: join(home, 'prebuilds', platform, 'cluster-attention.node'),
   };
 }
 
@@ -21,7 +22,8 @@ test('nothing there: every path, the reason, and a command per package manager',
   const { folder, local, prebuilt } = installed();
   rmSync(prebuilt);
   const { output } = execute(folder, 'load.cjs', load);
-  expect(output).toMatch(/^ERR_BINDING_LOAD no native addon loads on linux-x64 \(Node 20\.\d+/);
+  const begin = `ERR_BINDING_LOAD no native addon loads on ${platform} (Node ${NODE}.`;
+  expect(output.slice(0, begin.length)).toBe(begin);
   for (const file of [local, prebuilt])
     expect(output).toContain(`- ${file}\n    there is no such file`);
   expect(output).toContain('npm rebuild cluster-attention --build-from-source');
@@ -44,4 +46,13 @@ test('a broken local build: the prebuilt addon is taken', () => {
   writeFileSync(local, 'not a library');
   const code = 'console.log(require("cluster-attention").info().build)';
   expect(execute(folder, 'load.cjs', code).output).toBe('prebuilt\n');
+});
+
+test('the CUDA backend is found beside the prebuilt addon, where the package has it', () => {
+  const { folder } = installed();
+  const code = `
+    const { targets, reason } = require('cluster-attention').info().cuda;
+    console.log(JSON.stringify([targets.length > 0, /cannot open/.test(reason ?? '')]));`;
+  const there = inject('backend');
+  expect(JSON.parse(execute(folder, 'cuda.cjs', code).output)).toEqual([there, !there]);
 });

@@ -1,10 +1,14 @@
 // Before the tests: prebuilt addons, the tarball that would be published, the same without prebuilt
-// addons, and the tools of other versions that it is tried with.
+// addons, and the tools of other versions that it is tried with. In the mode "share" all is for this
+// machine's Node, npm and processor.
 import { spawnSync } from 'node:child_process';
 import { existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import prebuild from '../../scripts/prebuild.cjs';
+
+const { wantsBackend } = prebuild;
 
 const root = fileURLToPath(new URL('../..', import.meta.url));
 
@@ -41,6 +45,27 @@ function installTools() {
   return join(folder, 'node_modules');
 }
 
+const major = (version) => Number.parseInt(version, 10);
+
+/** Programs by major version, the first of them for what works with any. */
+function versions(share) {
+  if (share) {
+    const npm = process.env.npm_execpath; // set by "npm run"
+    return {
+      nodes: new Map([[major(process.versions.node), process.execPath]]),
+      npms: new Map([[major(run(process.execPath, [npm, '--version'])), npm]]),
+    };
+  }
+  const tools = installTools();
+  const node = (name) => join(tools, name, 'bin', 'node');
+  const npm = (name) => join(tools, name, 'bin', 'npm-cli.js');
+  return {
+    nodes: new Map([20, 22, 24, 26].map((each) => [each, node(`node${each}`)])),
+    npms: new Map([11, 12].map((each) => [each, npm(`npm${each}`)])),
+    armNode: node('node20-arm64'),
+  };
+}
+
 /** Packs a folder into `destination` and returns the path of the tarball. */
 function pack(folder, destination) {
   mkdirSync(destination);
@@ -59,12 +84,16 @@ function withoutPrebuilds(tarball, work) {
 }
 
 export default function setup(project) {
-  run('node', ['scripts/prebuild.cjs', 'x64']);
-  run('node', ['scripts/prebuild.cjs', 'arm64']);
+  const share = project.config.mode === 'share';
+  const architectures = share ? [process.arch] : ['x64', 'arm64'];
+  rmSync(join(root, 'prebuilds'), { recursive: true, force: true });
+  for (const arch of architectures) run('node', ['scripts/prebuild.cjs', arch]);
   const work = mkdtempSync(join(tmpdir(), 'cluster-attention-package-'));
   const tarball = pack(root, join(work, 'packed'));
   project.provide('root', root);
-  project.provide('tools', installTools());
+  project.provide('architectures', architectures);
+  project.provide('backend', wantsBackend('x64') && architectures.includes('x64'));
+  for (const [name, value] of Object.entries(versions(share))) project.provide(name, value);
   project.provide('work', work);
   project.provide('tarball', tarball);
   project.provide('sourceTarball', withoutPrebuilds(tarball, work));

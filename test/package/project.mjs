@@ -3,6 +3,7 @@ import { spawnSync } from 'node:child_process';
 import {
   accessSync,
   constants,
+  existsSync,
   mkdirSync,
   mkdtempSync,
   readFileSync,
@@ -12,12 +13,14 @@ import {
 import { delimiter, join } from 'node:path';
 import { inject } from 'vitest';
 
-const tools = inject('tools');
+const nodes = inject('nodes');
+const npms = inject('npms');
+const first = (versions) => versions.keys().next().value;
 
-/** The Node binary of a major version. */
-export const nodeOf = (major) => join(tools, `node${major}`, 'bin', 'node');
-/** The command line of npm of a major version, to be run by a Node binary. */
-export const npmOf = (major) => join(tools, `npm${major}`, 'bin', 'npm-cli.js');
+/** The Node binary of a major version, of the one that is used by default. */
+export const nodeOf = (major = first(nodes)) => nodes.get(major);
+/** The major version of the Node that is used by default. */
+export const NODE = first(nodes);
 
 /** The JavaScript blocks of the README: the first is CommonJS, the second an ES module. */
 export function examplesOfReadme() {
@@ -57,15 +60,28 @@ function cleanEnvironment() {
 }
 
 /** Installs a tarball with an npm of its own version. */
-export function install(folder, tarball, { flags = [], node = nodeOf(20), npm = 11, env } = {}) {
+export function install(folder, tarball, { flags = [], node, npm = first(npms), env } = {}) {
   const quiet = ['--no-audit', '--no-fund', '--foreground-scripts'];
-  // npm 12 needs a newer Node than 20.
-  const runner = npm === 12 ? nodeOf(24) : node;
-  return run(folder, runner, [npmOf(npm), 'install', tarball, ...quiet, ...flags], { env });
+  const command = [npms.get(npm), 'install', tarball, ...quiet, ...flags];
+  return run(folder, node ?? nodeOf(), command, { env });
 }
 
+/** Installs it where that must succeed. */
+export function installed(folder, options, tarball = inject('tarball')) {
+  const { status, output } = install(folder, tarball, options);
+  if (status !== 0 || /npm error/.test(output)) throw new Error(`not installed:\n${output}`);
+  return folder;
+}
+
+/** Whether a project's package was built where it is installed. */
+export const builtHere = (folder) =>
+  existsSync(join(folder, 'node_modules', 'cluster-attention', 'build', 'Release'));
+
+/** Prints which addon was loaded. */
+export const hasBuild = 'console.log(require("cluster-attention").info().build)';
+
 /** Writes a file of the project and runs it. */
-export function execute(folder, file, code, { node = nodeOf(20), ...options } = {}) {
+export function execute(folder, file, code, { node = nodeOf(), ...options } = {}) {
   writeFileSync(join(folder, file), code);
   return run(folder, node, [file], options);
 }
@@ -99,6 +115,6 @@ function find(program) {
 export function pathWith(...programs) {
   const folder = mkdtempSync(join(inject('work'), 'path-'));
   for (const program of ['sh', ...programs]) symlinkSync(find(program), join(folder, program));
-  symlinkSync(nodeOf(20), join(folder, 'node'));
+  symlinkSync(nodeOf(), join(folder, 'node'));
   return folder;
 }

@@ -1,0 +1,46 @@
+// The packed package on every Node that it promises, on the newest npm, and on Arm.
+import { describe, expect, inject, test } from 'vitest';
+import {
+  builtHere,
+  execute,
+  installed,
+  nodeOf,
+  pathWith,
+  project,
+  run,
+  runExamples,
+} from './project.mjs';
+
+test.each([20, 22, 24, 26])('on Node %i, with scripts off and no compiler', (major) => {
+  const env = { PATH: pathWith() };
+  const folder = installed(project(), { flags: ['--ignore-scripts'], env });
+  runExamples(folder, { node: nodeOf(major), env });
+  const { output } = execute(folder, 'version.cjs', 'console.log(process.versions.node)', {
+    node: nodeOf(major),
+  });
+  expect(Number.parseInt(output, 10)).toBe(major);
+});
+
+test('as installed by npm 12, which runs no script unasked and needs a newer Node than 20', () => {
+  const folder = installed(project(), { npm: 12, node: nodeOf(24) });
+  expect(builtHere(folder)).toBe(false);
+  runExamples(folder, { node: nodeOf(24) });
+});
+
+describe('the prebuilt addon for Arm', () => {
+  test('computes the same, under emulation', () => {
+    const folder = installed(project());
+    const code = `
+      const { attentionSync, info } = require('cluster-attention');
+      const query = Float32Array.from({ length: 60 }, (_, i) => Math.sin(i));
+      const shape = { batch: 1, heads: 2, queryLength: 10, headDim: 3 };
+      const output = attentionSync({ query, key: query, value: query, shape });
+      console.log(JSON.stringify({ used: info().instructionSets.used, output: [...output] }));`;
+    const here = JSON.parse(execute(folder, 'same.cjs', code).output);
+    const sysroot = ['-L', '/usr/aarch64-linux-gnu'];
+    const there = run(folder, 'qemu-aarch64-static', [...sysroot, inject('armNode'), 'same.cjs']);
+    const arm = JSON.parse(there.output);
+    expect(arm.used).toBe('neon');
+    arm.output.forEach((x, i) => expect(Math.abs(x - here.output[i])).toBeLessThan(1e-6));
+  });
+});
