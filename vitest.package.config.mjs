@@ -9,6 +9,7 @@ export default defineConfig(({ mode }) => ({
   test: {
     include: ['test/package/*.test.mjs'],
     exclude: mode === 'share' ? LONG : [],
+    provide: { share: mode === 'share' },
     globalSetup: ['test/package/pack.mjs'],
     maxWorkers: 2,
     testTimeout: 300_000,

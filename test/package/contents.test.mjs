@@ -1,6 +1,6 @@
-// What is in the tarball, how large it is, and which systems the prebuilt addons ask for.
+// What is in the tarball, and how large it is.
 import { execFileSync } from 'node:child_process';
-import { readdirSync, statSync } from 'node:fs';
+import { statSync } from 'node:fs';
 import { join } from 'node:path';
 import { describe, expect, inject, test } from 'vitest';
 import { run } from './project.mjs';
@@ -15,9 +15,6 @@ const packed = list('tar', ['-tzf', inject('tarball')])
   .map((path) => path.replace(/^package\//, ''))
   .toSorted();
 const tracked = list('git', ['ls-files', '--cached', '--others', '--exclude-standard']);
-
-/** Of two versions: negative, 0 or positive. */
-const compare = (a, b) => a.map((part, i) => part - (b[i] ?? 0)).find((step) => step) ?? 0;
 
 describe('the tarball', () => {
   test('holds the library, its source, the prebuilt addons and the documents, nothing else', () => {
@@ -68,30 +65,5 @@ describe('the tarball', () => {
     const program = join(root, 'node_modules', '.bin', tool);
     const { status, output } = run(root, program, [inject('tarball'), ...flags]);
     expect(status, output).toBe(0);
-  });
-});
-
-describe('the prebuilt addons', () => {
-  // Debian 11, Ubuntu 20.04, RHEL 9 and Amazon Linux 2023 have these or newer.
-  const newest = { GLIBC: [2, 29], GLIBCXX: [3, 4, 22], CXXABI: [1, 3, 11], GCC: [3, 4] };
-
-  const files = architectures.flatMap((arch) =>
-    readdirSync(join(root, 'prebuilds', `linux-${arch}`)).map((name) => [arch, name]),
-  );
-
-  test.each(files)('ask for no newer C or C++ library: %s %s', (arch, name) => {
-    const objdump = arch === process.arch ? 'objdump' : 'aarch64-linux-gnu-objdump';
-    const symbols = execFileSync(objdump, ['-T', join(root, 'prebuilds', `linux-${arch}`, name)], {
-      encoding: 'utf8',
-      maxBuffer: 2 ** 26,
-    });
-    const versions = [...symbols.matchAll(/\b(GLIBC|GLIBCXX|CXXABI|GCC)_([\d.]+)/g)];
-    expect(versions.length).toBeGreaterThan(10);
-    const tooNew = versions
-      .filter(
-        ([, library, version]) => compare(version.split('.').map(Number), newest[library]) > 0,
-      )
-      .map(([text]) => text);
-    expect([...new Set(tooNew)]).toEqual([]);
   });
 });

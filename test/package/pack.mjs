@@ -1,8 +1,16 @@
 // Before the tests: prebuilt addons, the tarball that would be published, the same without prebuilt
 // addons, and the tools of other versions that it is tried with. In the mode "share" all is for this
-// machine's Node, npm and processor.
+// machine's Node, npm and processor, and its own addon stands for the prebuilt one.
 import { spawnSync } from 'node:child_process';
-import { existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  copyFileSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -66,6 +74,15 @@ function versions(share) {
   };
 }
 
+/** Puts the addon of this checkout in the place of the prebuilt one. */
+function standIn() {
+  const folder = join(root, 'prebuilds', `linux-${process.arch}`);
+  const addon = join(folder, 'cluster-attention.node');
+  mkdirSync(folder, { recursive: true });
+  copyFileSync(join(root, 'build', 'Release', 'cluster_attention.node'), addon);
+  run('strip', ['--strip-all', addon]);
+}
+
 /** Packs a folder into `destination` and returns the path of the tarball. */
 function pack(folder, destination) {
   mkdirSync(destination);
@@ -84,15 +101,16 @@ function withoutPrebuilds(tarball, work) {
 }
 
 export default function setup(project) {
-  const share = project.config.mode === 'share';
+  const { share } = project.config.provide;
   const architectures = share ? [process.arch] : ['x64', 'arm64'];
   rmSync(join(root, 'prebuilds'), { recursive: true, force: true });
-  for (const arch of architectures) run('node', ['scripts/prebuild.cjs', arch]);
+  if (share) standIn();
+  else for (const arch of architectures) run('node', ['scripts/prebuild.cjs', arch]);
   const work = mkdtempSync(join(tmpdir(), 'cluster-attention-package-'));
   const tarball = pack(root, join(work, 'packed'));
   project.provide('root', root);
   project.provide('architectures', architectures);
-  project.provide('backend', wantsBackend('x64') && architectures.includes('x64'));
+  project.provide('backend', !share && wantsBackend('x64'));
   for (const [name, value] of Object.entries(versions(share))) project.provide(name, value);
   project.provide('work', work);
   project.provide('tarball', tarball);

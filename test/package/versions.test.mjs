@@ -1,4 +1,8 @@
-// The packed package on every Node that it promises, on the newest npm, and on Arm.
+// The packed package on every Node that it promises, on the newest npm, and on Arm; and which systems
+// the prebuilt addons ask for.
+import { execFileSync } from 'node:child_process';
+import { readdirSync } from 'node:fs';
+import { join } from 'node:path';
 import { describe, expect, inject, test } from 'vitest';
 import {
   builtHere,
@@ -42,5 +46,37 @@ describe('the prebuilt addon for Arm', () => {
     const arm = JSON.parse(there.output);
     expect(arm.used).toBe('neon');
     arm.output.forEach((x, i) => expect(Math.abs(x - here.output[i])).toBeLessThan(1e-6));
+  });
+});
+
+/** Of two versions: negative, 0 or positive. */
+const compare = (a, b) => a.map((part, i) => part - (b[i] ?? 0)).find((step) => step) ?? 0;
+
+describe('the prebuilt addons', () => {
+  // Debian 11, Ubuntu 20.04, RHEL 9 and Amazon Linux 2023 have these or newer.
+  const newest = { GLIBC: [2, 29], GLIBCXX: [3, 4, 22], CXXABI: [1, 3, 11], GCC: [3, 4] };
+
+  const files = inject('architectures').flatMap((arch) =>
+    readdirSync(join(inject('root'), 'prebuilds', `linux-${arch}`)).map((name) => [arch, name]),
+  );
+
+  test.each(files)('ask for no newer C or C++ library: %s %s', (arch, name) => {
+    const objdump = arch === process.arch ? 'objdump' : 'aarch64-linux-gnu-objdump';
+    const symbols = execFileSync(
+      objdump,
+      ['-T', join(inject('root'), 'prebuilds', `linux-${arch}`, name)],
+      {
+        encoding: 'utf8',
+        maxBuffer: 2 ** 26,
+      },
+    );
+    const versions = [...symbols.matchAll(/\b(GLIBC|GLIBCXX|CXXABI|GCC)_([\d.]+)/g)];
+    expect(versions.length).toBeGreaterThan(10);
+    const tooNew = versions
+      .filter(
+        ([, library, version]) => compare(version.split('.').map(Number), newest[library]) > 0,
+      )
+      .map(([text]) => text);
+    expect([...new Set(tooNew)]).toEqual([]);
   });
 });
