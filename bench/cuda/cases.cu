@@ -185,12 +185,15 @@ std::vector<Case> make_cases(cuda::Session* session, DeviceMemory& memory, int64
 std::vector<CaseError> case_errors(cuda::Session* session, Storage storage) {
   constexpr int64_t kLength = 1024;
   const int64_t count = kHeads * kLength * kDim;
-  std::vector<float> host[] = {test::random_floats(count, 1), test::random_floats(count, 2),
-                               test::random_floats(count, 3),
-                               test::random_floats(kBits * (kDim + 1), 4)};
-  for (int tensor = 0; tensor < 3 && storage == Storage::bfloat16; ++tensor) {
-    for (float& value : host[tensor]) value = cuda::round_to_bfloat16(value);  // as it is stored
-  }
+  const auto floats = [storage](int64_t size, uint64_t seed) {
+    std::vector<float> values = test::random_floats(size, seed);
+    if (storage == Storage::bfloat16) {
+      for (float& value : values) value = cuda::round_to_bfloat16(value);  // as it is stored
+    }
+    return values;
+  };
+  const std::vector<float> host[] = {floats(count, 1), floats(count, 2), floats(count, 3),
+                                     test::random_floats(kBits * (kDim + 1), 4)};
   std::vector<float> expected(static_cast<size_t>(count));
   AttentionInputs inputs;
   inputs.shape = {1, kHeads, kLength, kLength, kDim, kDim};
