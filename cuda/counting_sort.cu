@@ -1,18 +1,14 @@
 #include <algorithm>
 
-#include "cuda/counting_sort.cuh"
 #include "cuda/launch.h"
+#include "cuda/sort_cluster.cuh"
 
 namespace cluster_attention::cuda {
 
-int64_t sort_part_rows(int64_t clusters) {
-  constexpr int64_t kFewest = 256;
-  return std::max(kFewest, round_up(clusters / 8, kFewest));
-}
+namespace {
 
-Status sort_by_label(Session& session, const SortProblem& problem) {
+Status sort_in_two_launches(Session& session, const SortProblem& problem) {
   // grid: 8 parts of a sequence per block, one per warp
-  if (problem.sequences == 0) return Status::success();
   SortParams params{};
   params.problem = problem;
   plan_sort(params);
@@ -25,6 +21,65 @@ Status sort_by_label(Session& session, const SortProblem& problem) {
   CA_RETURN_IF_ERROR(launch(session, blocks, kSortThreads, kWarp * sizeof(int32_t),
                             count_labels_kernel<>, params));
   return launch(session, blocks, kSortThreads, 0, place_rows_kernel<>, params);
+}
+
+Status sort_in_clusters(Session& session, const SortProblem& problem, const SortPlan& plan) {
+  // grid: a cluster of blocks per sequence
+  SortClusterParams params{};
+  params.sort.problem = problem;
+  plan_sort(params.sort);
+  params.sort.flags = session.flags();
+  params.parts = plan.parts;
+  params.run_rows = plan.run_rows;
+  const LaunchShape shape{problem.sequences * plan.parts, plan.warps * kWarp,
+                          sort_cluster_layout(plan.warps, plan.run_rows, problem.clusters).bytes,
+                          plan.parts};
+  if (!runs_in_clusters(session, shape, problem.sequences, sort_cluster_kernel<>)) {
+    return sort_by_label(
+        session, problem,
+        plan_sort_clusters(problem.sequences, problem.length, problem.clusters,
+                           session.multiprocessors(), session.shared_bytes(), kPortableCluster));
+  }
+  return launch(session, shape, sort_cluster_kernel<>, params);
+}
+
+}  // namespace
+
+int64_t sort_part_rows(int64_t clusters) {
+  constexpr int64_t kFewest = 256;
+  return std::max(kFewest, round_up(clusters / 8, kFewest));
+}
+
+SortPlan plan_sort_clusters(int64_t sequences, int64_t length, int64_t clusters,
+                            int64_t multiprocessors, int64_t shared_bytes, int64_t most) {
+  /// Fewest rows of a block, and most of a warp: past them, waiting for each other or for one warp
+  /// takes longer than launches do.
+  constexpr int64_t kFewestRows = 256;
+  constexpr int64_t kMostRunRows = 1024;
+  SortPlan plan;
+  plan.parts = cluster_parts(sequences, length, kFewestRows, multiprocessors, most);
+  const int64_t rows = divide_up(length, plan.parts);
+  plan.warps = std::clamp<int64_t>(divide_up(rows, kWarp), 1, kMostSortWarps);
+  plan.run_rows = round_up(divide_up(rows, plan.warps), kWarp);
+  // Sizes of arrays that were allocated: the products do not leave int64_t.
+  if (plan.run_rows > kMostRunRows ||
+      sort_cluster_layout(plan.warps, plan.run_rows, clusters).bytes > shared_bytes) {
+    return SortPlan();
+  }
+  return plan;
+}
+
+Status sort_by_label(Session& session, const SortProblem& problem) {
+  return sort_by_label(session, problem,
+                       plan_sort_clusters(problem.sequences, problem.length, problem.clusters,
+                                          session.multiprocessors(), session.shared_bytes(),
+                                          most_cluster_blocks(session)));
+}
+
+Status sort_by_label(Session& session, const SortProblem& problem, const SortPlan& plan) {
+  if (problem.sequences == 0) return Status::success();
+  return plan.parts > 0 ? sort_in_clusters(session, problem, plan)
+                        : sort_in_two_launches(session, problem);
 }
 
 }  // namespace cluster_attention::cuda

@@ -2,11 +2,12 @@
 
 // Stable counting sort of the rows of every sequence by label.
 //
-// Method: a sequence is cut into parts of a few hundred rows, one per warp. Launch 1 counts the
-// labels of every part; the last block of a sequence turns the counts into the place at which each
-// part begins within each cluster, and sums the clusters up. Launch 2 places the rows: a warp finds
-// the lanes with an equal label by a ballot per bit of the label, and takes 32 rows at a time.
-// Integers only. Limits: length and clusters up to 2^31 - 1.
+// Method: sort_cluster.cuh where a cluster of blocks holds a sequence; else this. A sequence is cut
+// into parts of a few hundred rows, one per warp. Launch 1 counts the labels of every part; the
+// last block of a sequence turns the counts into the place at which each part begins within each
+// cluster, and sums the clusters up. Launch 2 places the rows: a warp finds the lanes with an equal
+// label by a ballot per bit of the label, and takes 32 rows at a time. Integers only. Limits:
+// length and clusters up to 2^31 - 1.
 
 #include "cuda/counting_sort.h"
 #include "cuda/primitives/flags.cuh"
@@ -54,6 +55,26 @@ __device__ inline Range rows_of_part(const SortParams& params, int64_t part, int
   return {begin, begin + params.part_rows < rows ? begin + params.part_rows : rows};
 }
 
+/// Turns the counts of one label into those of earlier parts; returns their sum.
+__device__ inline int32_t scan_parts(const SortParams& params, int32_t* counts) {
+  constexpr int kAtOnce = 16;  // loads on their way
+  const int64_t stride = params.problem.clusters;
+  int32_t total = 0;
+  for (int64_t first = 0; first < params.parts; first += kAtOnce) {
+    int32_t count[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      count[i] = first + i < params.parts ? counts[(first + i) * stride] : 0;
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      if (first + i < params.parts) counts[(first + i) * stride] = total;
+      total += count[i];
+    }
+  }
+  return total;
+}
+
 /// Offsets of all clusters and parts, by the last block of a sequence.
 __device__ inline void scan_label_counts(const SortParams& params, int64_t sequence,
                                          int32_t* scratch) {
@@ -64,14 +85,7 @@ __device__ inline void scan_label_counts(const SortParams& params, int64_t seque
   int32_t active = 0;
   for (int64_t first = 0; first < problem.clusters; first += kSortThreads) {
     const int64_t c = first + threadIdx.x;
-    int32_t total = 0;
-    if (c < problem.clusters) {
-      for (int64_t part = 0; part < params.parts; ++part) {
-        const int32_t count = counts[part * problem.clusters + c];
-        counts[part * problem.clusters + c] = total;
-        total += count;
-      }
-    }
+    const int32_t total = c < problem.clusters ? scan_parts(params, counts + c) : 0;
     int32_t added;
     const int32_t before = block_exclusive_sum(total, scratch, &added);
     if (c < problem.clusters) offsets[c] = members + before;

@@ -27,8 +27,21 @@ struct SortProblem {
 };
 
 /// As kernels::sort_by_label for every sequence: stable, so that the members of a cluster ascend. A
-/// label outside -1..clusters-1 is a fault of `argument` and counts as -1. Two launches.
+/// label outside -1..clusters-1 is a fault of `argument` and counts as -1. One launch, or two where
+/// a cluster of blocks cannot hold the labels of a sequence.
 Status sort_by_label(Session& session, const SortProblem& problem);
+
+/// Blocks that one sequence is shared out to where a cluster of them sorts it: up to `most`, a
+/// power of two, and no more than keeps the multiprocessors busy; 0 where two launches do.
+struct SortPlan {
+  int64_t parts = 0;
+  int64_t warps = 1;     // of a block
+  int64_t run_rows = 0;  // of a warp
+};
+SortPlan plan_sort_clusters(int64_t sequences, int64_t length, int64_t clusters,
+                            int64_t multiprocessors, int64_t shared_bytes, int64_t most);
+/// The same as planned.
+Status sort_by_label(Session& session, const SortProblem& problem, const SortPlan& plan);
 
 /// Rows that one warp sorts: so many that the counts of all parts need no more memory than the rows
 /// themselves, up to a factor of 8.

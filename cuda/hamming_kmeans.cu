@@ -8,9 +8,6 @@ namespace cluster_attention::cuda {
 
 namespace {
 
-/// Blocks of the largest cluster that CUDA knows of.
-constexpr int64_t kLargestCluster = 16;
-
 bool plan_clusters(int64_t sequences, int64_t length, int64_t clusters, const HammingLimits& limits,
                    HammingPlan& plan) {
   /// Fewest hashes of a block: one tile for each of four warps.
@@ -19,11 +16,8 @@ bool plan_clusters(int64_t sequences, int64_t length, int64_t clusters, const Ha
     return cluster_hamming_layout(divide_up(length, parts), clusters).bytes;
   };
   if (clusters > kClusterHammingClusters) return false;
-  int64_t parts = 1;
-  while (2 * parts <= limits.cluster && 2 * parts * sequences <= limits.multiprocessors &&
-         length > parts * kFewestRows) {
-    parts *= 2;
-  }
+  int64_t parts =
+      cluster_parts(sequences, length, kFewestRows, limits.multiprocessors, limits.cluster);
   while (2 * parts <= limits.cluster && bytes(parts) > limits.shared_bytes) parts *= 2;
   const int64_t rows = divide_up(length, parts);
   if (bytes(parts) > limits.shared_bytes || rows > kHammingPartRows) return false;
@@ -54,10 +48,7 @@ Status launch_clusters(Session& session, const HammingParams& params, const Hamm
       params.problem.batch * plan.parts, plan.threads,
       cluster_hamming_layout(divide_up(params.problem.length, plan.parts), params.clusters).bytes,
       plan.parts};
-  // A large cluster needs as many multiprocessors side by side; some devices have gaps.
-  if (plan.parts > kPortableCluster &&
-      count_resident_clusters(session, shape, hamming_cluster_kernel<kTiles>) <
-          std::min<int64_t>(params.problem.batch, session.multiprocessors() / (2 * plan.parts))) {
+  if (!runs_in_clusters(session, shape, params.problem.batch, hamming_cluster_kernel<kTiles>)) {
     HammingPlan smaller;
     const HammingLimits limits{session.multiprocessors(), session.shared_bytes(), kPortableCluster};
     const HammingKMeansProblem& problem = params.problem;
@@ -132,7 +123,7 @@ HammingPlan plan_hamming_kmeans(int64_t sequences, int64_t length, int64_t clust
 
 Status group_hashes(Session& session, const HammingKMeansProblem& problem, int64_t heads) {
   const HammingLimits limits{session.multiprocessors(), session.shared_bytes(),
-                             session.capability() >= 90 ? kLargestCluster : 1};
+                             most_cluster_blocks(session)};
   return group_hashes(session, problem, heads,
                       plan_hamming_kmeans(problem.batch, problem.length,
                                           std::min(problem.clusters, problem.length), limits));

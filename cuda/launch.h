@@ -130,4 +130,31 @@ int count_resident_clusters(Session& session, const LaunchShape& shape, void (*k
   return 0;
 }
 
+/// Blocks of the largest cluster to ask for.
+inline int64_t most_cluster_blocks(const Session& session) {
+  return session.capability() >= 90 ? 16 : 1;
+}
+
+/// Blocks to share each of `sequences` out to, a power of two up to `most`: as many as there are
+/// multiprocessors for, none with less than `fewest_rows` of `length`.
+inline int64_t cluster_parts(int64_t sequences, int64_t length, int64_t fewest_rows,
+                             int64_t multiprocessors, int64_t most) {
+  int64_t parts = 1;
+  while (2 * parts <= most && 2 * parts * sequences <= multiprocessors &&
+         length > parts * fewest_rows) {
+    parts *= 2;
+  }
+  return parts;
+}
+
+/// Whether clusters of this shape serve `count` sequences well. A cluster past the portable size
+/// needs as many multiprocessors side by side; on some devices half of them have gaps.
+template <typename Params>
+bool runs_in_clusters(Session& session, const LaunchShape& shape, int64_t count,
+                      void (*kernel)(Params)) {
+  if (shape.cluster <= kPortableCluster) return true;
+  const int64_t half = session.multiprocessors() / (2 * shape.cluster);
+  return count_resident_clusters(session, shape, kernel) >= (count < half ? count : half);
+}
+
 }  // namespace cluster_attention::cuda
