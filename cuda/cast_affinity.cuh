@@ -5,27 +5,31 @@
 //   A_q = sum over heads of q S^T, A_k = sum over heads of k S^T       (N,C)
 //   A_g = sigma(phi) f(A_q) + (1 - sigma(phi)) f(A_k), f over the clusters
 //
-// Method: one block per 64 tokens; tiles of 64 clusters x 64 tokens summed over the heads on tensor
-// cores, the raw sums stored, the softmax of each token's column kept online, and A_g made of both
-// when the last cluster has been seen. Gates in double precision.
+// Method: one block per 64 tokens; tiles of 64 tokens x 64 clusters of both sides, summed over the
+// heads on tensor cores. With at most 64 clusters A_g is made of both in the registers; with more,
+// the raw sums are stored, the softmax of each token's row is kept online, and the thread that has
+// stored a sum reads it again when the last cluster has been seen. Gates in double precision.
 
+#include "cuda/assignment_softmax.cuh"
 #include "cuda/cast_params.cuh"
 
 namespace cluster_attention::cuda {
 
-/// What f over the clusters needs of 64 tokens.
-struct AffinityColumns {
-  float query_maximum[kTile];
-  float query_sum[kTile];
-  float query_gate[kTile];
-  float key_gate[kTile];
+struct AffinityData {
+  int32_t token[kTile];
+  int32_t cluster[kTile];
+  Gates gates[kTile];
 };
+
+/// Without a split tiles are small: those of the next head are on their way while these are used.
+template <bool kSplit>
+constexpr int kAffinityStages = kSplit ? 1 : 2;
 
 struct AffinityLayout {
   int64_t data;
-  int64_t columns;
   int64_t surrogates;
-  int64_t rows;
+  int64_t queries;
+  int64_t keys;
   int64_t bytes;
 };
 
@@ -33,10 +37,10 @@ template <bool kSplit>
 CA_HOST_DEVICE AffinityLayout affinity_layout() {
   SharedLayout parts;
   AffinityLayout layout;
-  layout.data = parts.add<ColumnData>(1);
-  layout.columns = parts.add<AffinityColumns>(1);
-  layout.surrogates = parts.add<OperandTile<kSplit>>(1);
-  layout.rows = parts.add<OperandTile<kSplit>>(1);
+  layout.data = parts.add<AffinityData>(1);
+  layout.surrogates = parts.add<OperandTile<kSplit>>(kAffinityStages<kSplit>);
+  layout.queries = parts.add<OperandTile<kSplit>>(kAffinityStages<kSplit>);
+  layout.keys = parts.add<OperandTile<kSplit>>(kAffinityStages<kSplit>);
   layout.bytes = parts.bytes();
   return layout;
 }
@@ -47,116 +51,170 @@ class AffinityBlock {
   __device__ AffinityBlock(const CastParams& params, int64_t batch, int64_t tile)
       : params_(params), batch_(batch), first_(tile * kTile), tokens_(params.real_tokens(batch)) {
     const AffinityLayout layout = affinity_layout<kSplit>();
-    data_ = dynamic_shared<ColumnData>(layout.data);
-    columns_ = dynamic_shared<AffinityColumns>(layout.columns);
-    surrogate_tile_ = dynamic_shared<OperandTile<kSplit>>(layout.surrogates);
-    row_tile_ = dynamic_shared<OperandTile<kSplit>>(layout.rows);
+    data_ = dynamic_shared<AffinityData>(layout.data);
+    surrogate_tiles_ = dynamic_shared<OperandTile<kSplit>>(layout.surrogates);
+    query_tiles_ = dynamic_shared<OperandTile<kSplit>>(layout.queries);
+    key_tiles_ = dynamic_shared<OperandTile<kSplit>>(layout.keys);
     matrix_ = batch * params.clusters * params.tokens;
   }
 
   __device__ void run() {
     if (first_ >= tokens_) return;
-    open_rows(data_->position, first_, tokens_);
+    open_rows(data_->token, first_, tokens_);
     if (threadIdx.x < kTile && first_ + threadIdx.x < tokens_) {
-      const Gates gates = open_gate(params_, batch_, first_ + threadIdx.x);
-      columns_->query_gate[threadIdx.x] = gates.query_gate;
-      columns_->key_gate[threadIdx.x] = gates.key_gate;
+      data_->gates[threadIdx.x] = open_gate(params_, batch_, first_ + threadIdx.x);
+      params_.clear_memberships(batch_, first_ + threadIdx.x);
     }
-    score(params_.query, params_.affinity + matrix_);
-    if (threadIdx.x < kTile) {
-      columns_->query_maximum[threadIdx.x] = data_->maximum[threadIdx.x];
-      columns_->query_sum[threadIdx.x] = data_->factor[threadIdx.x];
+    const bool softmax = params_.activation == Activation::softmax;
+    const bool single = params_.clusters <= kTile;
+    InputSums query_sums, key_sums;
+    for (int64_t first = 0; first < params_.clusters; first += kTile) {
+      multiply(first);
+      if (softmax && single) {
+        query_sums.exponentiate(query_scores_, kLog2E);
+        key_sums.exponentiate(key_scores_, kLog2E);
+      } else if (softmax) {
+        query_sums.add(query_scores_, kLog2E);
+        key_sums.add(key_scores_, kLog2E);
+      }
+      if (!single) store(first);
     }
-    score(params_.key, params_.key_affinity + matrix_);
-    mix();
-    if (params_.selection == Selection::single_assignment) {
-      __syncthreads();
-      rank();
+    if (softmax && !single) {
+      query_sums.join(kLog2E);
+      key_sums.join(kLog2E);
     }
+    for (int64_t first = 0; first < params_.clusters; first += kTile) {
+      if (!single) fetch_sums(first, query_sums, key_sums);
+      mix(first, query_sums, key_sums);
+    }
+    if (params_.selection == Selection::single_assignment) rank();
     if (bad_) mark_non_finite(params_.flags);
   }
 
  private:
-  /// Raw sums of one side to `sums`; data.maximum and data.factor (the sum) describe its softmax.
-  __device__ void score(const Tensor& side, float* sums) {
-    const bool softmax = params_.activation == Activation::softmax;
-    ColumnState state;
-    for (int64_t first = 0; first < params_.clusters; first += kTile) {
-      TileSums scores;
-      clear(scores);
-      for (int64_t head = 0; head < params_.heads; ++head) {
-        __syncthreads();  // the tiles are used up
-        if (head == 0) open_rows(data_->row_position, first, params_.clusters);
-        if (head == 0) __syncthreads();
-        multiply_rows(scores, surrogate_tile_, 1, true, Rows(params_.surrogates, 0, head),
-                      data_->row_position, *row_tile_, Rows(side, batch_, head), data_->position,
-                      params_.dim);
-      }
-      store(scores, first, sums);
-      if (softmax) {
-        state.add(scores, kLog2E, 1.0f, nullptr, first, params_.clusters, true, false);
-      }
-    }
-    __syncthreads();
-    if (softmax) state.join(*data_, kLog2E, true, false);
-  }
+  static constexpr int kStages = kAffinityStages<kSplit>;
 
-  __device__ void store(const TileSums& scores, int64_t first_cluster, float* sums) {
+  /// Raw sums over the heads of clusters [first, first + 64); under softmax -Inf past the last one.
+  __device__ void multiply(int64_t first) {
+    __syncthreads();  // the positions of the clusters before are used up
+    open_rows(data_->cluster, first, params_.clusters);
+    __syncthreads();
+    clear(query_scores_);
+    clear(key_scores_);
+    const int64_t chunks = tiles_of(params_.dim);
+    const int64_t steps = params_.heads * chunks;
+    if (kStages > 1 && steps > 0) fetch(0, chunks);
+    for (int64_t step = 0; step < steps; ++step) {
+      if (kStages == 1) {
+        if (step > 0) __syncthreads();  // the tiles are used up
+        fetch(step, chunks);
+      }
+      tiles_arrive();
+      __syncthreads();
+      if (kStages > 1 && step + 1 < steps) fetch(step + 1, chunks);
+      const int64_t depth = params_.dim - step % chunks * kTile;
+      const OperandTile<kSplit>& surrogates = surrogate_tiles_[step % kStages];
+      add_scores(query_scores_, query_tiles_[step % kStages], surrogates, depth);
+      add_scores(key_scores_, key_tiles_[step % kStages], surrogates, depth);
+    }
     const TilePlace place;
+    const bool softmax = params_.activation == Activation::softmax;
 #pragma unroll
     for (int n = 0; n < kTileColumns; ++n) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const int64_t cluster = first_cluster + place.row(i / 2);
-        const int64_t token = first_ + place.column(n, i % 2);
-        if (cluster >= params_.clusters || token >= tokens_) continue;
-        bad_ |= !is_number(scores[n][i]);
-        sums[cluster * params_.cluster_stride + token * params_.token_stride] = scores[n][i];
+        bad_ |= !is_number(query_scores_[n][i]) || !is_number(key_scores_[n][i]);
+        if (softmax && first + place.column(n, i % 2) >= params_.clusters) {
+          query_scores_[n][i] = key_scores_[n][i] = -INFINITY;
+        }
       }
     }
   }
 
-  __device__ static float activate(bool softmax, float score, float maximum, float sum) {
-    return softmax ? exp2f((score - maximum) * kLog2E) / sum : laplace(score);
+  __device__ void fetch(int64_t step, int64_t chunks) {
+    const int64_t head = step / chunks;
+    const int64_t first = step % chunks * kTile;
+    const int stage = static_cast<int>(step % kStages);
+    fetch_tile(query_tiles_[stage], Rows(params_.query, batch_, head), data_->token, first,
+               params_.dim);
+    fetch_tile(key_tiles_[stage], Rows(params_.key, batch_, head), data_->token, first,
+               params_.dim);
+    fetch_tile(surrogate_tiles_[stage], Rows(params_.surrogates, 0, head), data_->cluster, first,
+               params_.dim);
   }
 
-  /// A_g in the place of A_q. Neighbouring threads meet neighbouring elements.
-  __device__ void mix() {
-    __syncthreads();
+  /// body(n, i, place in the matrices) for what this thread has of clusters [first, first + 64).
+  template <typename Body>
+  __device__ void for_each(int64_t first, const Body& body) const {
+    const TilePlace place;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int64_t token = first_ + place.row(half);
+      if (token >= tokens_) continue;
+      int64_t target = matrix_ + token * params_.token_stride +
+                       (first + place.column(0, 0)) * params_.cluster_stride;
+#pragma unroll
+      for (int n = 0; n < kTileColumns; ++n) {
+#pragma unroll
+        for (int side = 0; side < 2; ++side) {
+          if (first + place.column(n, side) < params_.clusters) body(n, 2 * half + side, target);
+          target += (side == 0 ? 1 : 7) * params_.cluster_stride;
+        }
+      }
+    }
+  }
+
+  __device__ void store(int64_t first) {
+    for_each(first, [this](int n, int i, int64_t target) {
+      params_.affinity[target] = query_scores_[n][i];
+      params_.key_affinity[target] = key_scores_[n][i];
+    });
+  }
+
+  /// The exponentials, or the raw sums, of what store() has kept.
+  __device__ void fetch_sums(int64_t first, const InputSums& query_sums,
+                             const InputSums& key_sums) {
     const bool softmax = params_.activation == Activation::softmax;
-    const int64_t count = tokens_ - first_ < kTile ? tokens_ - first_ : kTile;
-    const bool by_token = params_.cluster_stride == 1;
-    for (int64_t i = threadIdx.x; i < params_.clusters * count; i += kTileThreads) {
-      const int64_t cluster = by_token ? i % params_.clusters : i / count;
-      const int64_t column = by_token ? i / params_.clusters : i % count;
-      const int64_t place =
-          matrix_ + cluster * params_.cluster_stride + (first_ + column) * params_.token_stride;
-      const float query_part =
-          activate(softmax, params_.affinity[place], columns_->query_maximum[column],
-                   columns_->query_sum[column]);
-      const float key_part = activate(softmax, params_.key_affinity[place], data_->maximum[column],
-                                      data_->factor[column]);
-      params_.affinity[place] =
-          columns_->query_gate[column] * query_part + columns_->key_gate[column] * key_part;
-    }
+    for_each(first, [&](int n, int i, int64_t target) {
+      const float query = params_.affinity[target];
+      const float key = params_.key_affinity[target];
+      query_scores_[n][i] =
+          softmax ? exp2_fast((query - query_sums.maximum[i / 2]) * kLog2E) : query;
+      key_scores_[n][i] = softmax ? exp2_fast((key - key_sums.maximum[i / 2]) * kLog2E) : key;
+    });
   }
 
-  /// Each token with its best affinity, for single assignment: one token per warp.
+  /// A_g of exponentials or raw sums.
+  __device__ void mix(int64_t first, const InputSums& query_sums, const InputSums& key_sums) {
+    const TilePlace place;
+    const bool softmax = params_.activation == Activation::softmax;
+    float query_factor[2], key_factor[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const Gates gates = data_->gates[place.row(half)];
+      query_factor[half] = softmax ? gates.query_gate / query_sums.sum[half] : gates.query_gate;
+      key_factor[half] = softmax ? gates.key_gate / key_sums.sum[half] : gates.key_gate;
+    }
+    for_each(first, [&](int n, int i, int64_t target) {
+      const float query = softmax ? query_scores_[n][i] : laplace(query_scores_[n][i]);
+      const float key = softmax ? key_scores_[n][i] : laplace(key_scores_[n][i]);
+      const float affinity = query_factor[i / 2] * query + key_factor[i / 2] * key;
+      params_.affinity[target] = affinity;
+      const uint32_t rank = ordered_key(affinity);
+      best_[i / 2] = rank > best_[i / 2] ? rank : best_[i / 2];
+    });
+  }
+
+  /// Each token with its best affinity, for single assignment.
   __device__ void rank() {
-    for (int64_t token = first_ + warp_index(); token < tokens_ && token < first_ + kTile;
-         token += kTileWarps) {
-      uint32_t best = 0;
-      for (int64_t cluster = lane_index(); cluster < params_.clusters; cluster += kWarp) {
-        const uint32_t key =
-            ordered_key(params_.affinity[matrix_ + cluster * params_.cluster_stride +
-                                         token * params_.token_stride]);
-        best = key > best ? key : best;
-      }
-      best = warp_max(best);
-      if (lane_index() == 0) {
-        params_.order[batch_ * params_.order_size + token] =
-            make_candidate(value_of_key(best), static_cast<int32_t>(token));
-      }
+    const TilePlace place;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const uint32_t best = warp_max(best_[half], 4);
+      const int64_t token = first_ + place.row(half);
+      if (token >= tokens_ || place.pair != 0) continue;
+      params_.order[batch_ * params_.order_size + token] =
+          make_candidate(value_of_key(best), static_cast<int32_t>(token));
     }
   }
 
@@ -165,15 +223,18 @@ class AffinityBlock {
   const int64_t first_;
   const int64_t tokens_;
   int64_t matrix_;
-  ColumnData* data_;
-  AffinityColumns* columns_;
-  OperandTile<kSplit>* surrogate_tile_;
-  OperandTile<kSplit>* row_tile_;
+  AffinityData* data_;
+  OperandTile<kSplit>* surrogate_tiles_;
+  OperandTile<kSplit>* query_tiles_;
+  OperandTile<kSplit>* key_tiles_;
+  TileSums query_scores_;
+  TileSums key_scores_;
+  uint32_t best_[2] = {0, 0};
   bool bad_ = false;
 };
 
 template <bool kSplit>
-__global__ void __launch_bounds__(kTileThreads) cast_affinity(const CastParams params) {
+__global__ void __launch_bounds__(kTileThreads, 3) cast_affinity(const CastParams params) {
   // surrogates: (H,C,D), query, key: (H, 64 of N, D) -> affinity: (C, 64 of N)
   const int64_t tiles = token_tiles(params.tokens);
   const int64_t batch = blockIdx.x / tiles;

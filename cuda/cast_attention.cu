@@ -78,6 +78,8 @@ Status allocate(DeviceWorkspace::Scope& scope, CastParams& params) {
     CA_RETURN_IF_ERROR(scope.allocate(&params.own_cluster, tokens));
     CA_RETURN_IF_ERROR(scope.allocate(&params.own_slot, tokens));
   }
+  CA_RETURN_IF_ERROR(scope.allocate(
+      &params.memberships, checked_size(params.batch, tiles_of(params.clusters), params.tokens)));
   CA_RETURN_IF_ERROR(scope.allocate(&params.order, sorted));
   CA_RETURN_IF_ERROR(scope.allocate(&params.counts, lists));
   CA_RETURN_IF_ERROR(scope.allocate(&params.members, checked_size(lists, params.cluster_size)));
@@ -94,8 +96,8 @@ Status launch_selection(Session& session, const CastParams& params) {
   const int64_t lists = params.batch * params.clusters;
   switch (params.selection) {
     case Selection::top_k:
-      return launch(session, lists, kSelectionThreads, selection_layout(params.cluster_size).bytes,
-                    select_members, params);
+      return launch(session, lists, kBlockSelectionThreads,
+                    selection_layout(params.cluster_size).bytes, select_members, params);
     case Selection::single_assignment:
       return launch(session, params.batch, kSelectionThreads,
                     static_cast<int64_t>(sizeof(RoundData)), assign_members, params);
@@ -108,8 +110,11 @@ Status launch_selection(Session& session, const CastParams& params) {
 
 template <bool kSplit>
 Status launch_cast(Session& session, CastParams& params) {
-  params.query_tiles = resident_tiles(
-      session, params.dim, [](int tiles) { return combination_layout<kSplit>(tiles).bytes; });
+  params.query_tiles = resident_tiles(session, params.dim, [](int tiles) {
+    const int64_t clusters = cluster_layout<kSplit>(tiles).bytes;
+    const int64_t combination = combination_layout<kSplit>(tiles).bytes;
+    return clusters > combination ? clusters : combination;
+  });
   const int64_t sequences = params.batch * params.heads;
   const int64_t tiles = token_tiles(params.tokens);
   const int64_t value_blocks = value_blocks_of(params.value_dim);
@@ -119,15 +124,19 @@ Status launch_cast(Session& session, CastParams& params) {
                               affinity_layout<kSplit>().bytes, cast_affinity<kSplit>, params));
   }
   CA_RETURN_IF_ERROR(launch_selection(session, params));
+  constexpr RowAccess kFast = kSplit ? RowAccess::vectors : RowAccess::copies;
+  const bool small = params.dim <= kTile && params.value_dim <= kTile;
+  const bool fast = small && access_of(params.key, params.dim) == kFast &&
+                    access_of(params.value, params.value_dim) == kFast;
   // grid: 128 value columns x tiles of a cluster's queries x clusters x sequences
   CA_RETURN_IF_ERROR(launch(
       session, sequences * params.clusters * member_tiles(params.cluster_size) * value_blocks,
-      kTileThreads, cluster_layout<kSplit>(params.query_tiles).bytes, cast_clusters<kSplit>,
-      params));
+      kTileThreads, cluster_layout<kSplit>(params.query_tiles).bytes,
+      fast ? cast_clusters<kSplit, kFast> : cast_clusters<kSplit, RowAccess::any>, params));
   // grid: 128 value columns x tiles of tokens x sequences
   return launch(session, sequences * tiles * value_blocks, kTileThreads,
-                combination_layout<kSplit>(params.query_tiles).bytes, cast_combination<kSplit>,
-                params);
+                combination_layout<kSplit>(params.query_tiles).bytes,
+                small ? cast_combination<kSplit, true> : cast_combination<kSplit, false>, params);
 }
 
 }  // namespace

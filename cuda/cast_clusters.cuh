@@ -13,14 +13,19 @@
 
 namespace cluster_attention::cuda {
 
-struct MemberColumns {
-  int32_t row_position[kTile];  // members whose queries are the rows; kExtraRow: the surrogate
-  int32_t position[kTile];      // members whose keys and values are the columns
-  float key_factor[kTile];      // softplus1(-phi)
+/// Without a split tiles are small: those of the next members are on their way while these are
+/// used.
+template <bool kSplit>
+constexpr int kMemberStages = kSplit ? 1 : 2;
+
+struct MemberTile {
+  int32_t position[kTile];  // kNoRow past the last one
+  float key_factor[kTile];  // softplus1(-phi), where the summary is among the rows
 };
 
 struct ClusterLayout {
-  int64_t columns;
+  int64_t rows;     // members whose queries are the rows; kExtraRow: the surrogate
+  int64_t members;  // whose keys and values are the columns: at hand, fetched next, and after them
   int64_t keys;
   int64_t values;
   int64_t query;
@@ -29,42 +34,48 @@ struct ClusterLayout {
 
 template <bool kSplit>
 CA_HOST_DEVICE ClusterLayout cluster_layout(int query_tiles) {
+  constexpr int kStages = kMemberStages<kSplit>;
   SharedLayout parts;
   ClusterLayout layout;
-  layout.columns = parts.add<MemberColumns>(1);
-  layout.keys = parts.add<OperandTile<kSplit>>(1);
-  layout.values = parts.add<OperandTile<kSplit>>(1);
+  layout.rows = parts.add<int32_t>(kTile);
+  layout.members = parts.add<MemberTile>(kStages + 1);
+  layout.keys = parts.add<OperandTile<kSplit>>(kStages);
+  layout.values = parts.add<OperandTile<kSplit>>(kStages);
   layout.query = parts.add<OperandTile<kSplit>>(query_tiles);
   layout.bytes = parts.bytes();
   return layout;
 }
 
-template <bool kSplit>
+template <bool kSplit, RowAccess kAccess>
 class ClusterBlock {
  public:
+  /// One tile has all elements of a key, another one those of a value.
+  static constexpr bool kSmall = kAccess != RowAccess::any;
+  static constexpr int kValueTiles = kSmall ? 1 : kRowValueTiles;
+  static constexpr int kStages = kMemberStages<kSplit>;
+
   /// Queries [64 tile, 64 tile + 64) of a cluster of one sequence; 128 value columns.
   __device__ ClusterBlock(const CastParams& params, int64_t sequence, int64_t cluster, int64_t tile,
                           int64_t value_block)
       : params_(params),
         batch_(sequence / params.heads),
+        head_(sequence % params.heads),
+        cluster_(cluster),
         list_(batch_ * params.clusters + cluster),
         row_list_(sequence * params.clusters + cluster),
         first_row_(tile * kTile),
         value_block_(value_block),
         first_value_(value_block * kRowValueTiles * kTile),
         size_(params.counts[list_]),
+        with_summary_(first_row_ + kTile > size_),
         softmax_(params.activation == Activation::softmax),
-        scale_(params.product_scale(size_)),
-        query_(params.query, batch_, sequence % params.heads),
-        key_(params.key, batch_, sequence % params.heads),
-        value_(params.value, batch_, sequence % params.heads) {
+        scale_(params.product_scale(size_)) {
     const ClusterLayout layout = cluster_layout<kSplit>(params.query_tiles);
-    columns_ = dynamic_shared<MemberColumns>(layout.columns);
+    row_position_ = dynamic_shared<int32_t>(layout.rows);
+    members_ = dynamic_shared<MemberTile>(layout.members);
     query_tiles_ = dynamic_shared<OperandTile<kSplit>>(layout.query);
-    key_tile_ = dynamic_shared<OperandTile<kSplit>>(layout.keys);
-    value_tile_ = dynamic_shared<OperandTile<kSplit>>(layout.values);
-    query_.extra = params.surrogates.data + params.surrogates.offset(0, sequence % params.heads) +
-                   cluster * params.surrogates.row_stride;
+    key_tiles_ = dynamic_shared<OperandTile<kSplit>>(layout.keys);
+    value_tiles_ = dynamic_shared<OperandTile<kSplit>>(layout.values);
   }
 
   __device__ void run() {
@@ -74,72 +85,156 @@ class ClusterBlock {
       return;
     }
 #pragma unroll
-    for (int t = 0; t < kRowValueTiles; ++t) clear(output_[t]);
-    if (threadIdx.x < kTile) {
-      const int64_t row = first_row_ + threadIdx.x;
-      columns_->row_position[threadIdx.x] =
-          row < size_ ? member(row) : (row == size_ ? kExtraRow : kNoRow);
-    }
-    for (int64_t first = 0; first < size_; first += kTile) add_members(first);
+    for (int t = 0; t < kValueTiles; ++t) clear(output_[t]);
+    open();
+    const int count = static_cast<int>(tiles_of(size_));
+    for (int step = 0; step < count; ++step) add_members(step, count);
     write();
     if (bad_) mark_non_finite(params_.flags);
   }
 
  private:
   __device__ int32_t member(int64_t slot) const {
-    return params_.members[list_ * params_.cluster_size + slot];
+    return slot < size_ ? params_.members[list_ * params_.cluster_size + slot] : kNoRow;
+  }
+  __device__ float key_factor(int32_t token) const {
+    return with_summary_ && token >= 0 ? params_.key_factor[batch_ * params_.tokens + token] : 0.0f;
+  }
+  __device__ MemberTile& members(int step) { return members_[step % (kStages + 1)]; }
+  /// Whether all of the queries stay in shared memory.
+  __device__ bool resident() const {
+    return kSmall || static_cast<int64_t>(params_.query_tiles) * kTile >= params_.dim;
   }
 
-  __device__ void add_members(int64_t first) {
-    __syncthreads();  // the tiles of the members before are used up
+  // Made where they are read: kept, they would take a third of the registers.
+  __device__ Rows query() const {
+    Rows rows(params_.query, batch_, head_);
+    rows.extra = params_.surrogates.data + params_.surrogates.offset(0, head_) +
+                 cluster_ * params_.surrogates.row_stride;
+    return rows;
+  }
+  __device__ Rows key() const { return {params_.key, batch_, head_}; }
+  __device__ Rows value() const { return {params_.value, batch_, head_}; }
+
+  __device__ void open() {
     if (threadIdx.x < kTile) {
-      const int64_t slot = first + threadIdx.x;
-      const int32_t token = slot < size_ ? member(slot) : kNoRow;
-      columns_->position[threadIdx.x] = token;
-      columns_->key_factor[threadIdx.x] =
-          token >= 0 ? params_.key_factor[batch_ * params_.tokens + token] : 0.0f;
+      const int64_t row = first_row_ + threadIdx.x;
+      const int32_t token = member(row);
+      row_position_[threadIdx.x] = row == size_ ? kExtraRow : token;
+      for (int step = 0; step < kStages; ++step) {
+        const int32_t column = member(step * kTile + threadIdx.x);
+        members(step).position[threadIdx.x] = column;
+        members(step).key_factor[threadIdx.x] = key_factor(column);
+      }
+      // The first block of each row tells of it.
+      if (params_.memberships != nullptr && head_ == 0 && value_block_ == 0 && token >= 0) {
+        atomicOr(params_.membership(batch_, cluster_ / kTile, token), 1ull << cluster_ % kTile);
+      }
     }
     __syncthreads();
+    for (int t = 0; resident() && t < params_.query_tiles; ++t) {
+      fetch_tile(query_tiles_[t], query(), row_position_, t * kTile, params_.dim);
+    }
+    if (kStages > 1) fetch(0);
+  }
+
+  __device__ void fetch(int step) {
+    const int32_t* position = members(step).position;
+    fetch_tile<kAccess>(key_tiles_[step % kStages], key(), position, 0, params_.dim);
+    fetch_tile<kAccess>(value_tiles_[step % kStages], value(), position, first_value_,
+                        params_.value_dim);
+  }
+
+  __device__ void add_members(int step, int count) {
+    if (kStages == 1) {
+      if (step > 0) __syncthreads();  // the tiles of the members before are used up
+      fetch(step);
+    }
+    tiles_arrive();
+    __syncthreads();
+    if (kStages > 1 && step + 1 < count) fetch(step + 1);
+    const int later = step + kStages;
+    const int32_t token = threadIdx.x < kTile ? member(later * kTile + threadIdx.x) : kNoRow;
+    // Warps whose rows all lie past the summary only help with the tiles.
+    const bool works = !kSmall || first_row_ + 16 * warp_index() <= size_;
     TileSums scores;
     clear(scores);
-    load_tile(*value_tile_, value_, columns_->position, first_value_, params_.value_dim);
-    multiply_rows(scores, query_tiles_, params_.query_tiles, first == 0, query_,
-                  columns_->row_position, *key_tile_, key_, columns_->position, params_.dim);
-    finish_scores(scores);
-    if (softmax_) {
-      softmax_state_.weigh(scores, output_, fabsf(scale_) * kLog2E, [this](int column) {
-        return columns_->position[column] >= 0 ? 1.0f : 0.0f;
-      });
+    if (works) multiply(scores, step);
+    const float factor = key_factor(token);
+    if (works) {
+      const int columns =
+          static_cast<int>(size_ - step * kTile < kTile ? size_ - step * kTile : kTile);
+      finish_scores(scores, members(step), columns);
+      if (softmax_) {
+        softmax_state_.weigh(scores, output_, fabsf(scale_) * kLog2E,
+                             [=](int column) { return column < columns ? 1.0f : 0.0f; });
+      }
+      add_values(output_[0], scores, value_tiles_[step % kStages],
+                 params_.value_dim - first_value_);
     }
-    add_values(output_[0], scores, *value_tile_, params_.value_dim - first_value_);
 #pragma unroll
-    for (int t = 1; t < kRowValueTiles; ++t) {
+    for (int t = 1; t < kValueTiles; ++t) {
       const int64_t column = first_value_ + t * kTile;
       if (column >= params_.value_dim) break;
       __syncthreads();
-      load_tile(*value_tile_, value_, columns_->position, column, params_.value_dim);
+      load_tile(value_tiles_[step % kStages], value(), members(step).position, column,
+                params_.value_dim);
       __syncthreads();
-      add_values(output_[t], scores, *value_tile_, params_.value_dim - column);
+      add_values(output_[t], scores, value_tiles_[step % kStages], params_.value_dim - column);
+    }
+    if (threadIdx.x < kTile) {
+      members(later).position[threadIdx.x] = token;
+      members(later).key_factor[threadIdx.x] = factor;
+    }
+  }
+
+  /// Queries times keys, of which the first 64 elements are there.
+  __device__ void multiply(TileSums& scores, int step) {
+    OperandTile<kSplit>& keys = key_tiles_[step % kStages];
+    if constexpr (kSmall) {
+      add_scores(scores, query_tiles_[0], keys, params_.dim);
+    } else {
+      for (int64_t first = 0; first < params_.dim; first += kTile) {
+        if (first > 0) {
+          __syncthreads();  // the tiles are used up
+          fetch_tile(keys, key(), members(step).position, first, params_.dim);
+        }
+        if (!resident()) fetch_tile(query_tiles_[0], query(), row_position_, first, params_.dim);
+        if (first > 0 || !resident()) {
+          tiles_arrive();
+          __syncthreads();
+        }
+        add_scores(scores, query_tiles_[resident() ? first / kTile : 0], keys, params_.dim - first);
+      }
     }
   }
 
   /// Products become logits up to the scale; under Laplace, weights.
-  __device__ void finish_scores(TileSums& scores) {
+  __device__ void finish_scores(TileSums& scores, const MemberTile& members, int columns) {
     const TilePlace place;
-    const float sign = scale_ < 0.0f && softmax_ ? -1.0f : 1.0f;
+    if (with_summary_) {
+#pragma unroll
+      for (int n = 0; n < kTileColumns; ++n) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const bool summary = first_row_ + place.row(i / 2) == size_;
+          scores[n][i] *= summary ? members.key_factor[place.column(n, i % 2)] : 1.0f;
+        }
+      }
+    }
+    const float factor = softmax_ ? (scale_ < 0.0f ? -1.0f : 1.0f) : scale_;
 #pragma unroll
     for (int n = 0; n < kTileColumns; ++n) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const int64_t row = first_row_ + place.row(i / 2);
-        const int column = place.column(n, i % 2);
-        const bool counts = row <= size_ && columns_->position[column] >= 0;
-        const float factor = row == size_ ? columns_->key_factor[column] : 1.0f;
-        float score = sign * (scores[n][i] * factor);
-        if (!softmax_) score *= scale_;
-        bad_ |= counts && !is_number(score);
-        if (!softmax_) score = counts ? laplace(score) : 0.0f;
+        const float score = scores[n][i] * factor;
+        bad_ |= !is_number(score);
         scores[n][i] = score;
+        if (!softmax_) {
+          const bool counts =
+              first_row_ + place.row(i / 2) <= size_ && place.column(n, i % 2) < columns;
+          scores[n][i] = counts ? laplace(score) : 0.0f;
+        }
       }
     }
   }
@@ -156,19 +251,20 @@ class ClusterBlock {
                       : params_.inter + row_list_ * params_.value_dim;
       bool row_bad = false;
 #pragma unroll
-      for (int t = 0; t < kRowValueTiles; ++t) {
+      for (int t = 0; t < kValueTiles; ++t) {
+        const int64_t first = first_value_ + t * kTile;
 #pragma unroll
         for (int n = 0; n < kTileColumns; ++n) {
 #pragma unroll
           for (int side = 0; side < 2; ++side) {
-            const int64_t column = first_value_ + t * kTile + place.column(n, side);
-            if (row > size_ || column >= params_.value_dim) continue;
-            const float value = output_[t][n][2 * half + side] * normalizer;
-            row_bad |= !is_number(value);
-            target[column] = value;
+            float& value = output_[t][n][2 * half + side];
+            value *= normalizer;
+            row_bad |= first + place.column(n, side) < params_.value_dim && !is_number(value);
           }
         }
+        if (row <= size_) write_row(target + first, params_.value_dim - first, output_[t], half);
       }
+      row_bad = row_bad && row <= size_;
       bad_ |= row_bad;
       const int quad_bad = warp_max<int>(row_bad ? 1 : 0, 4);
       if (row == size_ && place.pair == 0) *summary_flag() = quad_bad;
@@ -191,33 +287,31 @@ class ClusterBlock {
 
   const CastParams& params_;
   const int64_t batch_;
+  const int64_t head_;
+  const int64_t cluster_;
   const int64_t list_;      // (batch, cluster)
   const int64_t row_list_;  // (sequence, cluster)
   const int64_t first_row_;
   const int64_t value_block_;
   const int64_t first_value_;
   const int64_t size_;
+  const bool with_summary_;
   const bool softmax_;
   const float scale_;
-  Rows query_;
-  const Rows key_;
-  const Rows value_;
-  MemberColumns* columns_;
+  int32_t* row_position_;
+  MemberTile* members_;
   OperandTile<kSplit>* query_tiles_;
-  OperandTile<kSplit>* key_tile_;
-  OperandTile<kSplit>* value_tile_;
+  OperandTile<kSplit>* key_tiles_;
+  OperandTile<kSplit>* value_tiles_;
   RowSoftmax softmax_state_;
-  RowOutput output_;
+  TileSums output_[kValueTiles];
   bool bad_ = false;
 };
 
-/// Tiles of the queries of a cluster, the summary among them.
-CA_HOST_DEVICE inline int64_t member_tiles(int64_t cluster_size) {
-  return tiles_of(cluster_size + 1);
-}
-
-template <bool kSplit>
-__global__ void __launch_bounds__(kTileThreads) cast_clusters(const CastParams params) {
+/// kAccess: how keys and values are read where dim and value_dim are at most 64, else `any`.
+template <bool kSplit, RowAccess kAccess>
+__global__ void __launch_bounds__(kTileThreads, kAccess == RowAccess::any ? 2 : 4)
+    cast_clusters(const CastParams params) {
   // query: (64 of kappa + 1,D), key: (kappa,D), value: (kappa,E) -> intra: (64 of kappa,E), inter:
   // (E)
   const int64_t value_blocks = value_blocks_of(params.value_dim);
@@ -227,7 +321,8 @@ __global__ void __launch_bounds__(kTileThreads) cast_clusters(const CastParams p
   index /= value_blocks;
   const int64_t tile = index % tiles;
   index /= tiles;
-  ClusterBlock<kSplit>(params, index / params.clusters, index % params.clusters, tile, value_block)
+  ClusterBlock<kSplit, kAccess>(params, index / params.clusters, index % params.clusters, tile,
+                                value_block)
       .run();
 }
 

@@ -21,6 +21,7 @@ struct CombinationColumns {
   int32_t row_position[kTile];    // tokens
   int32_t position[kTile];        // clusters
   int32_t value_position[kTile];  // clusters whose summary is finite
+  uint32_t not_finite[2];         // bits of the others
   float row_factor[kTile];        // softplus1(phi)
 };
 
@@ -46,9 +47,12 @@ CA_HOST_DEVICE CombinationLayout combination_layout(int query_tiles) {
   return layout;
 }
 
-template <bool kSplit>
+template <bool kSplit, bool kSmall>
 class CombinationBlock {
  public:
+  /// With kSmall one tile has all elements of a query, another one those of a summary.
+  static constexpr int kValueTiles = kSmall ? 1 : kRowValueTiles;
+
   __device__ CombinationBlock(const CastParams& params, int64_t sequence, int64_t tile,
                               int64_t value_block)
       : params_(params),
@@ -60,22 +64,18 @@ class CombinationBlock {
         value_block_(value_block),
         first_value_(value_block * kRowValueTiles * kTile),
         softmax_(params.activation == Activation::softmax),
-        scale_(params.product_scale(params.clusters)),
-        query_(params.query, batch_, head_),
-        surrogates_(params.surrogates, 0, head_) {
+        scale_(params.product_scale(params.clusters)) {
     const CombinationLayout layout = combination_layout<kSplit>(params.query_tiles);
     columns_ = dynamic_shared<CombinationColumns>(layout.columns);
     query_tiles_ = dynamic_shared<OperandTile<kSplit>>(layout.query);
     key_tile_ = dynamic_shared<OperandTile<kSplit>>(layout.keys);
     weights_ = dynamic_shared<float>(layout.keys);
     value_tile_ = dynamic_shared<OperandTile<kSplit>>(layout.values);
-    inter_.data = params.inter + sequence * params.clusters * params.value_dim;
-    inter_.stride = params.value_dim;
   }
 
   __device__ void run() {
 #pragma unroll
-    for (int t = 0; t < kRowValueTiles; ++t) clear(output_[t]);
+    for (int t = 0; t < kValueTiles; ++t) clear(output_[t]);
     open_rows(columns_->row_position, first_token_, tokens_);
     if (threadIdx.x < kTile) {
       const int64_t token = first_token_ + threadIdx.x;
@@ -91,70 +91,88 @@ class CombinationBlock {
   }
 
  private:
+  // Made where they are read: kept, they would take a third of the registers.
+  __device__ Rows query() const { return {params_.query, batch_, head_}; }
+  __device__ Rows surrogates() const { return {params_.surrogates, 0, head_}; }
+  __device__ Rows inter() const {
+    Rows rows;
+    rows.data = params_.inter + sequence_ * params_.clusters * params_.value_dim;
+    rows.stride = params_.value_dim;
+    return rows;
+  }
+
   __device__ void add_clusters(int64_t first) {
     __syncthreads();  // the tiles of the clusters before are used up
     if (threadIdx.x < kTile) open_cluster(first);
     __syncthreads();
+    const int columns =
+        static_cast<int>(params_.clusters - first < kTile ? params_.clusters - first : kTile);
     TileSums scores;
     clear(scores);
-    load_tile(*value_tile_, inter_, columns_->value_position, first_value_, params_.value_dim);
-    multiply_rows(scores, query_tiles_, params_.query_tiles, first == 0, query_,
-                  columns_->row_position, *key_tile_, surrogates_, columns_->position, params_.dim);
-    finish_scores(scores);
+    fetch_tile(*value_tile_, inter(), columns_->value_position, first_value_, params_.value_dim);
+    multiply_rows(scores, query_tiles_, params_.query_tiles, first == 0, query(),
+                  columns_->row_position, *key_tile_, surrogates(), columns_->position,
+                  params_.dim);
+    unsigned long long terms[2];
+    find_terms(first, terms);
+    finish_scores(scores, columns);
     if (softmax_) {
-      softmax_state_.weigh(scores, output_, fabsf(scale_) * kLog2E, [this](int column) {
-        return columns_->position[column] >= 0 ? 1.0f : 0.0f;
-      });
+      softmax_state_.weigh(scores, output_, fabsf(scale_) * kLog2E,
+                           [=](int column) { return column < columns ? 1.0f : 0.0f; });
     }
     __syncthreads();  // the keys give way to weights
-    unsigned long long terms[2];
-    take_terms(scores, first, terms);
+    take_terms(scores, terms);
     __syncwarp();
-#pragma unroll
-    for (int half = 0; half < 2; ++half) add_terms(terms[half], half, first);
+    add_terms(terms, first);
     add_values(output_[0], scores, *value_tile_, params_.value_dim - first_value_);
 #pragma unroll
-    for (int t = 1; t < kRowValueTiles; ++t) {
+    for (int t = 1; t < kValueTiles; ++t) {
       const int64_t column = first_value_ + t * kTile;
       if (column >= params_.value_dim) break;
       __syncthreads();
-      load_tile(*value_tile_, inter_, columns_->value_position, column, params_.value_dim);
+      load_tile(*value_tile_, inter(), columns_->value_position, column, params_.value_dim);
       __syncthreads();
       add_values(output_[t], scores, *value_tile_, params_.value_dim - column);
     }
   }
 
+  /// By two warps.
   __device__ void open_cluster(int64_t first) {
     const int64_t cluster = first + threadIdx.x;
     const int64_t lists = params_.batch * params_.heads * params_.clusters;
-    int32_t position = kNoRow;
-    int32_t value_position = kNoRow;
-    if (cluster < params_.clusters) {
-      position = static_cast<int32_t>(cluster);
+    const bool real = cluster < params_.clusters;
+    bool usable = real;
+    if (real) {
       const int64_t list = sequence_ * params_.clusters + cluster;
-      const bool usable = params_.inter_not_finite[value_block_ * lists + list] == 0;
-      value_position = usable ? position : kNoRow;
+      usable = params_.inter_not_finite[value_block_ * lists + list] == 0;
     }
-    columns_->position[threadIdx.x] = position;
-    columns_->value_position[threadIdx.x] = value_position;
+    const auto position = static_cast<int32_t>(cluster);
+    columns_->position[threadIdx.x] = real ? position : kNoRow;
+    columns_->value_position[threadIdx.x] = usable ? position : kNoRow;
+    const unsigned others = ballot(real && !usable);
+    if (lane_index() == 0) columns_->not_finite[warp_index()] = others;
   }
 
   /// Products become logits up to the scale; under Laplace, weights.
-  __device__ void finish_scores(TileSums& scores) {
+  __device__ void finish_scores(TileSums& scores, int columns) {
     const TilePlace place;
-    const float sign = scale_ < 0.0f && softmax_ ? -1.0f : 1.0f;
+    const float factor = softmax_ ? (scale_ < 0.0f ? -1.0f : 1.0f) : scale_;
 #pragma unroll
-    for (int n = 0; n < kTileColumns; ++n) {
+    for (int half = 0; half < 2; ++half) {
+      const float row_factor = columns_->row_factor[place.row(half)];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int row = place.row(i / 2);
-        const bool counts =
-            first_token_ + row < tokens_ && columns_->position[place.column(n, i % 2)] >= 0;
-        float score = sign * (scores[n][i] * columns_->row_factor[row]);
-        if (!softmax_) score *= scale_;
-        bad_ |= counts && !is_number(score);
-        if (!softmax_) score = counts ? laplace(score) : 0.0f;
-        scores[n][i] = score;
+      for (int n = 0; n < kTileColumns; ++n) {
+#pragma unroll
+        for (int side = 0; side < 2; ++side) {
+          float& score = scores[n][2 * half + side];
+          score = score * row_factor * factor;
+          bad_ |= !is_number(score);
+          if (!softmax_) {
+            const bool counts =
+                first_token_ + place.row(half) < tokens_ && place.column(n, side) < columns;
+            score = counts ? laplace(score) : 0.0f;
+          }
+        }
       }
     }
   }
@@ -168,58 +186,100 @@ class CombinationBlock {
     return params_.own_cluster[place] == cluster ? params_.own_slot[place] : -1;
   }
 
-  /// Moves the weights of terms that are added one by one to shared memory; terms[half] has the
-  /// columns of row place.row(half).
-  __device__ void take_terms(TileSums& weights, int64_t first, unsigned long long (&terms)[2]) {
+  /// Columns of row place.row(half) whose terms are added one by one: clusters that hold the token,
+  /// and those whose summaries are not finite.
+  __device__ void find_terms(int64_t first, unsigned long long (&terms)[2]) {
+    const TilePlace place;
+    const unsigned long long others =
+        static_cast<unsigned long long>(columns_->not_finite[1]) << 32 | columns_->not_finite[0];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int64_t token = first_token_ + place.row(half);
+      terms[half] = 0;
+      if (token >= tokens_) continue;
+      const unsigned long long own = *params_.membership(batch_, first / kTile, token);
+      covered_[half] |= own != 0;
+      terms[half] = own | others;
+    }
+  }
+
+  /// Moves the weights of the terms to shared memory.
+  __device__ void take_terms(TileSums& weights, const unsigned long long (&terms)[2]) {
     const TilePlace place;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int row = place.row(half);
-      unsigned long long mine = 0;
+      if (terms[half] == 0) continue;
+      const unsigned long long mine = terms[half] >> place.pair;
+      float* row = weights_ + place.row(half) * kTile;
 #pragma unroll
       for (int n = 0; n < kTileColumns; ++n) {
 #pragma unroll
         for (int side = 0; side < 2; ++side) {
-          const int column = place.column(n, side);
-          if (first_token_ + row >= tokens_ || columns_->position[column] < 0) continue;
-          const bool own = slot_of(first_token_ + row, first + column) >= 0;
-          covered_[half] |= own;
-          if (!own && columns_->value_position[column] >= 0) continue;
-          mine |= 1ull << column;
-          weights_[row * kTile + column] = weights[n][2 * half + side];
+          if ((mine >> (8 * n + side) & 1) == 0) continue;
+          row[place.column(n, side)] = weights[n][2 * half + side];
           weights[n][2 * half + side] = 0.0f;
         }
       }
-      terms[half] = warp_reduce(
-          mine, [](unsigned long long a, unsigned long long b) { return a | b; }, 4);
     }
   }
 
-  /// Adds the terms of one row: members' rows of R_intra, and summaries that are not finite. The
-  /// four lanes of a row go together; other rows may have more or fewer terms.
-  __device__ void add_terms(unsigned long long terms, int half, int64_t first) {
+  /// One term of a row.
+  struct Term {
+    int column;
+    int32_t slot;
+  };
+  __device__ Term open_term(unsigned long long terms, int half, int64_t first) const {
+    if (terms == 0) return {-1, -1};
     const TilePlace place;
-    const int row = place.row(half);
-    for (; terms != 0; terms &= terms - 1) {
-      const int column = __ffsll(static_cast<long long>(terms)) - 1;
-      const float weight = weights_[row * kTile + column];
-      const int64_t list = sequence_ * params_.clusters + first + column;
-      const int32_t slot = slot_of(first_token_ + row, first + column);
-      const float* source =
-          slot >= 0 ? params_.intra + (list * params_.cluster_size + slot) * params_.value_dim
-                    : params_.inter + list * params_.value_dim;
+    const int column = __ffsll(static_cast<long long>(terms)) - 1;
+    return {column, slot_of(first_token_ + place.row(half), first + column)};
+  }
+
+  /// Adds the terms: members' rows of R_intra, and summaries that are not finite. The four lanes of
+  /// a row go together; while a row is read, the place of the next one is looked up.
+  __device__ void add_terms(unsigned long long (&terms)[2], int64_t first) {
+    Term next[2] = {open_term(terms[0], 0, first), open_term(terms[1], 1, first)};
+    while (any((terms[0] | terms[1]) != 0)) {
+      const Term now[2] = {next[0], next[1]};
 #pragma unroll
-      for (int t = 0; t < kRowValueTiles; ++t) {
+      for (int half = 0; half < 2; ++half) {
+        terms[half] &= terms[half] - 1;
+        next[half] = open_term(terms[half], half, first);
+      }
 #pragma unroll
-        for (int n = 0; n < kTileColumns; ++n) {
+      for (int half = 0; half < 2; ++half) {
+        if (now[half].column >= 0) add_term(now[half], half, first);
+      }
+    }
+  }
+
+  __device__ void add_term(const Term& term, int half, int64_t first) {
+    const TilePlace place;
+    const float weight = weights_[place.row(half) * kTile + term.column];
+    const int64_t list = sequence_ * params_.clusters + first + term.column;
+    const float* source =
+        term.slot >= 0
+            ? params_.intra + (list * params_.cluster_size + term.slot) * params_.value_dim
+            : params_.inter + list * params_.value_dim;
+    const bool pairs = params_.value_dim % 2 == 0;
 #pragma unroll
-          for (int side = 0; side < 2; ++side) {
-            const int64_t element = first_value_ + t * kTile + place.column(n, side);
-            if (element >= params_.value_dim) continue;
-            float& sum = output_[t][n][2 * half + side];
-            sum = fmaf(weight, source[element], sum);
-          }
+    for (int t = 0; t < kValueTiles; ++t) {
+      float2 x[kTileColumns];
+#pragma unroll
+      for (int n = 0; n < kTileColumns; ++n) {
+        const int64_t element = first_value_ + t * kTile + place.column(n, 0);
+        x[n] = make_float2(0.0f, 0.0f);
+        if (pairs && element < params_.value_dim) {
+          x[n] = *reinterpret_cast<const float2*>(source + element);
+        } else {
+          if (element < params_.value_dim) x[n].x = source[element];
+          if (element + 1 < params_.value_dim) x[n].y = source[element + 1];
         }
+      }
+#pragma unroll
+      for (int n = 0; n < kTileColumns; ++n) {
+        output_[t][n][2 * half] = fmaf(weight, x[n].x, output_[t][n][2 * half]);
+        output_[t][n][2 * half + 1] = fmaf(weight, x[n].y, output_[t][n][2 * half + 1]);
       }
     }
   }
@@ -235,19 +295,19 @@ class CombinationBlock {
       const int64_t target = batch_ * params_.output.batch_stride +
                              head_ * params_.output.head_stride + token * params_.output.row_stride;
 #pragma unroll
-      for (int t = 0; t < kRowValueTiles; ++t) {
+      for (int t = 0; t < kValueTiles; ++t) {
+        const int64_t first = first_value_ + t * kTile;
 #pragma unroll
         for (int n = 0; n < kTileColumns; ++n) {
 #pragma unroll
           for (int side = 0; side < 2; ++side) {
-            const int64_t column = first_value_ + t * kTile + place.column(n, side);
-            if (column >= params_.value_dim) continue;
-            const float value =
-                token < tokens_ ? output_[t][n][2 * half + side] * normalizer : 0.0f;
-            bad_ |= !is_number(value);
-            store_element(params_.output.data, params_.storage, target + column, value);
+            float& value = output_[t][n][2 * half + side];
+            value = token < tokens_ ? value * normalizer : 0.0f;
+            bad_ |= first + place.column(n, side) < params_.value_dim && !is_number(value);
           }
         }
+        write_stored_row(params_.output.data, params_.storage, target + first,
+                         params_.value_dim - first, output_[t], half);
       }
     }
   }
@@ -287,27 +347,27 @@ class CombinationBlock {
   const int64_t first_value_;
   const bool softmax_;
   const float scale_;
-  const Rows query_;
-  const Rows surrogates_;
-  Rows inter_;
   CombinationColumns* columns_;
   OperandTile<kSplit>* query_tiles_;
   OperandTile<kSplit>* key_tile_;
   OperandTile<kSplit>* value_tile_;
   float* weights_;
   RowSoftmax softmax_state_;
-  RowOutput output_;
+  TileSums output_[kValueTiles];
   bool covered_[2] = {false, false};
   bool bad_ = false;
 };
 
-template <bool kSplit>
-__global__ void __launch_bounds__(kTileThreads) cast_combination(const CastParams params) {
+/// kSmall: dim and value_dim are at most 64.
+template <bool kSplit, bool kSmall>
+__global__ void __launch_bounds__(kTileThreads, kSmall ? 4 : 2)
+    cast_combination(const CastParams params) {
   // query: (64 of N,D), surrogates: (C,D), inter: (C,E), intra: (C,kappa,E) -> output: (64 of N,E)
   const int64_t value_blocks = value_blocks_of(params.value_dim);
   const int64_t tiles = token_tiles(params.tokens);
   const int64_t rest = blockIdx.x / value_blocks;
-  CombinationBlock<kSplit>(params, rest / tiles, rest % tiles, blockIdx.x % value_blocks).run();
+  CombinationBlock<kSplit, kSmall>(params, rest / tiles, rest % tiles, blockIdx.x % value_blocks)
+      .run();
 }
 
 }  // namespace cluster_attention::cuda

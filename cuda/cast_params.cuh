@@ -49,6 +49,8 @@ struct CastParams {
   int32_t* slots = nullptr;        // (B,C,N): the place of a token in a cluster, or -1
   int32_t* own_cluster = nullptr;  // (B,N), single assignment, in the place of slots
   int32_t* own_slot = nullptr;     // (B,N)
+  /// (B,tiles of C,N): bit c of a tile is set where cluster 64 tile + c holds the token. Optional.
+  unsigned long long* memberships = nullptr;
 
   // Steps 4 and 5.
   float* intra = nullptr;               // R_intra (B*H,C,kappa,E)
@@ -72,8 +74,20 @@ struct CastParams {
     if (activation == Activation::laplace && !has_scale) return 1.0f / static_cast<float>(keys);
     return scale;
   }
+  __device__ unsigned long long* membership(int64_t b, int64_t tile, int64_t token) const {
+    return memberships + (b * tiles_of(clusters) + tile) * tokens + token;
+  }
+  __device__ void clear_memberships(int64_t b, int64_t token) const {
+    if (memberships == nullptr) return;
+    for (int64_t tile = 0; tile < tiles_of(clusters); ++tile) *membership(b, tile, token) = 0;
+  }
   __device__ bool selects() const { return selection != Selection::given; }
 };
+
+/// Tiles of the queries of a cluster, the summary among them.
+CA_HOST_DEVICE inline int64_t member_tiles(int64_t cluster_size) {
+  return tiles_of(cluster_size + 1);
+}
 
 /// Blocks of tokens of a sequence, at least one.
 CA_HOST_DEVICE inline int64_t token_tiles(int64_t tokens) {

@@ -12,6 +12,7 @@
 // the others choose again. Every round serves at least one token, and all of them unless a cluster
 // fills up: at most N / 256 + C rounds.
 
+#include "cuda/block_selection.cuh"
 #include "cuda/block_sort.cuh"
 #include "cuda/cast_params.cuh"
 
@@ -19,10 +20,11 @@ namespace cluster_attention::cuda {
 
 constexpr int kSelectionThreads = 256;
 /// The most members that are sorted in shared memory.
-constexpr int64_t kSharedMembers = 2048;
+constexpr int64_t kSharedMembers = BlockSelection::kMost;
 
 struct SelectionLayout {
   int64_t scratch;
+  int64_t list_scratch;  // of longer lists
   int64_t candidates;
   int64_t bytes;
 };
@@ -31,32 +33,40 @@ CA_HOST_DEVICE inline SelectionLayout selection_layout(int64_t cluster_size) {
   SharedLayout parts;
   SelectionLayout layout;
   const int64_t size = next_power_of_two(cluster_size);
-  layout.scratch = parts.add<SelectionScratch>(1);
+  layout.scratch = parts.add<BlockSelection::Scratch>(1);
+  layout.list_scratch = parts.add<SelectionScratch>(1);
   layout.candidates = parts.add<unsigned long long>(size <= kSharedMembers ? size : 0);
   layout.bytes = parts.bytes();
   return layout;
 }
 
-__global__ void __launch_bounds__(kSelectionThreads) select_members(const CastParams params) {
+__global__ void __launch_bounds__(kBlockSelectionThreads) select_members(const CastParams params) {
   // affinity: (N) of one cluster -> members: (kappa), slots: (N)
+  constexpr int kThreads = kBlockSelectionThreads;
   const int64_t list = blockIdx.x;
   const int64_t tokens = params.real_tokens(list / params.clusters);
   const int64_t size = params.cluster_size < tokens ? params.cluster_size : tokens;
   const SelectionLayout layout = selection_layout(params.cluster_size);
-  unsigned long long* candidates = next_power_of_two(params.cluster_size) <= kSharedMembers
-                                       ? dynamic_shared<unsigned long long>(layout.candidates)
-                                       : params.order + list * params.order_size;
+  const bool in_shared = next_power_of_two(params.cluster_size) <= kSharedMembers;
+  unsigned long long* candidates = in_shared ? dynamic_shared<unsigned long long>(layout.candidates)
+                                             : params.order + list * params.order_size;
+  const float* affinity = params.affinity + list * params.tokens;
   int32_t* slots = params.slots + list * params.tokens;
-  for (int64_t n = threadIdx.x; n < params.tokens; n += kSelectionThreads) slots[n] = -1;
+  for (int64_t n = threadIdx.x; n < params.tokens; n += kThreads) slots[n] = -1;
   if (size > 0) {
-    select_largest(params.affinity + list * params.tokens, tokens, size, candidates,
-                   *dynamic_shared<SelectionScratch>(layout.scratch));
+    if (in_shared) {
+      BlockSelection selection(*dynamic_shared<BlockSelection::Scratch>(layout.scratch));
+      selection.run(affinity, tokens, static_cast<int>(size), candidates);
+    } else {
+      select_largest(affinity, tokens, size, candidates,
+                     *dynamic_shared<SelectionScratch>(layout.list_scratch));
+    }
     const int64_t padded = next_power_of_two(size);
-    for (int64_t i = size + threadIdx.x; i < padded; i += kSelectionThreads) candidates[i] = 0;
+    for (int64_t i = size + threadIdx.x; i < padded; i += kThreads) candidates[i] = 0;
     __syncthreads();
     sort_descending(candidates, padded);
   }
-  for (int64_t slot = threadIdx.x; slot < params.cluster_size; slot += kSelectionThreads) {
+  for (int64_t slot = threadIdx.x; slot < params.cluster_size; slot += kThreads) {
     const int64_t place = list * params.cluster_size + slot;
     const int32_t token = slot < size ? candidate_index(candidates[slot]) : -1;
     if (slot < size) {
@@ -158,6 +168,7 @@ __global__ void __launch_bounds__(kSelectionThreads) take_members(const CastPara
   for (int64_t n = cluster * kSelectionThreads + threadIdx.x; n < tokens;
        n += params.clusters * kSelectionThreads) {
     open_gate(params, batch, n);
+    params.clear_memberships(batch, n);
   }
   constexpr int32_t kFree = 0x7fffffff;
   for (int64_t n = threadIdx.x; n < params.tokens; n += kSelectionThreads) slots[n] = kFree;

@@ -11,30 +11,16 @@
 // lists of members, inputs of weight 0 and the ends of sequences are all met by the same loop:
 // position -1 is a row of zeros, and nothing is read for it.
 
-#include "cuda/primitives/async_copy.cuh"
 #include "cuda/primitives/exp2.cuh"
-#include "cuda/primitives/mma.cuh"
-#include "cuda/rows.cuh"
+#include "cuda/tile_fetch.cuh"
 
 namespace cluster_attention::cuda {
 
-constexpr int kTile = 64;
-constexpr int kTileWarps = kTile / 16;
-constexpr int kTileThreads = kTileWarps * kWarp;
-/// From row to row of a tile: eight rows of 16 bytes then lie in different banks.
-constexpr int kTilePitch = kTile + 8;
 /// Tiles of 8 columns of a warp's scores or output.
 constexpr int kTileColumns = kTile / 8;
 
 /// 16 rows and 64 columns of the block's product, in the registers of one warp.
 using TileSums = FragmentD[kTileColumns];
-
-/// 64 rows of 64 numbers.
-template <bool kSplit>
-struct alignas(16) OperandTile {
-  bfloat16 high[kTile * kTilePitch];
-  bfloat16 low[kSplit ? kTile * kTilePitch : 8];
-};
 
 /// Where the elements of a thread lie in the product: d[0], d[1] in row(0), d[2], d[3] in row(1).
 struct TilePlace {
@@ -53,145 +39,6 @@ __device__ inline void clear(TileSums& sums) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) sums[n][i] = 0.0f;
   }
-}
-
-/// Products take 16 elements at a time: what is past the last one has zeros up to there.
-__device__ inline int padded_count(int count) { return (count + 15) / 16 * 16; }
-
-/// Puts 16 bytes of operands in a tile: eight elements from element `place` on.
-template <bool kSplit>
-__device__ inline void store_chunk(OperandTile<kSplit>& tile, int place, const float (&x)[8]) {
-  uint4 high, low;
-  if constexpr (kSplit) {
-    split_pair(x[0], x[1], high.x, low.x);
-    split_pair(x[2], x[3], high.y, low.y);
-    split_pair(x[4], x[5], high.z, low.z);
-    split_pair(x[6], x[7], high.w, low.w);
-    *reinterpret_cast<uint4*>(tile.low + place) = low;
-  } else {
-    high = make_uint4(pack_bfloat16(x[0], x[1]), pack_bfloat16(x[2], x[3]),
-                      pack_bfloat16(x[4], x[5]), pack_bfloat16(x[6], x[7]));
-  }
-  *reinterpret_cast<uint4*>(tile.high + place) = high;
-}
-
-/// Elements [column, column + 8) of `count` wanted ones of a row, however they lie in memory.
-template <bool kSplit>
-__device__ void load_chunk(OperandTile<kSplit>& tile, const Rows& source, int32_t at, int row,
-                           int column, int64_t first, int count) {
-  float x[8];
-#pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    x[i] = at != kNoRow && column + i < count ? source.element(at, first + column + i) : 0.0f;
-  }
-  store_chunk(tile, row * kTilePitch + column, x);
-}
-
-/// Rows of bfloat16 that are used as they are: their chunks of 16 bytes pass no register.
-template <bool kSplit>
-__device__ void copy_chunks(OperandTile<kSplit>& tile, const Rows& source, const int32_t* position,
-                            int64_t first, int count) {
-  constexpr int kRows = kTileThreads / 8;
-  const int column = static_cast<int>(threadIdx.x) % 8 * 8;
-  if (column >= padded_count(count)) return;
-  const auto* elements = reinterpret_cast<const bfloat16*>(source.data) + source.offset + first;
-#pragma unroll
-  for (int i = 0; i < kTile / kRows; ++i) {
-    const int row = static_cast<int>(threadIdx.x) / 8 + i * kRows;
-    const int32_t at = position[row];
-    if (at == kExtraRow) {
-      load_chunk(tile, source, at, row, column, first, count);
-      continue;
-    }
-    const int place = row * kTilePitch + column;
-    copy_async_16(tile.high + place, elements + (at < 0 ? 0 : at * source.stride) + column,
-                  at >= 0 && column < count);
-    if constexpr (kSplit) {
-      *reinterpret_cast<uint4*>(tile.low + place) = make_uint4(0, 0, 0, 0);
-    }
-  }
-}
-
-/// Rows of floats, 16 bytes at a time; all loads of a thread are under way before the first one is
-/// waited for.
-template <bool kSplit>
-__device__ void load_vectors(OperandTile<kSplit>& tile, const Rows& source, const int32_t* position,
-                             int64_t first, int count) {
-  constexpr int kRows = kTileThreads / 16;
-  constexpr int kLoads = kTile / kRows;
-  const int column = static_cast<int>(threadIdx.x) % 16 * 4;
-  if (column >= padded_count(count)) return;
-  const float* origin = source.origin != nullptr ? source.origin + first + column : nullptr;
-  float4 x[kLoads];
-#pragma unroll
-  for (int i = 0; i < kLoads; ++i) {
-    const int32_t at = position[static_cast<int>(threadIdx.x) / 16 + i * kRows];
-    x[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-    if (at != kNoRow && column < count) {
-      x[i] = *reinterpret_cast<const float4*>(source.plain_row(at) + first + column);
-    }
-  }
-#pragma unroll
-  for (int i = 0; i < kLoads; ++i) {
-    const int row = static_cast<int>(threadIdx.x) / 16 + i * kRows;
-    if (source.round) {
-      x[i] = make_float4(round_to_bfloat16(x[i].x), round_to_bfloat16(x[i].y),
-                         round_to_bfloat16(x[i].z), round_to_bfloat16(x[i].w));
-    }
-    if (origin != nullptr && column < count && position[row] != kNoRow) {
-      x[i].x -= origin[0];
-      x[i].y -= origin[1];
-      x[i].z -= origin[2];
-      x[i].w -= origin[3];
-    }
-    const int place = row * kTilePitch + column;
-    if constexpr (kSplit) {
-      uint2 high, low;
-      split_pair(x[i].x, x[i].y, high.x, low.x);
-      split_pair(x[i].z, x[i].w, high.y, low.y);
-      *reinterpret_cast<uint2*>(tile.high + place) = high;
-      *reinterpret_cast<uint2*>(tile.low + place) = low;
-    } else {
-      *reinterpret_cast<uint2*>(tile.high + place) =
-          make_uint2(pack_bfloat16(x[i].x, x[i].y), pack_bfloat16(x[i].z, x[i].w));
-    }
-  }
-}
-
-/// Starts to fill a tile with elements [first, first + 64) of the rows at `position` (64, shared
-/// memory; kNoRow: zeros); what lies past `width` is 0. All threads of the block call it;
-/// tiles_arrive() and a barrier must follow. kAccess may say what source.access() would.
-template <RowAccess kAccess = RowAccess::any, bool kSplit>
-__device__ void fetch_tile(OperandTile<kSplit>& tile, const Rows& source, const int32_t* position,
-                           int64_t first, int64_t width) {
-  const int count = width - first < kTile ? static_cast<int>(width - first) : kTile;
-  const RowAccess access = kAccess == RowAccess::any ? source.access(first, count) : kAccess;
-  if (access == RowAccess::copies) {
-    copy_chunks(tile, source, position, first, count);
-  } else if (access == RowAccess::vectors) {
-    load_vectors(tile, source, position, first, count);
-  } else {
-    const int column = static_cast<int>(threadIdx.x) % 8 * 8;
-    if (column >= padded_count(count)) return;
-#pragma unroll 1
-    for (int row = static_cast<int>(threadIdx.x) / 8; row < kTile; row += kTileThreads / 8) {
-      load_chunk(tile, source, position[row], row, column, first, count);
-    }
-  }
-}
-
-/// Waits for what this thread has fetched; a barrier shows it to the others.
-__device__ inline void tiles_arrive() {
-  commit_copies();
-  wait_copies<0>();
-}
-
-/// fetch_tile() that has arrived: only a barrier must follow.
-template <bool kSplit>
-__device__ void load_tile(OperandTile<kSplit>& tile, const Rows& source, const int32_t* position,
-                          int64_t first, int64_t width) {
-  fetch_tile(tile, source, position, first, width);
-  tiles_arrive();
 }
 
 /// scores += rows x columns^T over the first `depth` elements (at most 64) of both tiles.
@@ -353,6 +200,30 @@ __device__ inline void write_row(float* target, int64_t width, const TileSums& s
     } else {
       if (column < width) target[column] = left;
       if (column + 1 < width) target[column + 1] = right;
+    }
+  }
+}
+
+/// The same to a row of an array in some storage, which begins at element `target`.
+__device__ inline void write_stored_row(float* data, Storage storage, int64_t target, int64_t width,
+                                        const TileSums& sums, int half) {
+  if (storage == Storage::float32) {
+    write_row(data + target, width, sums, half);
+    return;
+  }
+  const TilePlace place;
+  auto* row = reinterpret_cast<bfloat16*>(data) + target;
+  const bool pairs = reinterpret_cast<uintptr_t>(row) % sizeof(uint32_t) == 0;
+#pragma unroll
+  for (int n = 0; n < kTileColumns; ++n) {
+    const int column = place.column(n, 0);
+    const float left = sums[n][2 * half];
+    const float right = sums[n][2 * half + 1];
+    if (pairs && column + 1 < width) {
+      *reinterpret_cast<uint32_t*>(row + column) = pack_bfloat16(left, right);
+    } else {
+      if (column < width) row[column] = to_bfloat16(left);
+      if (column + 1 < width) row[column + 1] = to_bfloat16(right);
     }
   }
 }

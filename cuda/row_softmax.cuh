@@ -18,8 +18,9 @@ struct RowSoftmax {
 
   /// Scores become weight(column) * 2^(exponent (score - maximum)); a weight of 0 leaves a column
   /// out, whatever its score. The output is brought to the new maximum.
-  template <typename Weight>
-  __device__ void weigh(TileSums& scores, RowOutput& output, float exponent, const Weight& weight) {
+  template <int kTiles, typename Weight>
+  __device__ void weigh(TileSums& scores, TileSums (&output)[kTiles], float exponent,
+                        const Weight& weight) {
     const TilePlace place;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -47,7 +48,7 @@ struct RowSoftmax {
           score = multiplier != 0.0f ? multiplier * exp2_fast((score - joint) * exponent) : 0.0f;
           sum[half] += score;
 #pragma unroll
-          for (int t = 0; t < kRowValueTiles; ++t) output[t][n][2 * half + side] *= factor;
+          for (int t = 0; t < kTiles; ++t) output[t][n][2 * half + side] *= factor;
         }
       }
     }

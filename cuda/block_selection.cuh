@@ -1,0 +1,154 @@
+#pragma once
+
+// The best of a long list by one block, a part of the list in its registers at a time.
+//
+// Method: bisection, bit by bit, of the key that the last one chosen has, by counting the keys that
+// are not below; where that key occurs more often than there is room, likewise of the index. What
+// has been chosen so far joins the next part. Nothing depends on the order of the threads:
+// candidates are distinct (native/core/order.h).
+
+#include "cuda/primitives/warp.cuh"
+#include "native/core/order.h"
+
+namespace cluster_attention::cuda {
+
+constexpr int kBlockSelectionThreads = 1024;
+constexpr int kBlockSelectionWarps = kBlockSelectionThreads / kWarp;
+
+class BlockSelection {
+ public:
+  static constexpr int kKeys = 16;  // of a thread, of each part
+  static constexpr int kChosen = 2;
+  static constexpr int64_t kPart = kKeys * kBlockSelectionThreads;
+  /// The most that can be chosen.
+  static constexpr int64_t kMost = kChosen * kBlockSelectionThreads;
+
+  struct Scratch {
+    int32_t counts[2][kBlockSelectionWarps];
+    int32_t taken;
+  };
+
+  __device__ explicit BlockSelection(Scratch& scratch) : scratch_(scratch) {}
+
+  /// The best `size` of `length` scores in any order, visible to all; 1 <= size <= length, kMost.
+  __device__ void run(const float* scores, int64_t length, int size,
+                      unsigned long long* candidates) {
+    for (int64_t first = 0; first < length; first += kPart) {
+      first_ = first;
+      load(scores, length, first > 0 ? size : 0, candidates);
+      if (threadIdx.x == 0) scratch_.taken = 0;
+      find_key(size);
+      if (kept_ > size) find_index(size);
+      __syncthreads();  // what was chosen before is in registers
+      take(candidates);
+      __syncthreads();
+    }
+  }
+
+ private:
+  /// Keys of a part, and what the parts before have left; 0 is no key of a number.
+  __device__ void load(const float* scores, int64_t length, int chosen,
+                       const unsigned long long* candidates) {
+    const int64_t rest = length - first_;
+#pragma unroll
+    for (int i = 0; i < kKeys; ++i) {
+      const int64_t at = i * kBlockSelectionThreads + threadIdx.x;
+      key_[i] = at < rest ? ordered_key(scores[first_ + at]) : 0;
+    }
+#pragma unroll
+    for (int i = 0; i < kChosen; ++i) {
+      const int at = i * kBlockSelectionThreads + static_cast<int>(threadIdx.x);
+      chosen_[i] = at < chosen ? candidates[at] : 0;
+    }
+  }
+
+  __device__ static uint32_t key_of(unsigned long long candidate) {
+    return static_cast<uint32_t>(candidate >> 32);
+  }
+  /// The lower half of a candidate: larger for lower indices.
+  __device__ uint32_t rank_of(int i) const {
+    return ~static_cast<uint32_t>(first_ + i * kBlockSelectionThreads + threadIdx.x);
+  }
+
+  /// How many of all threads' numbers satisfy a condition, of which this one has `mine`.
+  __device__ int count(int mine) {
+    int32_t* counts = scratch_.counts[round_++ % 2];
+    mine = warp_sum(mine);
+    if (lane_index() == 0) counts[warp_index()] = mine;
+    __syncthreads();
+    return warp_sum(counts[lane_index()]);
+  }
+
+  template <typename Condition>
+  __device__ int count_keys(const Condition& condition) {
+    int mine = 0;
+#pragma unroll
+    for (int i = 0; i < kKeys; ++i) mine += condition(key_[i]) ? 1 : 0;
+#pragma unroll
+    for (int i = 0; i < kChosen; ++i) mine += condition(key_of(chosen_[i])) ? 1 : 0;
+    return count(mine);
+  }
+
+  /// The largest key with at least `size` keys that are not below it, or one that has just `size`.
+  __device__ void find_key(int size) {
+    key_limit_ = 0;
+    rank_limit_ = 0;
+    kept_ = size + 1;
+    for (int bit = 31; bit >= 0 && kept_ != size; --bit) {
+      const uint32_t trial = key_limit_ | 1u << bit;
+      const int found = count_keys([=](uint32_t key) { return key >= trial; });
+      if (found < size) continue;
+      key_limit_ = trial;
+      kept_ = found;
+    }
+  }
+
+  /// Which of the candidates that share the last key stay: those of the lowest indices.
+  __device__ void find_index(int size) {
+    const uint32_t limit = key_limit_;
+    const int above = count_keys([=](uint32_t key) { return key > limit; });
+    int kept = kept_ - above;
+    for (int bit = 31; bit >= 0 && kept != size - above; --bit) {
+      const uint32_t trial = rank_limit_ | 1u << bit;
+      int mine = 0;
+#pragma unroll
+      for (int i = 0; i < kKeys; ++i) mine += key_[i] == limit && rank_of(i) >= trial ? 1 : 0;
+#pragma unroll
+      for (int i = 0; i < kChosen; ++i) {
+        const bool equal = key_of(chosen_[i]) == limit;
+        mine += equal && static_cast<uint32_t>(chosen_[i]) >= trial ? 1 : 0;
+      }
+      const int found = count(mine);
+      if (found < size - above) continue;
+      rank_limit_ = trial;
+      kept = found;
+    }
+  }
+
+  __device__ void take(unsigned long long* candidates) {
+    const unsigned long long limit =
+        static_cast<unsigned long long>(key_limit_) << 32 | rank_limit_;
+    const auto offer = [&](unsigned long long candidate) {
+      if (candidate >= limit) candidates[atomicAdd(&scratch_.taken, 1)] = candidate;
+    };
+#pragma unroll
+    for (int i = 0; i < kKeys; ++i) {
+      if (key_[i] != 0) offer(static_cast<unsigned long long>(key_[i]) << 32 | rank_of(i));
+    }
+#pragma unroll
+    for (int i = 0; i < kChosen; ++i) {
+      if (chosen_[i] != 0) offer(chosen_[i]);
+    }
+  }
+
+  Scratch& scratch_;
+  int64_t first_ = 0;  // of the part
+  uint32_t key_[kKeys];
+  unsigned long long chosen_[kChosen];
+  uint32_t key_limit_ = 0;
+  uint32_t rank_limit_ = 0;
+  int kept_ = 0;  // candidates whose keys are not below the limit
+  int round_ = 0;
+};
+
+}  // namespace cluster_attention::cuda
