@@ -32,6 +32,8 @@ template <typename Problem>
 Status execute(Problem problem, const CallSettings& settings, Context& context,
                Status (*kernel)(const Problem&, Context&)) {
   const ProblemArrays arrays(problem);
+  if (context.cancelled()) return Status::cancelled();  // before anything is allocated
+  if (!arrays.has_results()) return Status::success();
   if (settings.precision == Precision::bfloat16) {
     CA_RETURN_IF_ERROR(arrays.round(context));
     context.set_bfloat16_operands();

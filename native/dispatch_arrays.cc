@@ -46,6 +46,12 @@ void* ProblemArray::data() const {
 
 void ProblemArray::redirect(const void* data) const { std::memcpy(slot, &data, sizeof data); }
 
+bool ProblemArrays::has_results() const {
+  return std::any_of(begin(), end(), [](const ProblemArray& array) {
+    return array.is_result && array.elements > 0;
+  });
+}
+
 Status ProblemArrays::round(Context& context) const {
   for (const ProblemArray& input : *this) {
     if (!input.is_float_argument()) continue;

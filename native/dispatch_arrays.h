@@ -83,6 +83,8 @@ class ProblemArrays {
   const ProblemArray* begin() const { return arrays_; }
   const ProblemArray* end() const { return arrays_ + count_; }
 
+  /// Whether any result has an element: else there is nothing to do, however large the other sizes.
+  bool has_results() const;
   /// Points every float argument of the problem at a copy that is rounded to bfloat16.
   Status round(Context& context) const;
   /// The first NaN or Inf in a row that is read; StatusCode::overflow when there is none.

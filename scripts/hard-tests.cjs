@@ -32,6 +32,7 @@ const PARTS = {
     ),
   ],
   safetensors: () => [program('fuzz-safetensors.mjs', { executions: 2_000_000 })],
+  fuzz: () => [script('fuzz.cjs', 'seconds=300')],
   numbers: () => {
     buildNativeTests();
     return [1, 2, 3, 4].map((seed) => [nativeTests, [`--random=${seed},500`, 'reference']]);

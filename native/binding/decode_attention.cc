@@ -93,6 +93,8 @@ void decode_weighting(Request& request, CentroidAttentionProblem& problem) {
 /// Sizes, surrogates and gate of CAST. Returns the number of its slots.
 int64_t decode_surrogates(Request& request, CastAttentionProblem& problem) {
   const AttentionShape& shape = problem.inputs.shape;
+  request.require(shape.query_length == shape.key_length, "queryLength",
+                  "keyLength, each token being a query and a key,");
   problem.has_scale = request.flag("hasScale");
   problem.clusters = request.size("clusters", 1);
   problem.cluster_size = request.size("clusterSize");  // given lists may be wider than N

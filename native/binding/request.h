@@ -69,6 +69,11 @@ class Request {
   /// return zero.
   bool ok() const { return ok_; }
 
+  /// Refuses `name` unless the condition holds.
+  void require(bool condition, const char* name, const char* expected) {
+    if (!condition) fail_range(name, expected);
+  }
+
   bool flag(const char* name);
   double number(const char* name);
   int64_t integer(const char* name, int64_t minimum, int64_t maximum);

@@ -57,15 +57,15 @@ constexpr int kNibbles = 16;
 typedef int8_t Bytes __attribute__((vector_size(kBytes)));
 typedef uint8_t UnsignedBytes __attribute__((vector_size(kBytes)));
 
-/// bytes[a][b] = popcount(a ^ b).
+/// bytes[16 * a + b] = popcount(a ^ b).
 struct NibbleDistances {
-  alignas(16) int8_t bytes[16][16];
+  alignas(16) int8_t bytes[16 * 16];
 
   constexpr NibbleDistances() : bytes() {
     for (int a = 0; a < 16; ++a) {
       for (int b = 0; b < 16; ++b) {
         const int x = a ^ b;
-        bytes[a][b] = static_cast<int8_t>((x & 1) + (x >> 1 & 1) + (x >> 2 & 1) + (x >> 3));
+        bytes[16 * a + b] = static_cast<int8_t>((x & 1) + (x >> 1 & 1) + (x >> 2 & 1) + (x >> 3));
       }
     }
   }
@@ -123,7 +123,7 @@ void nearest_centroids(const Bytes (&nibbles)[kNibbles][2], const uint64_t* cent
 #pragma GCC unroll 16
     for (int n = 0; n < NIBBLES; ++n) {
       const uint64_t offset = (n > 0 ? centroids[c] >> (4 * n - 4) : centroids[c] << 4) & 0xf0;
-      const Bytes table = load_table(kNibbleDistances.bytes[0] + offset);
+      const Bytes table = load_table(kNibbleDistances.bytes + offset);
       distance[0] += look_up(table, nibbles[n][0]);
       distance[1] += look_up(table, nibbles[n][1]);
     }

@@ -133,7 +133,10 @@ int run_tests(const Part& part, int filter_count, const char* const* filters) {
 
 #if defined(__SANITIZE_ADDRESS__)
 // Allocations of absurd sizes fail as they do without the sanitizer, instead of ending the run.
-extern "C" const char* __asan_default_options() { return "allocator_may_return_null=1"; }
+// Visible: the sanitizer's library looks for it.
+extern "C" __attribute__((visibility("default"))) const char* __asan_default_options() {
+  return "allocator_may_return_null=1";
+}
 #endif
 
 namespace {
