@@ -28,7 +28,7 @@ const PARTS = {
     program(
       'life.mjs',
       { rounds: 10, aborts: 1000, exits: 50, drift: 10_000 },
-      { node: ['--expose-gc'] },
+      { node: ['--expose-gc', '--max-semi-space-size=1'] },
     ),
   ],
   safetensors: () => [program('fuzz-safetensors.mjs', { executions: 2_000_000 })],

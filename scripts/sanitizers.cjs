@@ -5,9 +5,11 @@
 //   node scripts/sanitizers.cjs tsan [native filter ...]   ThreadSanitizer: native tests with 1, 2,
 //                                                          3, 8 and 16 threads
 //   node scripts/sanitizers.cjs valgrind                   memcheck: a sample of the native tests
-// Each first proves itself awake: test/hooks/planted.cc has a bug for each tool.
+// Each first proves itself awake: test/hooks/planted.cc has a bug for each tool, and the addon that
+// is built for asan one for the sanitizer inside Node.
 
 const { spawnSync } = require('node:child_process');
+const { copyFileSync, mkdirSync } = require('node:fs');
 const { join } = require('node:path');
 const { addonDefinitions, cmake } = require('./build.cjs');
 const { copyTree, root } = require('./trees.cjs');
@@ -15,14 +17,24 @@ const { copyTree, root } = require('./trees.cjs');
 const FLAGS = {
   asan: '-fsanitize=address,undefined -fno-sanitize-recover=undefined',
   tsan: '-fsanitize=thread',
-  valgrind: '-mno-avx512f', // which valgrind does not know
+  valgrind: '-O1',
 };
+const ADDON = 'cluster_attention.node';
 const THREADS = [1, 2, 3, 8, 16];
 /** Tests of the pool and of what runs on it; every operation promises the same bits on any number. */
 const TSAN_FILTERS = ['threads', 'thread pool', 'workspace'];
 const VALGRIND_FILTERS = ['order', 'top-k: ', 'softmax', 'hash: ', 'broadcast: '];
 /** Suites that reach all operations without fresh processes of their own. */
-const SUITES = ['hostile-input', 'arguments', 'gradients', 'non-finite', 'vjp', 'async', 'options'];
+const SUITES = [
+  'hostile-input',
+  'arguments',
+  'gradients',
+  'non-finite',
+  'vjp',
+  'async',
+  'options',
+  'found',
+];
 
 function start(program, args, environment = {}) {
   return spawnSync(program, args, {
@@ -48,6 +60,7 @@ function build(tool) {
   cmake(folder, {
     ...addonDefinitions(),
     CA_BUILD_ADDON: tool === 'asan' ? 'ON' : 'OFF',
+    CA_BUILD_TEST_HOOKS: tool === 'asan' ? 'ON' : 'OFF',
     CA_BUILD_TESTS: 'ON',
     CMAKE_CXX_FLAGS: `${FLAGS[tool]} -fno-omit-frame-pointer -g1`,
     CMAKE_CXX_FLAGS_RELEASE: '-O1',
@@ -88,23 +101,37 @@ function runNative(tool, program, args, environment) {
 /** Where the compiler keeps a library. */
 const library = (name) => start('c++', [`-print-file-name=${name}`]).stdout.trim();
 
-/** The JavaScript suites on an addon with the address sanitizer, whose library comes first. */
-function runSuites() {
+/** A copy of the package with the addon of build('asan'), and what Node needs to load it. */
+function makeTree() {
   const tree = copyTree('asan');
-  const { copyFileSync, mkdirSync } = require('node:fs');
-  mkdirSync(join(tree, 'build', 'Release'), { recursive: true });
-  const addon = 'cluster_attention.node';
-  copyFileSync(join(root, 'build', 'asan-addon', addon), join(tree, 'build', 'Release', addon));
+  const folder = join(tree, 'build', 'Release');
+  mkdirSync(folder, { recursive: true });
+  copyFileSync(join(root, 'build', 'asan-addon', ADDON), join(folder, ADDON));
   const environment = {
     LD_PRELOAD: `${library('libasan.so')} ${library('libubsan.so')}`,
     // Node leaks on purpose, and has its own handlers of signals.
     ASAN_OPTIONS: 'detect_leaks=0:allocator_may_return_null=1:handle_segv=0',
   };
+  return { tree, environment: { ...process.env, ...environment } };
+}
+
+/** Inside Node too the sanitizer must find what is wrong. */
+function proveAwakeInNode({ tree, environment }) {
+  const script = `require(${JSON.stringify(join(tree, 'build', 'Release', ADDON))}).readOutside()`;
+  const options = { encoding: 'utf8', env: environment };
+  const { status, stderr } = spawnSync(process.execPath, ['-e', script], options);
+  const found = status !== 0 && /heap-buffer-overflow/.test(stderr);
+  if (!found) fail(`asan sleeps inside Node\n${stderr}`);
+  figure('asan: planted bug inside Node', found ? 'found' : 'MISSED');
+}
+
+/** The JavaScript suites on an addon with the address sanitizer, whose library comes first. */
+function runSuites({ tree, environment }) {
   const vitest = join(root, 'node_modules', 'vitest', 'vitest.mjs');
   const { status, stdout, stderr } = spawnSync(
     process.execPath,
     [vitest, 'run', '--testTimeout=600000', ...SUITES.map((suite) => `test/lib/${suite}`)],
-    { cwd: tree, encoding: 'utf8', env: { ...process.env, ...environment }, maxBuffer: 1 << 28 },
+    { cwd: tree, encoding: 'utf8', env: environment, maxBuffer: 1 << 28 },
   );
   // oxlint-disable-next-line no-control-regex
   const plain = stdout.replace(/\x1b\[[0-9;]*m/g, '');
@@ -120,8 +147,10 @@ const tools = {
       overflow: /signed integer overflow/,
     });
     const program = join(build('asan'), 'native_tests');
+    const tree = makeTree();
+    proveAwakeInNode(tree);
+    runSuites(tree);
     runNative('asan', program, filters);
-    runSuites();
   },
   tsan(filters) {
     proveAwake('tsan', { race: /data race/ });
@@ -135,8 +164,9 @@ const tools = {
   },
   valgrind() {
     proveAwake('valgrind', { heap: /Invalid (read|write)/, uninitialised: /uninitialised value/ });
-    const program = join(build('valgrind'), 'native_tests');
-    runNative('valgrind', program, VALGRIND_FILTERS);
+    // The plain build: memcheck says that there is no AVX-512, and the tests take other kernels.
+    cmake('build/native-tests', { CA_BUILD_ADDON: 'OFF', CA_BUILD_TESTS: 'ON' });
+    runNative('valgrind', join(root, 'build/native-tests/native_tests'), VALGRIND_FILTERS);
   },
 };
 

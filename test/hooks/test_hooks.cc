@@ -5,6 +5,7 @@
 //   failNew(n)           the same for operator new(nothrow): calls and their queue
 //   failThreads(flag)    no thread of the pool can be started
 //   bytesInUse()         bytes that live workspaces hold
+//   readOutside()        reads past an array: a bug, for the address sanitizer to find
 
 #include <node_api.h>
 
@@ -69,13 +70,24 @@ napi_value bytes_in_use(napi_env env, napi_callback_info) {
   return result;
 }
 
+napi_value read_outside(napi_env env, napi_callback_info) {
+  constexpr size_t kLength = 4;
+  int32_t* array = new int32_t[kLength]();
+  const volatile int32_t* element = array;
+  napi_value result = nullptr;
+  napi_create_int32(env, element[kLength], &result);
+  delete[] array;
+  return result;
+}
+
 }  // namespace
 
 bool add_test_hooks(napi_env env, napi_value exports) {
   return add_function(env, exports, "failAllocation", fail_allocation) &&
          add_function(env, exports, "failNew", fail_new) &&
          add_function(env, exports, "failThreads", fail_threads) &&
-         add_function(env, exports, "bytesInUse", bytes_in_use);
+         add_function(env, exports, "bytesInUse", bytes_in_use) &&
+         add_function(env, exports, "readOutside", read_outside);
 }
 
 }  // namespace binding

@@ -102,6 +102,25 @@ function tracking(array) {
   return copy;
 }
 
+/** In the place of a DeviceTensor: one that does not belong there, or something like one. */
+const OTHER_TENSORS = {
+  elsewhere: (tensor) => again(tensor, { device: 'cuda:1' }),
+  bfloat16: (tensor) => again(tensor, tensor.dtype === 'float32' ? { dtype: 'bfloat16' } : {}),
+  disposed: (tensor) => {
+    const copy = again(tensor, {});
+    copy.dispose();
+    return copy;
+  },
+  proxy: (tensor) => new Proxy(tensor, {}),
+  heir: (tensor) => Object.create(tensor),
+  plain: (tensor) => tensor.toArraySync(),
+  number: () => 1, // what the native code knows it by
+};
+
+function again(tensor, options) {
+  return tensor.constructor.from(tensor.toArraySync(), options);
+}
+
 /** What a getter does to an array beside giving its value. */
 const EFFECTS = {
   detach: (array) => transfer(array),
@@ -186,7 +205,7 @@ const show = (value) => {
 const step = (kind, fields) => fc.record({ kind: fc.constant(kind), ...fields });
 
 /** Arbitrary attacks on the options of one function, as short lists of steps. */
-export function attacks({ known }, arrays) {
+export function attacks({ known }, arrays, tensors = []) {
   const paths = Object.keys(known);
   const anyArray = fc
     .tuple(
@@ -243,6 +262,13 @@ export function attacks({ known }, arrays) {
         shift: fc.integer({ min: -8, max: 8 }),
       }),
       step('unknown', { name: fc.constantFrom('sede', '__proto__', 'constructor', 'toString') }),
+    );
+  }
+  if (tensors.length > 0) {
+    const victim = fc.constantFrom(...tensors);
+    steps.push(
+      step('dispose', { path, victim }),
+      step('exchange', { victim, how: fc.constantFrom(...Object.keys(OTHER_TENSORS)) }),
     );
   }
   return fc
@@ -323,12 +349,27 @@ const STEPS = {
     const value = new Float32Array(buffer, begin, Math.min(length, room));
     place(options, 'out', { value, writable: true });
   },
+  dispose({ options, tensors }, { path, victim }) {
+    const value = valueAt(options, path);
+    const get = () => {
+      tensors[victim].dispose();
+      return value;
+    };
+    place(options, path, { get });
+  },
+  exchange({ options, tensors, exchanged }, { victim, how }) {
+    if (!holds(options, victim, tensors[victim])) return;
+    const value = OTHER_TENSORS[how](tensors[victim]);
+    exchanged.push(value);
+    place(options, victim, { value, writable: true });
+  },
   unknown: ({ options }, { name }) => place(options, name, { value: 1, writable: true }),
 };
 
 /** Applies an attack to a call that works; `during` surrounds the call itself. */
 export function applyAttack(call, list, known) {
-  const state = { options: call.options, arrays: { ...call.arrays }, known };
+  const { tensors = {}, exchanged = [] } = call;
+  const state = { options: call.options, arrays: { ...call.arrays }, tensors, exchanged, known };
   const polluted = new Map();
   for (const each of list) {
     if (each.kind === 'pollute') polluted.set(each.name, POLLUTIONS[each.how]);

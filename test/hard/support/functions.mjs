@@ -3,8 +3,9 @@
 // because they trust nobody. All of it follows from test/lib/support/operations.mjs.
 
 import { createRequire } from 'node:module';
+import { disposeAll, isTensor, onDevice, useStub } from '../../lib/support/device.mjs';
 import { names, operations } from '../../lib/support/operations.mjs';
-import { withProperties } from './attacks.mjs';
+import { OWN_ERROR, withProperties } from './attacks.mjs';
 
 const require = createRequire(import.meta.url);
 export const library = require('../../..');
@@ -70,6 +71,65 @@ function backwardFunctions(name) {
     { name: `${name}VjpSync().backward`, sync: true, known, make: make(true) },
     { name: `${name}Vjp().backward`, sync: false, known, make: make(false) },
   ];
+}
+
+// ---- devices, over the stand-in for the CUDA backend ---------------------------------------------
+
+useStub();
+
+/** A call whose tensors are given back when it is over. */
+function madeWithTensors(options, call, arrays) {
+  const tensors = Object.fromEntries(Object.entries(options).filter(([, each]) => isTensor(each)));
+  const exchanged = [];
+  const end = () => disposeAll({ ...tensors }, exchanged);
+  return { ...made(options, call, arrays), tensors, exchanged, end };
+}
+
+/** The operations with DeviceTensors in the place of arrays. */
+function deviceFunctions(name) {
+  const { minimal, arguments: known } = operations[name];
+  const call = (form) => async (options) => {
+    const result = await form(options);
+    disposeAll(isTensor(result) ? [result] : result);
+  };
+  const make = (form) => () => madeWithTensors(onDevice(minimal()), call(form));
+  return ['', 'Sync'].map((suffix) => ({
+    name: `${name}${suffix} on a device`,
+    sync: false,
+    known,
+    make: make(library[name + suffix]),
+  }));
+}
+
+/** What makes DeviceTensors, and what reads them. */
+function tensorFunctions() {
+  const { DeviceTensor } = library;
+  const known = {
+    array: { kind: 'array', type: Float32Array },
+    shape: { kind: 'choice', values: [[3, 4], [12], [], [2 ** 53, 2 ** 53], ['12'], [-3, -4]] },
+    device: { kind: 'choice', values: ['auto', 'cpu', 'cuda', 'cuda:1', 'cuda:7', 'cuda:-1'] },
+    dtype: { kind: 'choice', values: ['float32', 'bfloat16', 'int32', 'uint64', 'float64'] },
+  };
+  const makers = ['from', 'fromAsync'].map((maker) => {
+    const call = async (options) => {
+      if (typeof options !== 'object' || options === null) {
+        disposeAll([await DeviceTensor[maker](options, options)]);
+        return;
+      }
+      const rest = withProperties({}, options);
+      delete rest.array;
+      disposeAll([await DeviceTensor[maker](options.array, rest)]);
+    };
+    const make = () => made({ array: new Float32Array(12), shape: [3, 4], dtype: 'float32' }, call);
+    return { name: `DeviceTensor.${maker}`, sync: false, known, make };
+  });
+  const read = () => {
+    const tensor = DeviceTensor.from(new Float32Array(12));
+    const call = (options) => tensor.toArray(options);
+    return { ...made({}, call), tensors: { tensor }, exchanged: [], end: () => tensor.dispose() };
+  };
+  const signal = { signal: { kind: 'choice', values: [AbortSignal.abort(OWN_ERROR), 7, {}] } };
+  return [...makers, { name: 'DeviceTensor.toArray', sync: false, known: signal, make: read }];
 }
 
 /** Requests as lib/ sends them, one for each native operation. */
@@ -146,6 +206,8 @@ export async function allFunctions() {
   return [
     ...functions,
     ...otherFunctions(functions),
+    ...names.flatMap(deviceFunctions),
+    ...tensorFunctions(),
     ...Array.from(requests).flatMap(([native, request]) => nativeFunctions(native, request)),
   ];
 }

@@ -46,6 +46,12 @@ const note = (name, index) => {
 /** Makes the call and judges what came of it. */
 async function attempt(target, list) {
   const call = await target.make();
+  const fault = await judge(target, call, list);
+  call.end?.();
+  return fault;
+}
+
+async function judge(target, call, list) {
   const attack = applyAttack(call, list, target.known);
   const { options } = attack;
   allocated.bytes = 0;
@@ -90,8 +96,9 @@ function allowance(call, list) {
 }
 
 async function attackAtRandom(target, cases) {
-  const { arrays } = await target.make();
-  const arbitrary = attacks(target, Object.keys(arrays));
+  const { arrays, tensors = {}, end } = await target.make();
+  end?.();
+  const arbitrary = attacks(target, Object.keys(arrays), Object.keys(tensors));
   const single = text('case');
   if (single.startsWith('pair')) return;
   let index = single ? Number(single) : 0;
