@@ -10,9 +10,9 @@ const { root, treeWithAddon } = require('./trees.cjs');
 
 const nativeTests = join(root, 'build', 'native-tests', 'native_tests');
 
-function program(name, parameters = {}, { tree = root, node = [] } = {}) {
+function program(name, parameters = {}, tree = root) {
   const list = Object.entries(parameters).map(([key, value]) => `${key}=${value}`);
-  return [process.execPath, [...node, join(tree, 'test', 'hard', name), ...list]];
+  return [process.execPath, [join(tree, 'test', 'hard', name), ...list]];
 }
 const script = (name, ...args) => [process.execPath, [join(root, 'scripts', name), ...args]];
 
@@ -21,16 +21,11 @@ const PARTS = {
   hostile: () => [program('hostile-arguments.mjs', { cases: 10_000, pairs: 'all' })],
   faults: () => {
     const tree = treeWithAddon('hooks', { CA_BUILD_TEST_HOOKS: 'ON' });
-    return [program('faults.mjs', {}, { tree })];
+    return [program('faults.mjs', {}, tree)];
   },
   workers: () => [program('workers.mjs', { terminations: 1000, processes: 4 })],
-  life: () => [
-    program(
-      'life.mjs',
-      { rounds: 10, aborts: 1000, exits: 50, drift: 10_000 },
-      { node: ['--expose-gc', '--max-semi-space-size=1'] },
-    ),
-  ],
+  life: () => [program('life.mjs', { rounds: 10, aborts: 1000, exits: 50 })],
+  drift: () => [program('drift.mjs', { calls: 10_000 })],
   safetensors: () => [program('fuzz-safetensors.mjs', { executions: 2_000_000 })],
   fuzz: () => [script('fuzz.cjs', 'seconds=300')],
   numbers: () => {

@@ -6,7 +6,8 @@ import { runChild } from './support/program.mjs';
 const QUICK = [
   ['hostile-arguments.mjs', { cases: 40, pairs: 60 }],
   ['workers.mjs', { terminations: 10, alone: 2 }],
-  ['life.mjs', { rounds: 1, aborts: 20, exits: 2, drift: 40 }],
+  ['life.mjs', { rounds: 1, aborts: 20, exits: 2 }],
+  ['drift.mjs', { calls: 40 }],
   ['fuzz-safetensors.mjs', { executions: 5000 }],
 ];
 

@@ -1,9 +1,6 @@
 // Asynchronous calls while their inputs are taken away, aborted at random moments, from several
-// workers at once, in processes that exit meanwhile; and memory over many calls.
-//   node --expose-gc --max-semi-space-size=1 test/hard/life.mjs [rounds=2] [aborts=40] [exits=6]
-//     [drift=300] [seed=1]
-// The second flag holds the engine's young generation at one size: left alone it grows by megabytes
-// whenever many objects survive a collection, whoever made them, and hides what the package does.
+// workers at once, and in processes that exit meanwhile.
+//   node test/hard/life.mjs [rounds=2] [aborts=40] [exits=6] [seed=1]
 
 import { spawnSync } from 'node:child_process';
 import { createRequire } from 'node:module';
@@ -126,49 +123,7 @@ function exitDuringWork(count) {
   figure('life: processes that exit during work', count);
 }
 
-/** Calls of all forms of an operation. */
-async function callAgain(name, calls) {
-  const { minimal } = operations[name];
-  for (let i = 0; i < calls; ++i) {
-    const options = minimal();
-    library[`${name}Sync`](options);
-    if (i % 2 === 0) await library[name](options);
-    if (i % 4 === 0 && library[`${name}VjpSync`] !== undefined) {
-      library[`${name}VjpSync`](options).dispose();
-    }
-    if (i % 256 === 0) globalThis.gc?.();
-  }
-}
-
-/** Resident memory: the least of some readings, since what a collection frees goes back in time. */
-async function resident(name) {
-  const readings = [];
-  for (let i = 0; i < 5; ++i) {
-    await callAgain(name, 20);
-    for (let turn = 0; turn < 4; ++turn) globalThis.gc?.();
-    readings.push(process.memoryUsage.rss());
-  }
-  return Math.min(...readings);
-}
-
-/** Resident memory by which `count` calls of each operation have grown, after a warm-up. */
-async function measureDrift(count) {
-  let worst = -Infinity;
-  for (const name of names) {
-    await callAgain(name, Math.min(count, 3000));
-    const before = await resident(name);
-    await callAgain(name, count);
-    const drift = ((await resident(name)) - before) / 2 ** 20;
-    worst = Math.max(worst, drift);
-    // Below some thousand calls the collector's own growth is all there is to see.
-    if (count >= 5000 && drift >= 1) fail(`${name}: grew by ${drift.toFixed(2)} MiB`);
-  }
-  figure('life: calls of each operation for the drift', count);
-  figure('life: worst drift of resident memory, MiB', Number(worst.toFixed(2)));
-}
-
 await damageInputs(number('rounds', 2));
 await abortAtRandom(number('aborts', 40));
 await callFromWorkers(number('rounds', 2));
 exitDuringWork(number('exits', 6));
-await measureDrift(number('drift', 300));
