@@ -60,8 +60,9 @@ __global__ void attend(const AttentionParams params) {
   const TileTask task = attention_task(params, tile_rows);
   Tile tile(task, params.operands);
   const int64_t query = params.query.offset(task.batch, task.head, task.first_query);
-  bool bad = tile.load_queries(params.head_dim, [&](int row, int column) {
-    return params.query.load(query + row * params.query.row_stride + column);
+  bool bad = tile.load_queries([&](int row, int column, float(&values)[8]) {
+    load_eight(params.query, query + row * params.query.row_stride + column,
+               params.head_dim - column, values);
   });
   tile.run();
   tile.join_sums();

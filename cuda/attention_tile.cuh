@@ -13,6 +13,7 @@
 
 #include "cuda/operands.h"
 #include "cuda/primitives/async_copy.cuh"
+#include "cuda/primitives/eight.cuh"
 #include "cuda/primitives/exp2.cuh"
 #include "cuda/primitives/flags.cuh"
 #include "cuda/primitives/mma.cuh"
@@ -62,8 +63,7 @@ struct TileTask {
   int64_t end_key = 0;        // of the stretch
   int64_t causal_offset = 0;  // query l sees keys up to l + causal_offset
   bool causal = false;
-  float scale_log2 = 1.0f;            // tau log2(e)
-  const int32_t* key_rows = nullptr;  // key i is row key_rows[i]; null: row i
+  float scale_log2 = 1.0f;  // tau log2(e)
 };
 
 template <int kWidth, bool kSplit, int kTiles = kManyRowTiles<kWidth, kSplit>>
@@ -110,28 +110,31 @@ class AttentionTile {
   /// Key, relative to the block of keys, of score i of score tile n.
   __device__ static int key_of(int n, int i) { return n * 8 + lane_index() % 4 * 2 + i % 2; }
 
-  /// Reads the queries into shared memory: load(row, column) of the real ones, 0 elsewhere. True in
-  /// threads that met a NaN or Inf.
+  /// Reads the queries into shared memory: load(row, column, values) gives eight columns of a real
+  /// one, 0 past its last. True in threads that met a NaN or Inf.
   template <typename Load>
-  __device__ bool load_queries(int dim, Load load) {
+  __device__ bool load_queries(Load load) {
+    constexpr int kChunks = kWidth / 8;
     bool bad = false;
-    for (int i = static_cast<int>(threadIdx.x); i < rows_ * kWidth / 2;
+#pragma unroll 2
+    for (int i = static_cast<int>(threadIdx.x); i < rows_ * kChunks;
          i += static_cast<int>(blockDim.x)) {
-      const int row = i / (kWidth / 2);
-      const int column = i % (kWidth / 2) * 2;
-      float pair[2] = {0.0f, 0.0f};
-      if (task_.first_query + row < task_.queries) {
-        for (int j = 0; j < 2; ++j) {
-          if (column + j < dim) pair[j] = load(row, column + j);
-        }
+      const int row = i / kChunks;
+      const int column = i % kChunks * 8;
+      float values[8] = {};
+      if (task_.first_query + row < task_.queries) load(row, column, values);
+      uint32_t high[4];
+      uint32_t low[4];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        split_pair(values[2 * j], values[2 * j + 1], high[j], low[j]);
+        bad = bad || pair_is_bad(high[j]);
       }
-      uint32_t high;
-      uint32_t low;
-      split_pair(pair[0], pair[1], high, low);
-      bad = bad || (high & 0x7f80u) == 0x7f80u || (high & 0x7f800000u) == 0x7f800000u;
-      reinterpret_cast<uint32_t*>(query_)[(row * kStride + column) / 2] = high;
-      if (kSplit) {
-        reinterpret_cast<uint32_t*>(query_)[((rows_ + row) * kStride + column) / 2] = low;
+      bfloat16* to = query_ + row * kStride + column;
+      *reinterpret_cast<uint4*>(to) = make_uint4(high[0], high[1], high[2], high[3]);
+      if constexpr (kSplit) {
+        *reinterpret_cast<uint4*>(to + rows_ * kStride) =
+            make_uint4(low[0], low[1], low[2], low[3]);
       }
     }
     return bad;
@@ -205,23 +208,24 @@ class AttentionTile {
   }
 
   /// kKeys rows from row `first` on; zeros for rows past the end and columns that there are not.
+  /// A thread copies the same columns of every few rows.
   __device__ void copy_tensor(const Operand& operand, const bfloat16* from, bfloat16* to,
                               int64_t first) {
-    from += task_.batch * operand.batch_stride + task_.head * operand.head_stride;
     constexpr int kChunks = kWidth / 8;
+    static_assert(kWarp % kChunks == 0, "threads make whole rows");
+    const int rows = static_cast<int>(blockDim.x) / kChunks;  // at once
+    const int column = static_cast<int>(threadIdx.x) % kChunks * 8;
+    const int64_t left = task_.end_key - first;
+    const int end = column >= operand.columns ? 0 : left < kKeys ? static_cast<int>(left) : kKeys;
+    int row = static_cast<int>(threadIdx.x) / kChunks;
+    const bfloat16* source = from + task_.batch * operand.batch_stride +
+                             task_.head * operand.head_stride + (first + row) * operand.row_stride +
+                             column;
+    const int64_t step = rows * operand.row_stride;
+    to += row * kStride + column;
 #pragma unroll 4
-    for (int i = static_cast<int>(threadIdx.x); i < kKeys * kChunks;
-         i += static_cast<int>(blockDim.x)) {
-      const int row = i / kChunks;
-      const int column = i % kChunks * 8;
-      const bool valid = first + row < task_.end_key && column < operand.columns;
-      const bfloat16* source = from;
-      if (valid) {
-        const int64_t key = first + row;
-        const int64_t place = task_.key_rows != nullptr ? task_.key_rows[key] : key;
-        source += place * operand.row_stride + column;
-      }
-      copy_async_16(to + row * kStride + column, source, valid);
+    for (; row < kKeys; row += rows, source += step, to += rows * kStride) {
+      copy_async_16(to, row < end ? source : from, row < end);
     }
   }
 
@@ -295,26 +299,35 @@ class AttentionTile {
   /// Scales the scores; those of keys that a row does not see become -Inf.
   __device__ void mask(int m, int64_t first_key, Scores& scores) {
     const int64_t first_row = task_.first_query + warp_index() * Sizes::kWarpRows + m * kTileRows;
-    // The last key that the first row sees, and whether that leaves the whole block visible.
-    const int64_t limit = task_.causal ? first_row + task_.causal_offset + 1 : task_.end_key;
-    const bool whole = first_key + kKeys <= (limit < task_.end_key ? limit : task_.end_key);
+    // How many keys the first row sees, and whether that leaves the whole block visible.
+    int64_t limit = task_.end_key - first_key;
+    const int64_t seen = first_row + task_.causal_offset + 1 - first_key;
+    if (task_.causal && seen < limit) limit = seen;
+    if (limit >= kKeys) {
 #pragma unroll
-    for (int n = 0; n < kScoreTiles; ++n) {
+      for (int n = 0; n < kScoreTiles; ++n) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        float score = scores[n][i] * task_.scale_log2;
-        if (!whole) {
-          const int64_t key = first_key + key_of(n, i);
-          const int64_t row = task_.first_query + row_of(m, i / 2);
-          const bool visible =
-              key < task_.end_key && (!task_.causal || key <= row + task_.causal_offset);
-          if (!visible) {
-            scores[n][i] = -HUGE_VALF;
-            continue;
-          }
+        for (int i = 0; i < 4; ++i) {
+          scores[n][i] *= task_.scale_log2;
+          minimum_ = fminf(minimum_, scores[n][i]);
         }
-        minimum_ = fminf(minimum_, score);
-        scores[n][i] = score;
+      }
+      return;
+    }
+    const int64_t left = task_.end_key - first_key;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int64_t mine = seen + half * 8 + lane_index() / 4;
+      const int visible = static_cast<int>(task_.causal && mine < left ? mine : left);
+#pragma unroll
+      for (int n = 0; n < kScoreTiles; ++n) {
+#pragma unroll
+        for (int i = half * 2; i < half * 2 + 2; ++i) {
+          const float score = scores[n][i] * task_.scale_log2;
+          const bool sees = key_of(n, i) < visible;
+          if (sees) minimum_ = fminf(minimum_, score);
+          scores[n][i] = sees ? score : -HUGE_VALF;
+        }
       }
     }
   }

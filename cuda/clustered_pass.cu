@@ -35,10 +35,12 @@ Status join(Session& session, const JoinParams& params) {
                 join_stretches<kWidth, kSplit>, params);
 }
 
-/// Keys of a group: the smallest ones give the choice the fewest keys to look at again.
-int64_t group_of_keys(int64_t key_length) {
-  if (key_length <= kSmallestGroup * kMostGroups) return kSmallestGroup;
-  return round_up(divide_up(key_length, kMostGroups), 64);
+/// Log2 of the keys of a group: the smallest ones leave the fewest keys to look at again.
+int32_t group_shift(int64_t key_length) {
+  if (key_length <= kMostGroups << kSmallestShift) return kSmallestShift;
+  int32_t shift = 6;
+  while (key_length > kMostGroups << shift) ++shift;
+  return shift;
 }
 
 Status allocate(DeviceWorkspace::Scope& scope, const ClusteredAttentionProblem& problem,
@@ -64,7 +66,8 @@ int64_t pass_stretch(int64_t key_length) {
   constexpr int64_t kUsual = 32;  // stretches
   const int64_t usual = round_up(divide_up(key_length, kUsual), 64);
   if (usual <= kLongest) return usual < kShortest ? kShortest : usual;
-  const int64_t unit = group_of_keys(key_length) > 64 ? group_of_keys(key_length) : 64;
+  // Whole groups, and whole blocks of keys.
+  const int64_t unit = int64_t{1} << (group_shift(key_length) > 6 ? group_shift(key_length) : 6);
   const int64_t least = round_up(divide_up(key_length, kMostStretches), unit);
   return least < kLongest ? kLongest : least;
 }
@@ -79,8 +82,8 @@ Status clustered_pass(Session& session, DeviceWorkspace::Scope& scope,
   PassParams params = {};
   params.stretch = pass_stretch(shape.key_length);
   params.stretches = real_stretches(shape.key_length, params.stretch);
-  params.group = group_of_keys(shape.key_length);
-  params.group_pitch = round_up(divide_up(shape.key_length, params.group), 8);
+  params.group_shift = group_shift(shape.key_length);
+  params.group_pitch = round_up(divide_up(shape.key_length, int64_t{1} << params.group_shift), 8);
   CA_RETURN_IF_ERROR(allocate(scope, problem, sequences, operands.value.columns, params, pass));
   params.means = groups.means;
   params.offsets = groups.offsets;
@@ -113,7 +116,7 @@ Status clustered_pass(Session& session, DeviceWorkspace::Scope& scope,
   joined.sequences = sequences;
   joined.stretches = params.stretches;
   joined.stretch = params.stretch;
-  joined.group = params.group;
+  joined.group_shift = params.group_shift;
   joined.group_pitch = params.group_pitch;
   joined.head_dim = params.head_dim;
   joined.value_dim = static_cast<int32_t>(shape.value_dim);

@@ -20,7 +20,7 @@
 namespace cluster_attention::cuda {
 
 /// Neighbouring keys of which the largest score is kept.
-constexpr int64_t kSmallestGroup = 8;
+constexpr int kSmallestShift = 3;  // 8 keys; larger groups are of 64 or a power of two more
 constexpr int64_t kMostGroups = 16384;
 
 /// What a block leaves of its stretch.
@@ -42,8 +42,8 @@ struct PassParams {
   int64_t tiles;      // of clusters in a sequence
   int64_t stretches;  // of keys
   int64_t stretch;    // keys in one
-  int64_t group;      // keys: kSmallestGroup or a multiple of 64
   int64_t group_pitch;
+  int32_t group_shift;  // log2 of the keys in a group
   int32_t head_dim;
   float scale;
   Flags* flags;
@@ -73,28 +73,31 @@ template <typename Tile>
 class GroupMaxima {
  public:
   /// `maxima`: of the lane's two rows, or null.
-  __device__ GroupMaxima(float* const (&maxima)[2], const TileTask& task, int64_t group)
-      : end_key_(task.end_key), group_(group), maxima_{maxima[0], maxima[1]} {
+  __device__ GroupMaxima(float* const (&maxima)[2], const TileTask& task, int group_shift)
+      : end_key_(task.end_key), shift_(group_shift), maxima_{maxima[0], maxima[1]} {
     running_[0] = running_[1] = -HUGE_VALF;
   }
 
   /// A block of keys, in order; all lanes of the warp together.
   __device__ void add(int64_t first_key, const typename Tile::Scores& scores) {
-    const bool whole = first_key + Tile::kKeys <= end_key_;
+    const int64_t left = end_key_ - first_key;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       float largest[Tile::kScoreTiles];
+      if (left >= Tile::kKeys) {
 #pragma unroll
-      for (int n = 0; n < Tile::kScoreTiles; ++n) {
-        float pair[2] = {scores[n][half * 2], scores[n][half * 2 + 1]};
-        if (!whole) {
-          for (int i = 0; i < 2; ++i) {
-            if (first_key + Tile::key_of(n, i) >= end_key_) pair[i] = -HUGE_VALF;
-          }
+        for (int n = 0; n < Tile::kScoreTiles; ++n) {
+          largest[n] = larger_or_nan(scores[n][half * 2], scores[n][half * 2 + 1]);
         }
-        largest[n] = larger_or_nan(pair[0], pair[1]);
+      } else {
+#pragma unroll
+        for (int n = 0; n < Tile::kScoreTiles; ++n) {
+          const int real = static_cast<int>(left) - Tile::key_of(n, 0);
+          const float second = real > 1 ? scores[n][half * 2 + 1] : -HUGE_VALF;
+          largest[n] = larger_or_nan(real > 0 ? scores[n][half * 2] : -HUGE_VALF, second);
+        }
       }
-      if (group_ == kSmallestGroup) {
+      if (shift_ == kSmallestShift) {
         store_each(half, first_key, largest);
       } else {
         store_all(half, first_key, largest);
@@ -115,7 +118,7 @@ class GroupMaxima {
       const float sent = shuffle_xor(lane < 2 ? largest[i + kHalf] : largest[i], 2);
       two[i] = larger_or_nan(lane < 2 ? largest[i] : largest[i + kHalf], sent);
     }
-    float* to = maxima_[half] + first_key / kSmallestGroup;
+    float* to = maxima_[half] + (first_key >> kSmallestShift);
     if constexpr (kHalf == 1) {
       const float one = larger_or_nan(two[0], shuffle_xor(two[0], 1));
       if (maxima_[half] != nullptr && lane % 2 == 0) to[lane / 2] = one;
@@ -146,15 +149,15 @@ class GroupMaxima {
     one = larger_or_nan(one, shuffle_xor(one, 2));
     running_[half] = larger_or_nan(running_[half], one);
     const int64_t next = first_key + Tile::kKeys;
-    if (next % group_ != 0 && next < end_key_) return;
+    if ((next & ((int64_t{1} << shift_) - 1)) != 0 && next < end_key_) return;
     if (maxima_[half] != nullptr && lane_index() % 4 == 0) {
-      maxima_[half][first_key / group_] = running_[half];
+      maxima_[half][first_key >> shift_] = running_[half];
     }
     running_[half] = -HUGE_VALF;
   }
 
   int64_t end_key_;
-  int64_t group_;
+  int shift_;
   float* maxima_[2];
   float running_[2];
 };
@@ -190,8 +193,10 @@ __global__ void __launch_bounds__(kPassWarps* kWarp, kPassBlocks<kWidth>)
 
   Tile tile(task, params.operands);
   const float* means = params.means + first_row * params.head_dim;
-  tile.load_queries(params.head_dim, [&](int row, int column) {
-    return means[static_cast<int64_t>(row) * params.head_dim + column];
+  const bool vectors = params.head_dim % 4 == 0;
+  tile.load_queries([&](int row, int column, float(&values)[8]) {
+    load_eight(means + static_cast<int64_t>(row) * params.head_dim + column, vectors,
+               params.head_dim - column, values);
   });
   if (params.partials.maxima == nullptr) {
     tile.run();
@@ -202,7 +207,7 @@ __global__ void __launch_bounds__(kPassWarps* kWarp, kPassBlocks<kWidth>)
       const bool real = task.first_query + row < params.clusters;
       rows[half] = real ? params.partials.maxima + (first_row + row) * params.group_pitch : nullptr;
     }
-    GroupMaxima<Tile> maxima(rows, task, params.group);
+    GroupMaxima<Tile> maxima(rows, task, params.group_shift);
     tile.run([&](int, int64_t first_key, const typename Tile::Scores& scores) {
       maxima.add(first_key, scores);
     });

@@ -29,8 +29,8 @@ struct JoinParams {
   int64_t sequences;
   int64_t stretches;
   int64_t stretch;
-  int64_t group;
   int64_t group_pitch;
+  int32_t group_shift;
   int32_t head_dim;
   int32_t value_dim;
   int32_t top_k;
@@ -40,6 +40,11 @@ struct JoinParams {
 
 constexpr int kMostStretches = 64;
 constexpr int64_t kClearedQueries = 1024;  // of a block
+/// Blocks that a multiprocessor shall hold: they mostly wait for memory.
+template <int kWidth, bool kSplit>
+constexpr int kJoinBlocks = kWidth > 64 ? 1
+                            : kSplit    ? 5
+                                        : 7;
 
 template <int kWidth, bool kSplit>
 class ClusterJoin {
@@ -171,7 +176,7 @@ class ClusterJoin {
       const ChoiceTask task = {batch_,
                                head_,
                                keys_,
-                               params_.group,
+                               params_.group_shift,
                                params_.partials.maxima + row_ * params_.group_pitch,
                                params_.means + row_ * params_.head_dim,
                                params_.head_dim,
@@ -282,7 +287,8 @@ __device__ inline void clear_unlabelled(const JoinParams& params, int64_t first_
 }
 
 template <int kWidth, bool kSplit>
-__global__ void __launch_bounds__(kChoiceThreads) join_stretches(const JoinParams params) {
+__global__ void __launch_bounds__(kChoiceThreads, kJoinBlocks<kWidth, kSplit>)
+    join_stretches(const JoinParams params) {
   // partials -> values, bases (B,H,C,E), masses (B,H,C), top_keys (B,H,C,k); one block per cluster
   const int64_t rows = params.sequences * params.clusters;
   if (blockIdx.x < rows) {

@@ -16,8 +16,16 @@ namespace cluster_attention::cuda {
 
 constexpr int kChoiceWarps = 4;
 constexpr int kChoiceThreads = kChoiceWarps * kWarp;
-constexpr int kOffers = 4 * kChoiceThreads;  // candidates that may come between two calls of settle
+constexpr int kOffers = 4 * kChoiceThreads;  // candidates that may come between calls of settle()
 constexpr int kRankedAtOnce = 2 * kChoiceThreads;
+
+/// Largest first; there is room for a power of two.
+__device__ __noinline__ inline void sort_candidates(unsigned long long* list, int count) {
+  const int64_t size = next_power_of_two(count);
+  for (int64_t i = count + threadIdx.x; i < size; i += blockDim.x) list[i] = 0;
+  __syncthreads();
+  sort_descending(list, size);
+}
 
 /// The best k of a stream of candidates, in shared memory.
 class BestCandidates {
@@ -60,40 +68,27 @@ class BestCandidates {
     if (passes) list_[begin + __popc(lanes & ((1u << lane_index()) - 1u))] = candidate;
   }
 
-  /// Makes room for kOffers more; every thread of the block.
-  __device__ void settle() {
+  /// After offers by every thread: makes room for kOffers more, or, when these were the `last`
+  /// ones, puts the best k in order for all threads of the block. How many there are.
+  __device__ int settle(bool last) {
     __syncthreads();
-    const int count = *count_;
+    int count = *count_;
+    if (last || count + kOffers > static_cast<int>(capacity(k_))) {
+      if (count <= kRankedAtOnce) {
+        rank(count);
+      } else {
+        sort_candidates(list_, count);
+      }
+      count = count < k_ ? count : k_;
+      threshold_ = count < k_ ? 0 : list_[k_ - 1];
+      if (threadIdx.x == 0) *count_ = count;
+    }
     __syncthreads();
-    if (count + kOffers > static_cast<int>(capacity(k_))) cut(count);
-  }
-
-  /// The best k in order, for all threads of the block; their number.
-  __device__ int finish() {
-    __syncthreads();
-    const int count = *count_;
-    __syncthreads();
-    return cut(count);
+    return count;
   }
   __device__ const Entry* list() const { return list_; }
 
  private:
-  __device__ int cut(int count) {
-    if (count <= kRankedAtOnce) {
-      rank(count);
-    } else {
-      const int64_t size = next_power_of_two(count);
-      for (int64_t i = count + threadIdx.x; i < size; i += kChoiceThreads) list_[i] = 0;
-      __syncthreads();
-      sort_descending(list_, size);
-    }
-    const int kept = count < k_ ? count : k_;
-    threshold_ = count < k_ ? 0 : list_[k_ - 1];
-    if (threadIdx.x == 0) *count_ = kept;
-    __syncthreads();
-    return kept;
-  }
-
   /// Each one's place by counting those before it.
   __device__ void rank(int count) {
     for (int i = static_cast<int>(threadIdx.x); i < count; i += kChoiceThreads) {
@@ -121,7 +116,7 @@ struct ChoiceTask {
   int64_t batch;
   int64_t head;
   int64_t keys;         // real ones
-  int64_t group;        // keys in one
+  int group_shift;      // log2 of the keys in a group
   const float* maxima;  // of the groups
   const float* mean;    // (D)
   int32_t head_dim;
@@ -161,7 +156,8 @@ class KeyChoice {
 
   /// The best keys in list(), in order, for all threads of the block; their number.
   __device__ int run() {
-    const int64_t groups = (task_.keys + task_.group - 1) / task_.group;
+    const int64_t groups =
+        (task_.keys + (int64_t{1} << task_.group_shift) - 1) >> task_.group_shift;
     int chosen = static_cast<int>(groups < task_.top_k ? groups : task_.top_k);
     uint32_t least = 0;
     best_.clear();
@@ -177,8 +173,7 @@ class KeyChoice {
       for (int i = static_cast<int>(threadIdx.x); i < chosen; i += kChoiceThreads) chosen_[i] = i;
     }
     __syncthreads();
-    offer_keys(chosen * task_.group, least);
-    return best_.finish();
+    return offer_keys(static_cast<int64_t>(chosen) << task_.group_shift, least);
   }
   __device__ const Entry* list() const { return best_.list(); }
 
@@ -207,9 +202,8 @@ class KeyChoice {
         const bool real = mine + i < groups && keys[i] >= floor;
         best_.offer(real ? static_cast<Entry>(keys[i]) << 32 | low : 0);
       }
-      if (first + kOffers < groups) best_.settle();
+      best_.settle(first + kOffers >= groups);
     }
-    best_.finish();
   }
 
   /// A score that at least k groups reach, and few more: the k-th of the threads' largest ones.
@@ -241,30 +235,36 @@ class KeyChoice {
     return all[kChoiceThreads];
   }
 
-  /// The keys of the chosen groups whose scores are not below `least`.
-  __device__ void offer_keys(int64_t count, uint32_t least) {
+  /// The keys of the chosen groups whose scores are not below `least`; how many are the best.
+  __device__ int offer_keys(int64_t count, uint32_t least) {
     FragmentA mean[kParts][kWidth / 16];
     load_mean(mean);
     constexpr int64_t kAtOnce = kChoiceWarps * kKeys;
-    constexpr int kRounds = kOffers / kAtOnce;  // between two calls of settle()
+    constexpr int kRounds = kOffers / kAtOnce;  // between calls of settle()
+    const int place = place_of(lane_index());
     int round = 0;
-    for (int64_t first = 0; first < count; first += kAtOnce) {
-      const int64_t begin = first + warp_index() * kKeys;
-      int32_t key = -1;  // of this lane
-      if (lane_index() < kKeys && begin + lane_index() < count) {
-        const int64_t place = begin + lane_index();
-        const int64_t at = chosen_[place / task_.group] * task_.group + place % task_.group;
-        if (at < task_.keys) key = static_cast<int32_t>(at);
-      }
+    int best = 0;
+    for (int64_t first = 0; first < count || first == 0; first += kAtOnce) {
+      const int32_t key = key_at(first + warp_index() * kKeys + lane_index(), count);
       copy_keys(key);
       const float score = multiply_keys(mean);
-      // Lane l has the score of key place_of(l) of the warp's.
-      const int32_t mine = shuffle(key, place_of(lane_index()) % kWarp);
-      const bool real = place_of(lane_index()) < kKeys && mine >= 0;
-      const Entry candidate = real ? make_candidate(score, mine) : 0;
-      best_.offer(real && ordered_key(score) >= least ? candidate : 0);
-      if (++round % kRounds == 0 && first + kAtOnce < count) best_.settle();
+      // The lane has the score of key `place` of the warp's.
+      const int32_t mine = shuffle(key, place % kWarp);
+      const bool real = place < kKeys && mine >= 0 && ordered_key(score) >= least;
+      best_.offer(real ? make_candidate(score, mine) : 0);
+      const bool last = first + kAtOnce >= count;
+      if (++round % kRounds == 0 || last) best = best_.settle(last);
     }
+    return best;
+  }
+
+  /// Of the chosen groups' keys, -1 past the last one.
+  __device__ int32_t key_at(int64_t place, int64_t count) const {
+    if (lane_index() >= kKeys || place >= count) return -1;
+    const int64_t group = chosen_[place >> task_.group_shift];
+    const int64_t within = place & ((int64_t{1} << task_.group_shift) - 1);
+    const int64_t key = (group << task_.group_shift) + within;
+    return key < task_.keys ? static_cast<int32_t>(key) : -1;
   }
 
   /// The mean query in every row of A.
