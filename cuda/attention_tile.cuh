@@ -11,60 +11,14 @@
 // (primitives/mma.cuh): about 1e-5 relative to the norm.
 // Limits: kWidth >= D, E; a multiple of 32.
 
-#include "cuda/operands.h"
+#include "cuda/attention_task.cuh"
+#include "cuda/online_softmax.cuh"
 #include "cuda/primitives/async_copy.cuh"
 #include "cuda/primitives/eight.cuh"
-#include "cuda/primitives/exp2.cuh"
 #include "cuda/primitives/flags.cuh"
 #include "cuda/primitives/mma.cuh"
-#include "cuda/primitives/shared_memory.cuh"
-#include "cuda/primitives/stored_rows.cuh"
-#include "native/core/softmax_state.h"
 
 namespace cluster_attention::cuda {
-
-constexpr int kTileRows = 16;  // of one product
-
-/// Row tiles of a warp when nothing else needs registers and shared memory.
-template <int kWidth, bool kSplit>
-constexpr int kManyRowTiles = kWidth <= 64 && !kSplit ? 2 : 1;
-
-template <int kWidth, bool kSplit, int kTiles = kManyRowTiles<kWidth, kSplit>>
-struct TileSizes {
-  static_assert(kWidth % 32 == 0, "load_tiles takes 32 columns at once");
-  static constexpr int kKeys = kWidth <= 64 ? (kSplit ? 32 : 64) : kWidth <= 128 ? 32 : 16;
-  static constexpr int kRowTiles = kTiles;
-  static constexpr int kWarpRows = kTileRows * kRowTiles;
-  static constexpr int kStride = kWidth + 8;  // eight rows begin in different banks
-  static constexpr int kParts = kSplit ? 2 : 1;
-
-  struct Layout {
-    int64_t query;   // (kParts, 16 kRowTiles warps, kStride)
-    int64_t keys;    // (2 buffers, kParts, kKeys, kStride)
-    int64_t values;  // the same
-    int64_t bytes;
-  };
-  CA_HOST_DEVICE static Layout layout(int warps) {
-    SharedLayout parts;
-    const int64_t query = parts.add<bfloat16>(int64_t{kParts} * kWarpRows * warps * kStride);
-    const int64_t keys = parts.add<bfloat16>(int64_t{2} * kParts * kKeys * kStride);
-    const int64_t values = parts.add<bfloat16>(int64_t{2} * kParts * kKeys * kStride);
-    return {query, keys, values, parts.bytes()};
-  }
-};
-
-/// What the block works on.
-struct TileTask {
-  int64_t batch = 0;
-  int64_t head = 0;
-  int64_t first_query = 0;  // of the block
-  int64_t queries = 0;      // real ones of the sequence
-  int64_t first_key = 0;
-  int64_t end_key = 0;        // of the stretch
-  int64_t causal_offset = 0;  // query l sees keys up to l + causal_offset
-  bool causal = false;
-  float scale_log2 = 1.0f;  // tau log2(e)
-};
 
 template <int kWidth, bool kSplit, int kTiles = kManyRowTiles<kWidth, kSplit>>
 class AttentionTile {
@@ -237,7 +191,7 @@ class AttentionTile {
     for (int m = 0; m < kRowTiles; ++m) {
       select(m, first_key, scores[m]);
       mask(m, first_key, scores[m]);
-      enter_softmax(m, scores[m]);
+      enter_softmax(scores[m], maximum_[m], sum_[m], output_[m]);
     }
     multiply_values(buffer, scores);
   }
@@ -328,38 +282,6 @@ class AttentionTile {
           if (sees) minimum_ = fminf(minimum_, score);
           scores[n][i] = sees ? score : -HUGE_VALF;
         }
-      }
-    }
-  }
-
-  /// scores -> weights relative to the new maximum; what was summed so far follows it.
-  __device__ void enter_softmax(int m, Scores& scores) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      float largest = maximum_[m][half];
-#pragma unroll
-      for (int n = 0; n < kScoreTiles; ++n) {
-        largest = fmaxf(largest, fmaxf(scores[n][half * 2], scores[n][half * 2 + 1]));
-      }
-      largest = fmaxf(largest, shuffle_xor(largest, 1));
-      largest = fmaxf(largest, shuffle_xor(largest, 2));
-      const float factor = SoftmaxState::shift(maximum_[m][half], largest);
-      const float base = largest == -HUGE_VALF ? 0.0f : largest;
-      maximum_[m][half] = largest;
-      float sum = 0.0f;
-#pragma unroll
-      for (int n = 0; n < kScoreTiles; ++n) {
-#pragma unroll
-        for (int i = half * 2; i < half * 2 + 2; ++i) {
-          scores[n][i] = exp2_fast(scores[n][i] - base);
-          sum += scores[n][i];
-        }
-      }
-      sum_[m][half] = sum_[m][half] * factor + sum;
-#pragma unroll
-      for (int n = 0; n < kOutputTiles; ++n) {
-        output_[m][n][half * 2] *= factor;
-        output_[m][n][half * 2 + 1] *= factor;
       }
     }
   }

@@ -19,6 +19,7 @@
 
 #include "cuda/attention_tile.cuh"
 #include "cuda/clustered_pass.h"
+#include "cuda/member_tile.cuh"
 #include "cuda/primitives/eight.cuh"
 #include "native/core/tensor.h"
 
@@ -50,55 +51,13 @@ struct ImproveParams {
   Flags* flags;
 };
 
-/// Tiles of at most `tile_rows` members that the clusters of a sequence can have together.
-CA_HOST_DEVICE inline int64_t most_tiles(int64_t clusters, int64_t queries, int64_t tile_rows) {
-  const int64_t active = clusters < queries ? clusters : queries;
-  return active + queries / tile_rows;
-}
-
-struct MemberTile {
-  int64_t cluster = -1;  // -1: the sequence has fewer tiles
-  int64_t first = 0;     // place in the order
-  int64_t end = 0;       // of the cluster
-};
-
-/// Tile `tile` of a sequence, in the order of the clusters; for all threads of the block.
-/// `scratch`: 32 + 3 words of shared memory.
-__device__ inline MemberTile find_member_tile(const int32_t* offsets, int64_t clusters,
-                                              int64_t tile, int tile_rows, int32_t* scratch) {
-  MemberTile found;
-  int64_t before = 0;  // tiles of the clusters so far
-  for (int64_t first = 0; first < clusters; first += blockDim.x) {
-    const int64_t cluster = first + threadIdx.x;
-    int32_t begin = 0;
-    int32_t end = 0;
-    if (cluster < clusters) {
-      begin = offsets[cluster];
-      end = offsets[cluster + 1];
-    }
-    const int32_t mine = (end - begin + tile_rows - 1) / tile_rows;
-    int32_t total = 0;
-    const int64_t start = before + block_exclusive_sum(mine, scratch, &total);
-    if (tile >= start && tile < start + mine) {
-      scratch[32] = static_cast<int32_t>(cluster);
-      scratch[33] = begin + static_cast<int32_t>(tile - start) * tile_rows;
-      scratch[34] = end;
-    }
-    if (tile < before + total) {  // the same in every thread
-      __syncthreads();
-      found = {scratch[32], scratch[33], scratch[34]};
-      return found;
-    }
-    before += total;
-  }
-  return found;
-}
-
 template <int kWidth, bool kSplit>
 class ImproveTile {
  public:
   static constexpr int kParts = kSplit ? 2 : 1;
   static constexpr int kBlocks = kWidth / 32;  // of columns
+  static constexpr int kChunks = kWidth / 8;   // of a row, copied in one piece
+  static constexpr int kCopies = kImproveKeys * kChunks / (kImproveWarps * kWarp);  // of a thread
   // Two rows of 64 bytes lie in different banks, as do eight rows of 16 bytes.
   static constexpr int kKeyStride = kWidth % 64 == 0 ? kWidth + 32 : kWidth;
   static constexpr int kValueStride = kWidth + 8;
@@ -140,15 +99,16 @@ class ImproveTile {
   __device__ void run() {
     constexpr int kRows = kImproveWarps * kTileRows;
     const bool one_chunk = count_ <= kImproveKeys;
-    if (one_chunk && count_ > 0) copy_keys(0);
     for (int first = 0; first < rows_; first += kRows) {
+      if (one_chunk && first == 0) find_keys(0);
       start_rows(first + warp_index() * kTileRows);
       for (int chunk = 0; chunk < count_; chunk += kImproveKeys) {
         if (!one_chunk) {
           __syncthreads();  // the chunk before is used up
-          copy_keys(chunk);
+          find_keys(chunk);
         }
         if (!one_chunk || first == 0) {
+          copy_keys();
           wait_copies<0>();
           __syncthreads();
         }
@@ -165,24 +125,32 @@ class ImproveTile {
     uint32_t low[2][4];
   };
 
-  __device__ void copy_keys(int chunk) {
-    const int32_t* top = params_.pass.top_keys + cluster_ * params_.top_k + chunk;
+  /// The rows of 32 keys that this thread copies, the same columns of each; -1 past the last key.
+  __device__ void find_keys(int chunk) {
+    const int32_t* top = params_.pass.top_keys + cluster_ * params_.top_k;
+#pragma unroll
+    for (int i = 0; i < kCopies; ++i) {
+      const int key = chunk + row_of_copy(i);
+      found_[i] = key < count_ ? top[key] : -1;
+    }
+  }
+  __device__ static int row_of_copy(int i) {
+    return static_cast<int>(threadIdx.x) / kChunks + i * (kImproveWarps * kWarp / kChunks);
+  }
+
+  __device__ void copy_keys() {
     const Operand& key = params_.operands.key;
     const Operand& value = params_.operands.value;
-    const int64_t key_begin = batch_ * key.batch_stride + head_ * key.head_stride;
-    const int64_t value_begin = batch_ * value.batch_stride + head_ * value.head_stride;
-    constexpr int kChunks = kWidth / 8;
-#pragma unroll 2
-    for (int i = static_cast<int>(threadIdx.x); i < kImproveKeys * kChunks;
-         i += kImproveWarps * kWarp) {
-      const int row = i / kChunks;
-      const int column = i % kChunks * 8;
-      const bool real = chunk + row < count_;
-      const int64_t from = real ? top[row] : 0;
-      const bool has_key = real && column < key.columns;
-      const bool has_value = real && column < value.columns;
-      const int64_t key_at = has_key ? key_begin + from * key.row_stride + column : 0;
-      const int64_t value_at = has_value ? value_begin + from * value.row_stride + column : 0;
+    const int column = static_cast<int>(threadIdx.x) % kChunks * 8;
+    const int64_t key_begin = batch_ * key.batch_stride + head_ * key.head_stride + column;
+    const int64_t value_begin = batch_ * value.batch_stride + head_ * value.head_stride + column;
+#pragma unroll
+    for (int i = 0; i < kCopies; ++i) {
+      const int row = row_of_copy(i);
+      const bool has_key = found_[i] >= 0 && column < key.columns;
+      const bool has_value = found_[i] >= 0 && column < value.columns;
+      const int64_t key_at = has_key ? key_begin + found_[i] * key.row_stride : 0;
+      const int64_t value_at = has_value ? value_begin + found_[i] * value.row_stride : 0;
       copy_async_16(keys_ + row * kKeyStride + column, key.high + key_at, has_key);
       copy_value(value.high + value_at, has_value, row, column, 0);
       if constexpr (kSplit) {
@@ -237,8 +205,6 @@ class ImproveTile {
           real ? query_ + row_of_[half] * params_.query.row_stride + column : int64_t{0};
       load_eight<kSplit>(params_.query, at, params_.query_vectors,
                          real ? params_.head_dim - column : 0, query.high[half], query.low[half]);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) bad_ = bad_ || pair_is_bad(query.high[half][i]);
     }
   }
 
@@ -246,7 +212,8 @@ class ImproveTile {
   __device__ void attend(int keys) {
     FragmentD scores[kImproveKeys / 8];
     multiply_keys(scores);
-    enter_softmax(keys, scores);
+    mask(keys, scores);
+    enter_softmax(scores, maximum_, sum_, sums_);
     multiply_values(scores);
   }
 
@@ -260,6 +227,8 @@ class ImproveTile {
       Query loaded;
       if constexpr (!kHoldsQuery) load_query(block, loaded);
       const Query& query = kHoldsQuery ? held_[kHoldsQuery ? block : 0] : loaded;
+#pragma unroll
+      for (int i = 0; i < 8; ++i) bad_ = bad_ || pair_is_bad(query.high[i / 4][i % 4]);
 #pragma unroll
       for (int n = 0; n < kImproveKeys / 8; ++n) {
         const uint4* key = reinterpret_cast<const uint4*>(keys_ + (n * 8 + group_) * kKeyStride +
@@ -290,8 +259,8 @@ class ImproveTile {
     }
   }
 
-  /// scores -> weights relative to the new maximum; what was summed so far follows it.
-  __device__ void enter_softmax(int keys, FragmentD (&scores)[kImproveKeys / 8]) {
+  /// Scales the scores; those past the last key become -Inf.
+  __device__ void mask(int keys, FragmentD (&scores)[kImproveKeys / 8]) {
     const float scale = params_.scale * kLog2E;
 #pragma unroll
     for (int n = 0; n < kImproveKeys / 8; ++n) {
@@ -301,34 +270,6 @@ class ImproveTile {
         const float score = scores[n][i] * scale;
         if (visible) minimum_ = fminf(minimum_, score);
         scores[n][i] = visible ? score : -HUGE_VALF;
-      }
-    }
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      float largest = maximum_[half];
-#pragma unroll
-      for (int n = 0; n < kImproveKeys / 8; ++n) {
-        largest = fmaxf(largest, fmaxf(scores[n][half * 2], scores[n][half * 2 + 1]));
-      }
-      largest = fmaxf(largest, shuffle_xor(largest, 1));
-      largest = fmaxf(largest, shuffle_xor(largest, 2));
-      const float factor = SoftmaxState::shift(maximum_[half], largest);
-      const float base = largest == -HUGE_VALF ? 0.0f : largest;
-      maximum_[half] = largest;
-      float sum = 0.0f;
-#pragma unroll
-      for (int n = 0; n < kImproveKeys / 8; ++n) {
-#pragma unroll
-        for (int i = half * 2; i < half * 2 + 2; ++i) {
-          scores[n][i] = exp2_fast(scores[n][i] - base);
-          sum += scores[n][i];
-        }
-      }
-      sum_[half] = sum_[half] * factor + sum;
-#pragma unroll
-      for (int n = 0; n < 4 * kBlocks; ++n) {
-        sums_[n][half * 2] *= factor;
-        sums_[n][half * 2 + 1] *= factor;
       }
     }
   }
@@ -418,6 +359,7 @@ class ImproveTile {
   int64_t output_;  // the same
   int first_row_ = 0;
   int32_t row_of_[2];
+  int32_t found_[kCopies];
   bool bad_ = false;
   float minimum_ = HUGE_VALF;
   float maximum_[2];
@@ -427,7 +369,8 @@ class ImproveTile {
 };
 
 template <int kWidth, bool kSplit>
-__global__ void __launch_bounds__(kImproveWarps* kWarp) improve(const ImproveParams params) {
+__global__ void __launch_bounds__(kImproveWarps* kWarp, kWidth <= 64 ? 4 : 1)
+    improve(const ImproveParams params) {
   // members' query (rows, D), key, value of T_j (k, D), (k, E) -> output rows (rows, E)
   using Tile = ImproveTile<kWidth, kSplit>;
   const int64_t sequence = blockIdx.x / params.tiles;

@@ -156,9 +156,9 @@ class KeyChoice {
 
   /// The best keys in list(), in order, for all threads of the block; their number.
   __device__ int run() {
-    const int64_t groups =
-        (task_.keys + (int64_t{1} << task_.group_shift) - 1) >> task_.group_shift;
-    int chosen = static_cast<int>(groups < task_.top_k ? groups : task_.top_k);
+    const int64_t last = (int64_t{1} << task_.group_shift) - 1;
+    const int groups = static_cast<int>((task_.keys + last) >> task_.group_shift);
+    const int chosen = groups < task_.top_k ? groups : task_.top_k;
     uint32_t least = 0;
     best_.clear();
     if (groups > task_.top_k) {
@@ -178,61 +178,77 @@ class KeyChoice {
   __device__ const Entry* list() const { return best_.list(); }
 
  private:
-  /// Ordered keys of four groups, 0 past the last one.
-  __device__ void load_groups(int64_t first, int64_t groups, uint32_t (&keys)[4]) const {
-    float scores[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-    if (first < groups) {
-      const float4 four = *reinterpret_cast<const float4*>(task_.maxima + first);
-      scores[0] = four.x, scores[1] = four.y, scores[2] = four.z, scores[3] = four.w;
-    }
-#pragma unroll
-    for (int i = 0; i < 4; ++i) keys[i] = first + i < groups ? ordered_key(scores[i]) : 0;
+  /// The largest scores of four groups, -Inf past the last one.
+  __device__ float4 load_groups(int first, int groups) const {
+    float4 four = make_float4(-HUGE_VALF, -HUGE_VALF, -HUGE_VALF, -HUGE_VALF);
+    if (first >= groups) return four;
+    four = *reinterpret_cast<const float4*>(task_.maxima + first);
+    if (first + 1 >= groups) four.y = -HUGE_VALF;
+    if (first + 2 >= groups) four.z = -HUGE_VALF;
+    if (first + 3 >= groups) four.w = -HUGE_VALF;
+    return four;
+  }
+  __device__ static float largest_of(const float4& four) {
+    return larger_or_nan(larger_or_nan(four.x, four.y), larger_or_nan(four.z, four.w));
   }
 
-  __device__ void choose_groups(int64_t groups) {
-    const uint32_t floor = floor_of_groups(groups);
-    __syncthreads();  // the cleared list, and scratch
-    for (int64_t first = 0; first < groups; first += kOffers) {
-      const int64_t mine = first + 4 * static_cast<int64_t>(threadIdx.x);
-      uint32_t keys[4];
-      load_groups(mine, groups, keys);
+  __device__ void choose_groups(int groups) {
+    const float floor = value_of_key(floor_of_groups(groups));
+    for (int first = 0; first < groups; first += kOffers) {
+      const int mine = first + 4 * static_cast<int>(threadIdx.x);
+      const float4 four = load_groups(mine, groups);
+      // A floor that is a NaN holds nothing back, nor is a NaN below any floor.
+      if (any(mine < groups && !(largest_of(four) < floor))) {
+        const float scores[4] = {four.x, four.y, four.z, four.w};
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const Entry low = static_cast<uint32_t>(~static_cast<uint32_t>(mine + i));
-        const bool real = mine + i < groups && keys[i] >= floor;
-        best_.offer(real ? static_cast<Entry>(keys[i]) << 32 | low : 0);
+        for (int i = 0; i < 4; ++i) {
+          const bool passes = mine + i < groups && !(scores[i] < floor);
+          best_.offer(passes ? make_candidate(scores[i], mine + i) : 0);
+        }
       }
       best_.settle(first + kOffers >= groups);
     }
   }
 
-  /// A score that at least k groups reach, and few more: the k-th of the threads' largest ones.
-  __device__ uint32_t floor_of_groups(int64_t groups) const {
-    uint32_t largest = 0;
+  /// The ordered key of a score that at least k groups reach, and few more: about the k-th of the
+  /// largest ones that each thread saw.
+  __device__ uint32_t floor_of_groups(int groups) const {
+    float largest = -HUGE_VALF;
 #pragma unroll 4
-    for (int64_t first = 4 * static_cast<int64_t>(threadIdx.x); first < groups; first += kOffers) {
-      uint32_t keys[4];
-      load_groups(first, groups, keys);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) largest = keys[i] > largest ? keys[i] : largest;
+    for (int first = 4 * static_cast<int>(threadIdx.x); first < groups; first += kOffers) {
+      largest = larger_or_nan(largest, largest_of(load_groups(first, groups)));
     }
-    if (task_.top_k > kChoiceThreads) return 0;
-    const int thread = static_cast<int>(threadIdx.x);
     uint32_t* all = reinterpret_cast<uint32_t*>(keys_);
-    all[thread] = largest;
+    all[threadIdx.x] = ordered_key(largest);
     __syncthreads();
-    int before = 0;
-#pragma unroll 4
-    for (int i = 0; i < kChoiceThreads; i += 4) {
-      const uint4 four = *reinterpret_cast<const uint4*>(all + i);
-      before += four.x > largest || (four.x == largest && i < thread) ? 1 : 0;
-      before += four.y > largest || (four.y == largest && i + 1 < thread) ? 1 : 0;
-      before += four.z > largest || (four.z == largest && i + 2 < thread) ? 1 : 0;
-      before += four.w > largest || (four.w == largest && i + 3 < thread) ? 1 : 0;
+    if (warp_index() == 0) {
+      const uint32_t floor = floor_of_threads(all);
+      if (lane_index() == 0) all[kChoiceThreads] = floor;
     }
-    if (before == task_.top_k - 1) all[kChoiceThreads] = largest;
     __syncthreads();
     return all[kChoiceThreads];
+  }
+
+  /// By one warp: bisection, until k to k + kSlack of the threads' keys are left.
+  __device__ uint32_t floor_of_threads(const uint32_t* all) const {
+    constexpr int kSlack = 8;
+    const uint4 mine = reinterpret_cast<const uint4*>(all)[lane_index()];
+    const int k = task_.top_k;
+    uint32_t low = ordered_key(-HUGE_VALF);  // all keys reach it
+    if (k > kChoiceThreads) return low;
+    uint32_t high = ~uint32_t{0};  // at most that many keys lie above
+    while (low < high) {
+      const uint32_t middle = low + (high - low) / 2 + 1;
+      const int count = __popc(ballot(mine.x >= middle)) + __popc(ballot(mine.y >= middle)) +
+                        __popc(ballot(mine.z >= middle)) + __popc(ballot(mine.w >= middle));
+      if (count >= k) {
+        low = middle;
+        if (count <= k + kSlack) break;
+      } else {
+        high = middle - 1;
+      }
+    }
+    return low;
   }
 
   /// The keys of the chosen groups whose scores are not below `least`; how many are the best.
@@ -287,22 +303,22 @@ class KeyChoice {
 
   __device__ bfloat16* warp_keys() const { return keys_ + warp_index() * kParts * kKeys * kStride; }
 
-  /// The rows of the lanes' keys; zeros for -1.
+  /// The rows of the lanes' keys; zeros for -1. A lane copies the same columns of every few rows.
   __device__ void copy_keys(int32_t key) {
     constexpr int kChunks = kWidth / 8;
-    const int64_t sequence = task_.batch * key_.batch_stride + task_.head * key_.head_stride;
+    constexpr int kRows = kWarp / kChunks;  // at once
+    const int column = lane_index() % kChunks * 8;
+    const int64_t begin = task_.batch * key_.batch_stride + task_.head * key_.head_stride + column;
+    const bool two = kSplit && key_.low != nullptr;
+    bfloat16* to = warp_keys() + lane_index() / kChunks * kStride + column;
     __syncwarp();  // the keys before are read
-#pragma unroll 4
-    for (int i = lane_index(); i < kKeys * kChunks; i += kWarp) {
-      const int row = i / kChunks;
-      const int column = i % kChunks * 8;
-      const int32_t from = shuffle(key, row);
+#pragma unroll
+    for (int row = 0; row < kKeys; row += kRows, to += kRows * kStride) {
+      const int32_t from = shuffle(key, row + lane_index() / kChunks);
       const bool valid = from >= 0 && column < key_.columns;
-      const int64_t at = valid ? sequence + from * key_.row_stride + column : 0;
-      bfloat16* to = warp_keys() + row * kStride + column;
+      const int64_t at = valid ? begin + from * key_.row_stride : 0;
       copy_async_16(to, key_.high + at, valid);
       if constexpr (kSplit) {
-        const bool two = key_.low != nullptr;
         copy_async_16(to + kKeys * kStride, two ? key_.low + at : key_.high, valid && two);
       }
     }

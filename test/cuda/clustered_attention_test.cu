@@ -199,6 +199,37 @@ TEST_ONCE("CUDA clustered attention: long keys in stretches, ties by index") {
   CHECK(check_indices(fixture, 1e-9));
 }
 
+TEST_ONCE("CUDA clustered attention: top keys of few and of many groups") {
+  struct Choice {
+    int64_t keys;
+    int64_t top_k;
+  };
+  // More keys than threads; all groups chosen; larger groups, the last one cut short.
+  for (const Choice& one : {Choice{4001, 300}, Choice{1033, 200}, Choice{139'999, 9}}) {
+    const Scope scope(std::to_string(one.keys) + " keys");
+    Case which = find_case("long-keys");
+    which.key_length = one.keys;
+    Fixture fixture(which, Grouping::given, one.top_k);
+    Device device;
+    CHECK_EQUAL(describe(fixture.run(device)), "ok");
+    check_reference(fixture, kSplitBound, 5e-5);
+  }
+}
+
+TEST_ONCE("CUDA clustered attention: of equal keys in several groups the first ones win") {
+  Case which = find_case("long-keys");
+  which.key_length = 2003;
+  Fixture fixture(which, Grouping::given, 37);
+  const int64_t period = 100 * which.head_dim;
+  for (int64_t i = period; i < which.key_length * which.head_dim; ++i) {
+    fixture.key[i] = fixture.key[i - period];
+  }
+  Device device;
+  CHECK_EQUAL(describe(fixture.run(device)), "ok");
+  CHECK_SAME(fixture.choices().indices,
+             reference::clustered_indices(fixture.problem, fixture.choices().labels));
+}
+
 TEST_ONCE("CUDA clustered attention: bfloat16") {
   for (Storage storage : {Storage::float32, Storage::bfloat16}) {
     for (const char* name : {"prime", "ragged-transposed", "width-64", "width-64-130"}) {
