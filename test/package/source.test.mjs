@@ -20,7 +20,7 @@ describe('the source builds', () => {
     expect(builtHere(folder)).toBe(true);
     expect(execute(folder, 'build.cjs', hasBuild, { env }).output).toBe('local\n');
     runExamples(folder, { env });
-  });
+  }, 1_200_000);
 
   test('not without a compiler: the installation says what is missing', () => {
     const env = { PATH: pathWith() };

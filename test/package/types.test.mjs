@@ -5,8 +5,15 @@ import { beforeAll, expect, inject, test } from 'vitest';
 import { install, project, run } from './project.mjs';
 
 const code = `
-import { attention, attentionSync, improvedClusteredAttentionSync, info } from 'cluster-attention';
-import type { AttentionOptions } from 'cluster-attention';
+import {
+  attention,
+  attentionSync,
+  attentionVjp,
+  attentionVjpSync,
+  improvedClusteredAttentionSync,
+  info,
+} from 'cluster-attention';
+import type { AttentionOptions, DeviceTensor } from 'cluster-attention';
 
 const shape = { batch: 1, heads: 2, queryLength: 4, headDim: 4 };
 const rows = new Float32Array(32);
@@ -25,6 +32,18 @@ const { labels }: { labels: Int32Array } = improvedClusteredAttentionSync({
 improvedClusteredAttentionSync(options);
 // @ts-expect-error no such layout
 attentionSync({ ...options, layout: 'LBHD' });
+
+type DeviceFloats = DeviceTensor<'float32' | 'bfloat16'>;
+export async function onDevice(query: DeviceTensor<'float32'>): Promise<void> {
+  const state = attentionVjpSync({ ...options, query, details: true });
+  const { value }: { value: DeviceFloats } = state.backward(rows, { gradients: ['value'] });
+  const later = await attentionVjp({ ...options, key: query });
+  const gradients: { query: DeviceFloats } = await later.backward(state.output);
+  const plain: Float32Array = attentionVjpSync(options).backward(rows).query;
+  // @ts-expect-error it computed on the CPU
+  attentionVjpSync(options).backward(query);
+  console.log(state.logsumexp.dtype, value.device, gradients.query.length, plain.length);
+}
 console.log(output, details, labels, info().threads);
 `;
 
