@@ -13,12 +13,12 @@ using namespace reading;
 
 namespace {
 
-/// The nearest bfloat16, ties to even; NaN stays NaN.
+/// The nearest bfloat16, ties to even; NaN stays NaN, also in the upper half of its bits.
 float round_to_bfloat16(float value) {
-  if (value != value) return value;
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof bits);
-  bits = (bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u;
+  const uint32_t rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
+  bits = (value != value ? bits | 0x400000u : rounded) & 0xffff0000u;
   std::memcpy(&value, &bits, sizeof value);
   return value;
 }

@@ -87,8 +87,9 @@ inline bool any(IntVec mask) {
   return joined != 0;
 }
 
-/// 2^x for x < 128, relative error below 1e-7; 0 below 2^-126, NaN stays NaN. The polynomial is
-/// the minimax one of degree 6 on [-1/2, 1/2] (relative error 1.9e-9 before rounding).
+/// 2^x for x < 128, relative error below 1e-7; 0 below 2^-126, NaN stays NaN whatever its payload,
+/// which the exponent would make a number of. The polynomial is the minimax one of degree 6 on
+/// [-1/2, 1/2] (relative error 1.9e-9 before rounding).
 inline Vec exp2(Vec x) {
   const Vec magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
   const Vec clamped = x < broadcast(-126.0f) ? broadcast(-126.0f) : x;
@@ -103,7 +104,7 @@ inline Vec exp2(Vec x) {
   p = fma(p, r, broadcast(1.0f));
   const IntVec exponent = reinterpret_cast<IntVec>(shifted) << 23;
   const IntVec bits = reinterpret_cast<IntVec>(p) + exponent;
-  return x < broadcast(-126.0f) ? Vec{} : reinterpret_cast<Vec>(bits);
+  return x >= broadcast(-126.0f) ? reinterpret_cast<Vec>(bits) : max(Vec{}, x);
 }
 
 /// Logits this large (in base 2) lose more by the rounding of their maximum than exp2 can bear.
