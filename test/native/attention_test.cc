@@ -1,6 +1,7 @@
 #include "native/reference/attention.h"
 
 #include <cmath>
+#include <cstring>
 
 #include "test/native/attention_arrays.h"
 #include "test/native/checks.h"
@@ -131,11 +132,13 @@ TEST("attention: infinities that only lower the logits are found") {
   }
 }
 
-TEST("attention: 'propagate' reaches exactly the rows that see the key") {
+/// A NaN of these bits reaches the rows that see a key, a value or a query, and no other.
+void check_propagation(uint32_t bits) {
   Fixture fixture(find_case("tile-127"), true);
   const AttentionShape& shape = fixture.inputs.shape;
   const int64_t bad = 29;
-  const float nan = std::numeric_limits<float>::quiet_NaN();
+  float nan;
+  std::memcpy(&nan, &bits, sizeof nan);
   for (float* data : {fixture.key + bad * shape.head_dim, fixture.value + bad * shape.value_dim}) {
     const float saved = data[3];
     data[3] = nan;
@@ -152,6 +155,12 @@ TEST("attention: 'propagate' reaches exactly the rows that see the key") {
   const std::vector<float> result = fixture.result();
   for (int64_t l = 0; l < shape.query_length; ++l) {
     CHECK_EQUAL(std::isnan(result[l * shape.value_dim]), l == 100);
+  }
+}
+
+TEST("attention: 'propagate' reaches exactly the rows that see the key") {
+  for (uint32_t bits : {0x7fc00000u, 0xffc00000u, 0x7f800001u, 0xffc12345u, 0xffffffffu}) {
+    check_propagation(bits);
   }
 }
 
