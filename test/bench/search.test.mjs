@@ -29,6 +29,8 @@ const search = (target, measure = surface) => searchSettings(problem, target, me
 const cheapestWithin = (trials, target) =>
   Math.min(...trials.filter(({ error }) => error <= target).map(({ cost }) => cost));
 
+const mostExact = (trials) => Math.min(...trials.map(({ error }) => error));
+
 describe('searchSettings', () => {
   test.each([0.02, 0.05, 0.2])('comes near the cheapest setting for an error of %d', (target) => {
     const found = cheapestWithin(search(target), target);
@@ -71,7 +73,6 @@ describe('searchSettings', () => {
   });
 
   test('heads for the exact while outside the target, for the cheap within', () => {
-    const mostExact = (trials) => Math.min(...trials.map(({ error }) => error));
     const [never, often] = [search(0), search(0.2)];
     expect(mostExact(never)).toBeLessThan(mostExact(often));
     expect(cheapestWithin(often, 0.2)).toBeLessThan(cheapestWithin(never, 0.2));
