@@ -6,9 +6,10 @@
 // Assignment: distances are products of signs on tensor cores. A bit of a hash becomes a byte of
 // +-64, and so does one of a centroid, so that a product of 64 bits is 4096 (64 - 2 distance); the
 // sum starts at 4095 - cluster. The largest sum names the nearest cluster, ties at the lowest.
-// Update: a block counts the bits of its members, and after the first iteration only moves those
-// of hashes whose label has changed. A warp adds the counts of all blocks for one centroid and
-// writes the majority into every block. Integers only: the order does not matter.
+// Update: a block counts the bits of its members by moving those of hashes whose label has changed
+// from cluster to cluster; before the first iteration all are in one past the last. A warp adds the
+// counts of all blocks for one centroid; every block then fetches the new ones as operands.
+// Integers only: the order does not matter.
 // Limits: kClusterHammingClusters, hashes of a block within shared memory and 16 bits.
 
 #include "cuda/hamming_kmeans.cuh"
@@ -21,7 +22,9 @@ constexpr int64_t kClusterHammingClusters = 1024;
 constexpr int kClusterHammingThreads = 512;
 /// Tiles of 16 hashes that a warp compares at a time, at most.
 constexpr int kMostHashTiles = 4;
-constexpr uint16_t kNoLabel = 0xffff;
+constexpr int kMostHammingParts = 16;
+/// Hashes that a warp labels before it moves their bits.
+constexpr int kMostMoves = 16 * kMostHashTiles;
 /// A sum is kSumScale times the product of signs, plus the place from the end.
 constexpr int32_t kSumScale = 4096;
 constexpr int32_t kNoCluster = -(1 << 29);  // less than every sum
@@ -29,26 +32,27 @@ constexpr int32_t kNoCluster = -(1 << 29);  // less than every sum
 /// Shared memory of a block: offsets in bytes.
 struct ClusterHammingLayout {
   int64_t hashes;     // uint64 (rows), whole tiles of a warp
-  int64_t centroids;  // uint64 (clusters)
-  int64_t operands;   // uint4 (clusters / 8,32): centroids as a lane multiplies with them
-  int64_t pairs;      // uint32 (clusters,32): bits b | bits b + 32 << 16
-  int64_t members;    // int32 (clusters)
-  int64_t changed;    // int32 (1): a label has changed in this iteration
+  int64_t centroids;  // uint64 (clusters): the first ones, then those that this block updates
+  int64_t operands;   // uint4 (clusters / 8,32): all centroids as a lane multiplies with them
+  int64_t moves;      // uint4 (warps,kMostMoves): hash, places of the counters from and to
+  int64_t pairs;      // uint32 (clusters + 1,32): bits b | bits b + 32 << 16
+  int64_t members;    // int32 (clusters + 1)
+  int64_t changed;    // int32 (2): a label has changed in this iteration, and in the next one
   int64_t labels;     // uint16 (rows)
   int64_t bytes;
 };
 
 CA_HOST_DEVICE inline ClusterHammingLayout cluster_hamming_layout(int64_t rows, int64_t clusters) {
   const int64_t whole_rows = round_up(rows, 16 * kMostHashTiles);
-  const int64_t tiles = divide_up(clusters, 8);
   SharedLayout parts;
   ClusterHammingLayout layout;
   layout.hashes = parts.add<uint64_t>(whole_rows);
   layout.centroids = parts.add<uint64_t>(clusters);
-  layout.operands = parts.add<uint4>(tiles * kWarp);
-  layout.pairs = parts.add<uint32_t>(clusters * 32);
-  layout.members = parts.add<int32_t>(clusters);
-  layout.changed = parts.add<int32_t>(1);
+  layout.operands = parts.add<uint4>(divide_up(clusters, 8) * kWarp);
+  layout.moves = parts.add<uint4>(kClusterHammingThreads / kWarp * kMostMoves);
+  layout.pairs = parts.add<uint32_t>((clusters + 1) * 32);
+  layout.members = parts.add<int32_t>(clusters + 1);
+  layout.changed = parts.add<int32_t>(2);
   layout.labels = parts.add<uint16_t>(whole_rows);
   layout.bytes = parts.bytes();
   return layout;
@@ -65,6 +69,7 @@ struct HammingBlock {
   uint64_t* hashes;
   uint64_t* centroids;
   uint4* operands;
+  uint4* moves;  // of this warp
   uint32_t* pairs;
   int32_t* members;
   int32_t* changed;
@@ -82,6 +87,7 @@ struct HammingBlock {
     hashes = dynamic_shared<uint64_t>(layout.hashes);
     centroids = dynamic_shared<uint64_t>(layout.centroids);
     operands = dynamic_shared<uint4>(layout.operands);
+    moves = dynamic_shared<uint4>(layout.moves) + warp_index() * kMostMoves;
     pairs = dynamic_shared<uint32_t>(layout.pairs);
     members = dynamic_shared<int32_t>(layout.members);
     changed = dynamic_shared<int32_t>(layout.changed);
@@ -104,7 +110,7 @@ __device__ inline void start_hamming_block(const HammingParams& params, const Ha
   const int whole_rows = static_cast<int>(round_up(block.rows, 16 * kMostHashTiles));
   for (int i = thread; i < whole_rows; i += threads) {
     block.hashes[i] = i < block.rows ? sequence.hashes[block.range.begin + i] : 0;
-    block.labels[i] = kNoLabel;
+    block.labels[i] = static_cast<uint16_t>(block.clusters);
   }
   for (int c = thread; c < block.clusters; c += threads) {
     block.centroids[c] =
@@ -112,9 +118,10 @@ __device__ inline void start_hamming_block(const HammingParams& params, const Ha
             ? problem.initial[sequence.index * problem.clusters + c]
             : sequence.hashes[random_position(problem.seed, RandomStream::start_positions,
                                               sequence.length, c)];
-    block.members[c] = 0;
   }
-  for (int i = thread; i < block.clusters * 32; i += threads) block.pairs[i] = 0;
+  for (int c = thread; c <= block.clusters; c += threads) block.members[c] = 0;
+  for (int i = thread; i < (block.clusters + 1) * 32; i += threads) block.pairs[i] = 0;
+  if (thread < 2) block.changed[thread] = 0;
   const int64_t stride = static_cast<int64_t>(block.parts) * threads;
   const int64_t own = static_cast<int64_t>(block.rank) * threads + thread;
   for (int64_t i = sequence.length + own; i < problem.length; i += stride) sequence.labels[i] = -1;
@@ -124,16 +131,18 @@ __device__ inline void start_hamming_block(const HammingParams& params, const Ha
   }
 }
 
-/// The centroids as the second operand of mma_s8_16x8x32: lane (column, four) has bits 16 four ..
-/// of centroid 8 tile + column, the same bits as spread_hashes() gives it of a hash.
+/// A centroid as the second operand of mma_s8_16x8x32: lane (column, four) has bits 16 four .. of
+/// centroid 8 tile + column, the same bits as spread_hashes() gives it of a hash.
+__device__ inline uint4 spread_centroid(uint64_t centroid, int four) {
+  const uint32_t bits = static_cast<uint32_t>(centroid >> (16 * four));
+  return make_uint4(signs_of_bits(bits), signs_of_bits(bits >> 4), signs_of_bits(bits >> 8),
+                    signs_of_bits(bits >> 12));
+}
+
 __device__ inline void spread_centroids(const HammingBlock& block) {
-  const int tiles = (block.clusters + 7) / 8;
-  for (int i = threadIdx.x; i < tiles * kWarp; i += blockDim.x) {
-    const int c = i / kWarp * 8 + i % kWarp / 4;
-    const uint64_t centroid = c < block.clusters ? block.centroids[c] : 0;
-    const uint32_t bits = static_cast<uint32_t>(centroid >> (16 * (i % 4)));
-    block.operands[i] = make_uint4(signs_of_bits(bits), signs_of_bits(bits >> 4),
-                                   signs_of_bits(bits >> 8), signs_of_bits(bits >> 12));
+  for (int i = threadIdx.x; i < (block.clusters + 7) / 8 * kWarp; i += blockDim.x) {
+    const int c = i / 4;
+    block.operands[i] = spread_centroid(c < block.clusters ? block.centroids[c] : 0, i % 4);
   }
 }
 
@@ -197,41 +206,46 @@ __device__ inline void find_largest_sums(const HammingBlock& block,
   }
 }
 
-/// Moves the bits of the hashes of a warp whose label has changed from their cluster to another.
-/// Every lane has a hash; all lanes of the warp call it.
-__device__ inline void move_hamming_bits(const HammingBlock& block, int row, uint32_t from,
-                                         uint32_t to, bool moves) {
-  const int lane = lane_index();
-  const uint32_t both = from | to << 16;
-  for (uint32_t left = ballot(moves); left != 0; left &= left - 1) {
-    const int source = __ffs(static_cast<int>(left)) - 1;
-    const uint32_t clusters = shuffle(both, source);
-    const uint64_t hash = block.hashes[shuffle(row, source)];
-    const uint32_t low = static_cast<uint32_t>(hash) >> lane & 1u;
-    const uint32_t high = static_cast<uint32_t>(hash >> 32) >> lane & 1u;
-    const uint32_t bits = low | high << 16;
-    if (bits == 0) continue;
-    atomicAdd(&block.pairs[(clusters >> 16) * 32 + lane], bits);
-    // Halves never fall below 0, so that what is borrowed is given back.
-    if ((clusters & 0xffffu) != kNoLabel) {
-      atomicAdd(&block.pairs[(clusters & 0xffffu) * 32 + lane], 0u - bits);
-    }
-  }
-}
-
-/// A new label for a hash per lane (`valid`); true where it is another one.
-__device__ inline bool relabel(const HammingBlock& block, int row, int32_t sum, bool valid,
-                               bool last) {
-  const uint32_t label = static_cast<uint32_t>(kSumScale - 1 - (sum & (kSumScale - 1)));
-  const uint32_t before = valid ? block.labels[row] : label;
+/// A new label for a hash per lane (`valid`), which joins the `count` moves of the warp where it is
+/// another one; returns their number. All lanes of the warp call it.
+__device__ inline int relabel(const HammingBlock& block, int row, int32_t sum, bool valid,
+                              int count) {
+  const int label = kSumScale - 1 - (sum & (kSumScale - 1));
+  const int before = valid ? block.labels[row] : label;
   const bool moves = before != label;
+  const uint32_t movers = ballot(moves);
   if (moves) {
     block.labels[row] = static_cast<uint16_t>(label);
     atomicAdd(&block.members[label], 1);
-    if (before != kNoLabel) atomicAdd(&block.members[before], -1);
+    atomicAdd(&block.members[before], -1);
+    const uint64_t hash = block.hashes[row];
+    block.moves[count + __popc(movers & ((1u << lane_index()) - 1u))] =
+        make_uint4(static_cast<uint32_t>(hash), static_cast<uint32_t>(hash >> 32),
+                   static_cast<uint32_t>(before * 32), static_cast<uint32_t>(label * 32));
   }
-  if (!last) move_hamming_bits(block, row, before, label, moves);
-  return moves;
+  return count + __popc(movers);
+}
+
+/// Moves the bits of `count` hashes; all lanes of the warp call it.
+__device__ inline void move_hamming_bits(const HammingBlock& block, int count) {
+  constexpr int kAtOnce = 4;
+  const int lane = lane_index();
+  // The last step moves no bits where there are fewer hashes.
+  if (lane < (kAtOnce - count % kAtOnce) % kAtOnce) {
+    block.moves[count + lane] = make_uint4(0, 0, 0, 0);
+  }
+  __syncwarp();
+  for (int first = 0; first < count; first += kAtOnce) {
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const uint4 move = block.moves[first + i];
+      const uint32_t bits = (move.x >> lane & 1u) | (move.y >> lane & 1u) << 16;
+      // Halves never fall below 0, so that what is borrowed is given back.
+      atomicAdd(&block.pairs[move.z + lane], 0u - bits);
+      atomicAdd(&block.pairs[move.w + lane], bits);
+    }
+  }
+  __syncwarp();
 }
 
 /// Labels all hashes of the block and counts; true in the threads that saw a label change.
@@ -249,6 +263,7 @@ __device__ bool assign_on_tensor_cores(const HammingBlock& block, bool last) {
     const int group = lane / 4;
     const int four = lane % 4;
     constexpr int kOwned = kTiles == 4 ? 2 : 1;
+    int moves = 0;
 #pragma unroll
     for (int i = 0; i < kOwned; ++i) {
       const int tile = four % kTiles;
@@ -262,8 +277,10 @@ __device__ bool assign_on_tensor_cores(const HammingBlock& block, bool last) {
       const int32_t right = four % 2 == 0 ? sums[2] : sums[3];
       const int row = first + hash_of<kTiles>(tile, half, group);
       const bool valid = row < block.rows && (kTiles > 1 || four < 2);
-      if (relabel(block, row, four < 2 ? left : right, valid, last)) changed = true;
+      moves = relabel(block, row, four < 2 ? left : right, valid, moves);
     }
+    changed = changed || moves > 0;
+    if (!last && moves > 0) move_hamming_bits(block, moves);
   }
   return changed;
 }
@@ -274,31 +291,36 @@ __device__ inline int32_t members_of_all(const HammingBlock& block, int c) {
   return warp_sum(lane < block.parts ? in_block(block.members, lane)[c] : 0);
 }
 
-/// The new centroids of this block's share of the clusters, into every block. A cluster without
-/// members keeps its own.
+/// The new centroids of this block's share of the clusters. One without members keeps its own.
 __device__ inline void update_centroids(const HammingBlock& block) {
-  constexpr int kAtOnce = 8;
   const int lane = lane_index();
   const int step = block.parts * static_cast<int>(blockDim.x) / kWarp;
   for (int c = block.rank + block.parts * warp_index(); c < block.clusters; c += step) {
+    uint32_t pair[kMostHammingParts];
+#pragma unroll
+    for (int rank = 0; rank < kMostHammingParts; ++rank) {
+      pair[rank] = rank < block.parts ? in_block(block.pairs, rank)[c * 32 + lane] : 0;
+    }
     const int32_t members = members_of_all(block, c);
     int32_t low = 0;
     int32_t high = 0;
-    for (int first = 0; first < block.parts; first += kAtOnce) {
-      uint32_t pair[kAtOnce];
 #pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        const int rank = first + i;
-        pair[i] = rank < block.parts ? in_block(block.pairs, rank)[c * 32 + lane] : 0;
-      }
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        low += static_cast<int32_t>(pair[i] & 0xffffu);
-        high += static_cast<int32_t>(pair[i] >> 16);
-      }
+    for (int rank = 0; rank < kMostHammingParts; ++rank) {
+      low += static_cast<int32_t>(pair[rank] & 0xffffu);
+      high += static_cast<int32_t>(pair[rank] >> 16);
     }
     const uint64_t centroid = majority(low, high, members);
-    if (members > 0 && lane < block.parts) in_block(block.centroids, lane)[c] = centroid;
+    if (members == 0) continue;
+    if (lane == 0) block.centroids[c] = centroid;
+    if (lane < 4) block.operands[c * 4 + lane] = spread_centroid(centroid, lane);
+  }
+}
+
+/// The centroids that other blocks have updated.
+__device__ inline void fetch_centroids(const HammingBlock& block) {
+  for (int i = threadIdx.x; i < block.clusters * 4; i += blockDim.x) {
+    const int owner = i / 4 % block.parts;
+    if (owner != block.rank) block.operands[i] = in_block(block.operands, owner)[i];
   }
 }
 
@@ -327,19 +349,25 @@ __global__ void __launch_bounds__(kClusterHammingThreads, 1)
   // cluster of blocks: hashes (length) -> labels (length), counts and centroids (clusters)
   const HammingBlock block(params);
   start_hamming_block(params, block);
+  __syncthreads();
+  spread_centroids(block);
+  __syncthreads();
   int64_t updates = 0;
   for (;; ++updates) {
-    __syncthreads();
-    spread_centroids(block);
-    if (threadIdx.x == 0) *block.changed = 0;
-    __syncthreads();
+    const int now = static_cast<int>(updates % 2);
     const bool last = updates == params.problem.max_iterations;
-    if (assign_on_tensor_cores<kTiles>(block, last)) *block.changed = 1;
+    if (threadIdx.x == 0) block.changed[1 - now] = 0;  // all have read it
+    if (assign_on_tensor_cores<kTiles>(block, last)) block.changed[now] = 1;
     sync_cluster();
-    const bool changed = lane_index() < block.parts && *in_block(block.changed, lane_index()) != 0;
-    if (!any(changed) || last) break;
+    if (last) break;
+    const int lane = lane_index();
+    const bool changed = lane < block.parts && in_block(block.changed, lane)[now] != 0;
+    // Where no label has changed, these are the centroids that there are.
     update_centroids(block);
+    if (!any(changed)) break;
     sync_cluster();
+    fetch_centroids(block);
+    __syncthreads();
   }
   store_hamming_block(params, block, updates);
   sync_cluster();

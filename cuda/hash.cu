@@ -24,7 +24,7 @@ Status launch_product(Session& session, const HashParams& hash) {
   using Product = HashProduct<kRead>;
   HashProductParams params{};
   params.hash = hash;
-  params.tiles = divide_up(problem.length, Product::kRows);
+  params.tiles = std::max<int64_t>(divide_up(problem.length, Product::kRows), 1);
   params.vectors = has_vectors<kRead>(problem.inputs, problem.dim);
   params.tolerance = product_tolerance(problem.dim, Product::kSplit);
   const int64_t tiles = problem.batch * problem.heads * params.tiles;

@@ -11,6 +11,8 @@
 // Limits: dim <= kMostProductColumns.
 
 #include "cuda/hash.cuh"
+#include "cuda/hash_chunk.cuh"
+#include "cuda/primitives/async_copy.cuh"
 #include "cuda/primitives/mma.cuh"
 
 namespace cluster_attention::cuda {
@@ -39,74 +41,25 @@ inline float product_tolerance(int64_t dim, bool split_rows) {
 constexpr float kLeastSquare = 1e-30f;
 
 struct HashProductLayout {
-  int64_t operands;    // uint4 (2 chunks of 32 columns,8,32): high and low parts
-  int64_t norms;       // float (bits): |plane|
-  int64_t thresholds;  // float (bits)
+  int64_t operands;  // uint4 (2 chunks of 32 columns,8,32): high and low parts of the planes
+  int64_t limits;    // float4 (bits / 2): threshold and |plane| of two bits
+  int64_t planes;    // float (bits,dim + 1): as the chain takes them
   int64_t bytes;
 };
 CA_HOST_DEVICE inline HashProductLayout hash_product_layout(int64_t dim) {
   SharedLayout parts;
   const int64_t operands = parts.add<uint4>(divide_up(dim, 32) * 2 * kBitTiles * kWarp);
-  const int64_t norms = parts.add<float>(kHashBits);
-  const int64_t thresholds = parts.add<float>(kHashBits);
-  return {operands, norms, thresholds, parts.bytes()};
+  const int64_t limits = parts.add<float4>(kHashBits / 2);
+  const int64_t planes = parts.add<float>(kHashBits * (dim + 1));
+  return {operands, limits, planes, parts.bytes()};
 }
-
-/// Eight columns of a row as they are stored.
-template <Read kRead>
-struct HashChunk {
-  float values[8];
-
-  __device__ void load(const float* data, int64_t at) {
-    const float4 first = *reinterpret_cast<const float4*>(data + at);
-    const float4 second = *reinterpret_cast<const float4*>(data + at + 4);
-    values[0] = first.x, values[1] = first.y, values[2] = first.z, values[3] = first.w;
-    values[4] = second.x, values[5] = second.y, values[6] = second.z, values[7] = second.w;
-  }
-  __device__ void set(int i, float value) { values[i] = value; }
-  __device__ void split(uint32_t (&high)[4], uint32_t (&low)[4], float& square) const {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if constexpr (kRead == Read::float32) {
-        split_pair(values[2 * i], values[2 * i + 1], high[i], low[i]);
-      } else {
-        high[i] = pack_bfloat16(values[2 * i], values[2 * i + 1]);
-        low[i] = 0;
-      }
-      square = fmaf(values[2 * i], values[2 * i], square);
-      square = fmaf(values[2 * i + 1], values[2 * i + 1], square);
-    }
-  }
-};
-template <>
-struct HashChunk<Read::bfloat16> {
-  uint32_t words[4];
-
-  __device__ void load(const float* data, int64_t at) {
-    const uint4 all = *reinterpret_cast<const uint4*>(reinterpret_cast<const bfloat16*>(data) + at);
-    words[0] = all.x, words[1] = all.y, words[2] = all.z, words[3] = all.w;
-  }
-  __device__ void set(int i, float value) {
-    const uint32_t bits = to_bfloat16(value).bits;
-    words[i / 2] = i % 2 == 0 ? bits : words[i / 2] | bits << 16;
-  }
-  __device__ void split(uint32_t (&high)[4], uint32_t (&low)[4], float& square) const {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      high[i] = words[i];
-      low[i] = 0;
-      square = fmaf(low_of(words[i]), low_of(words[i]), square);
-      square = fmaf(high_of(words[i]), high_of(words[i]), square);
-    }
-  }
-};
 
 /// One warp's rows of a sequence.
 struct HashTile {
   int64_t sequence;
   int64_t first_row;
-  int64_t base;  // offset of the first row
-  int rows;      // real ones
+  int64_t base = 0;  // offset of the first row
+  int rows;          // real ones
 };
 
 template <Read kRead>
@@ -120,8 +73,8 @@ class HashProduct {
       : params_(params), problem_(params.hash.sequences) {
     const HashProductLayout layout = hash_product_layout(problem_.dim);
     operands_ = dynamic_shared<uint4>(layout.operands);
-    norms_ = dynamic_shared<float>(layout.norms);
-    thresholds_ = dynamic_shared<float>(layout.thresholds);
+    limits_ = dynamic_shared<float4>(layout.limits);
+    planes_ = dynamic_shared<float>(layout.planes);
   }
 
   /// The planes as second operands, and their lengths; all threads of the block call it.
@@ -130,10 +83,7 @@ class HashProduct {
   __device__ bool bad() const { return bad_; }
 
  private:
-  __device__ float plane(int bit, int64_t d) const {
-    const float value = problem_.planes[bit * (problem_.dim + 1) + d];
-    return params_.hash.round_planes ? round_to_bfloat16(value) : value;
-  }
+  __device__ float plane(int bit, int64_t d) const { return planes_[bit * (problem_.dim + 1) + d]; }
   __device__ int64_t row_at(const HashTile& tile, int row) const {
     return tile.base + row * problem_.inputs.row_stride;
   }
@@ -141,15 +91,16 @@ class HashProduct {
                              HashChunk<kRead>& chunk) const;
   __device__ void multiply(const HashTile& tile);
   __device__ void add_chunk(int chunk, const HashChunk<kRead> (&rows)[kTiles][2]);
-  __device__ uint32_t compare(int tile, int half, const HashTile& rows, uint32_t& unsure) const;
+  using RowBits = uint32_t[2 * kTiles];  // of this lane's rows
+  __device__ void compare(const HashTile& rows, RowBits& result, RowBits& unsure) const;
   __device__ bool chain_exceeds(const HashTile& tile, int row, int bit) const;
   __device__ uint32_t look_at_row(const HashTile& tile, int row, uint32_t unsure);
 
   const HashProductParams& params_;
   const HashSequences& problem_;
   uint4* operands_;
-  float* norms_;
-  float* thresholds_;
+  float4* limits_;
+  float* planes_;
   FragmentD sums_[kTiles][kBitTiles];
   float squares_[kTiles][2];  // of the rows, this lane's columns at first
   bool bad_ = false;
@@ -158,42 +109,38 @@ class HashProduct {
 template <Read kRead>
 __device__ void HashProduct<kRead>::load_planes() {
   const int bits = static_cast<int>(problem_.bits);
-  const int steps = static_cast<int>(divide_up(problem_.dim, 32)) * 2;
-#pragma unroll 4
-  for (int i = threadIdx.x; i < steps * kBitTiles * kWarp; i += blockDim.x) {
+  const int dim = static_cast<int>(problem_.dim);
+  const int thread = static_cast<int>(threadIdx.x);
+  const int threads = static_cast<int>(blockDim.x);
+#pragma unroll 16
+  for (int i = thread; i < bits * (dim + 1); i += threads) {
+    const float value = problem_.planes[i];
+    const float rounded = params_.hash.round_planes ? round_to_bfloat16(value) : value;
+    bad_ = bad_ || !is_finite(rounded);
+    planes_[i] = rounded;
+  }
+  __syncthreads();
+  const int steps = (dim + 31) / 32 * 2;
+  for (int i = thread; i < steps * kBitTiles * kWarp; i += threads) {
     const int bit = i / kWarp % kBitTiles * 8 + i % kWarp / 4;
     const int step = i / kWarp / kBitTiles;
-    const int64_t d = step / 2 * 32 + i % 4 * 8 + step % 2 * 4;
+    const int d = step / 2 * 32 + i % 4 * 8 + step % 2 * 4;
     float value[4];
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      value[j] = bit < bits && d + j < problem_.dim ? plane(bit, d + j) : 0.0f;
-      bad_ = bad_ || !is_finite(value[j]);
-    }
+    for (int j = 0; j < 4; ++j) value[j] = bit < bits && d + j < dim ? plane(bit, d + j) : 0.0f;
     uint4 operand;
     split_pair(value[0], value[1], operand.x, operand.z);
     split_pair(value[2], value[3], operand.y, operand.w);
     operands_[i] = operand;
   }
-  for (int bit = threadIdx.x; bit < kHashBits; bit += blockDim.x) {
-    thresholds_[bit] = bit < bits ? plane(bit, problem_.dim) : 0.0f;
-    bad_ = bad_ || !is_finite(thresholds_[bit]);
-  }
-  __syncthreads();
-  for (int tile = warp_index(); tile < kBitTiles; tile += static_cast<int>(blockDim.x) / kWarp) {
+  for (int bit = thread; bit < kHashBits; bit += threads) {
     float square = 0.0f;
-    for (int step = 0; step < steps; ++step) {
-      const uint4 operand = operands_[(step * kBitTiles + tile) * kWarp + lane_index()];
-      const float values[4] = {
-          low_of(operand.x) + low_of(operand.z), high_of(operand.x) + high_of(operand.z),
-          low_of(operand.y) + low_of(operand.w), high_of(operand.y) + high_of(operand.w)};
-#pragma unroll
-      for (int j = 0; j < 4; ++j) square = fmaf(values[j], values[j], square);
-    }
-    square = warp_sum(square, 4);
+    for (int d = 0; d < dim && bit < bits; ++d) square = fmaf(plane(bit, d), plane(bit, d), square);
     // No bound where nothing is known: the chain decides.
     const float norm = square >= kLeastSquare ? sqrtf(square) : __uint_as_float(0x7f800000u);
-    if (lane_index() % 4 == 0) norms_[tile * 8 + lane_index() / 4] = norm;
+    float* limit = reinterpret_cast<float*>(limits_) + bit * 2;
+    limit[0] = bit < bits ? plane(bit, dim) : 0.0f;
+    limit[1] = norm;
   }
   __syncthreads();
 }
@@ -296,40 +243,69 @@ __device__ uint32_t HashProduct<kRead>::look_at_row(const HashTile& tile, int ro
 /// The bit as the CPU finds it.
 template <Read kRead>
 __device__ bool HashProduct<kRead>::chain_exceeds(const HashTile& tile, int row, int bit) const {
+  const int dim = static_cast<int>(problem_.dim);
+  const float* plane = planes_ + bit * (dim + 1);
   float sum = 0.0f;
-#pragma unroll 8
-  for (int64_t d = 0; d < problem_.dim; ++d) {
-    sum = fmaf(read<kRead>(problem_.inputs.data, row_at(tile, row) + d), plane(bit, d), sum);
+#pragma unroll 4
+  for (int first = 0; first < dim; first += 8) {
+    HashChunk<kRead> chunk;
+    load_chunk(tile, row, first, chunk);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      if (first + i < dim) sum = fmaf(chunk.get(i), plane[first + i], sum);
+    }
   }
   const float* own = params_.hash.own_thresholds;
-  return sum > (own != nullptr ? own[tile.sequence * kHashBits + bit] : thresholds_[bit]);
+  return sum > (own != nullptr ? own[tile.sequence * kHashBits + bit] : plane[dim]);
 }
 
-/// This lane's 16 bits of a row: bit 2 n + side is bit 8 n + 2 four + side of the hash. `unsure`
-/// gets those that the sum does not decide.
+/// This lane's 16 bits of each of its rows: bit 2 n + side is bit 8 n + 2 four + side of the hash.
+/// `unsure` gets those that the sum does not decide.
 template <Read kRead>
-__device__ uint32_t HashProduct<kRead>::compare(int tile, int half, const HashTile& rows,
-                                                uint32_t& unsure) const {
+__device__ void HashProduct<kRead>::compare(const HashTile& rows, RowBits& result,
+                                            RowBits& unsure) const {
+  const float no_bound = __uint_as_float(0x7f800000u);
   const float* own = params_.hash.own_thresholds;
-  const float* thresholds = own != nullptr ? own + rows.sequence * kHashBits : thresholds_;
   const int bits = static_cast<int>(problem_.bits);
-  const int row = tile * 16 + half * 8 + lane_index() / 4;
-  const float square = squares_[tile][half];
-  float bound = params_.tolerance * sqrtf(square);
-  if (!(square >= kLeastSquare)) bound = __uint_as_float(0x7f800000u);
-  uint32_t result = 0;
-  unsure = 0;
+  const int four = lane_index() % 4;
+  float bound[2 * kTiles];
 #pragma unroll
-  for (int i = 0; i < 2 * kBitTiles; ++i) {
-    const int bit = i / 2 * 8 + lane_index() % 4 * 2 + i % 2;
-    if (bit >= bits) continue;
-    const float sum = sums_[tile][i / 2][half * 2 + i % 2];
-    const float distance = sum - thresholds[bit];
-    if (distance > 0.0f) result |= 1u << i;
-    if (!(fabsf(distance) > bound * norms_[bit])) unsure |= 1u << i;
+  for (int r = 0; r < 2 * kTiles; ++r) {
+    const float square = squares_[r / 2][r % 2];
+    bound[r] = square >= kLeastSquare ? params_.tolerance * sqrtf(square) : no_bound;
+    result[r] = 0;
+    unsure[r] = 0;
   }
-  if (row >= rows.rows) unsure = 0;
-  return result;
+#pragma unroll
+  for (int n = 0; n < kBitTiles; ++n) {
+    float4 limit = limits_[n * 4 + four];
+    const int bit = n * 8 + four * 2;
+    if (own != nullptr) {
+      limit.x = bit < bits ? own[rows.sequence * kHashBits + bit] : 0.0f;
+      limit.z = bit + 1 < bits ? own[rows.sequence * kHashBits + bit + 1] : 0.0f;
+    }
+#pragma unroll
+    for (int r = 0; r < 2 * kTiles; ++r) {
+      const float left = sums_[r / 2][n][r % 2 * 2] - limit.x;
+      const float right = sums_[r / 2][n][r % 2 * 2 + 1] - limit.z;
+      if (left > 0.0f) result[r] |= 1u << (2 * n);
+      if (right > 0.0f) result[r] |= 2u << (2 * n);
+      if (!(fabsf(left) > bound[r] * limit.y)) unsure[r] |= 1u << (2 * n);
+      if (!(fabsf(right) > bound[r] * limit.w)) unsure[r] |= 2u << (2 * n);
+    }
+  }
+  // Bits that there are of this lane: all of a tile but the last.
+  const int left = bits - four * 2;
+  const int whole = left <= 0 ? 0 : left / 8;
+  const int rest = left - whole * 8;
+  uint32_t valid = (1u << (2 * whole)) - 1u;
+  if (left > 0 && rest > 0) valid |= (rest > 1 ? 3u : 1u) << (2 * whole);
+#pragma unroll
+  for (int r = 0; r < 2 * kTiles; ++r) {
+    const int row = r * 8 + lane_index() / 4;
+    result[r] &= valid;
+    unsure[r] &= row < rows.rows ? valid : 0u;
+  }
 }
 
 template <Read kRead>
@@ -339,33 +315,60 @@ __device__ void HashProduct<kRead>::hash_tile(const HashTile& tile) {
   const int four = lane_index() % 4;
   uint64_t* hashes = problem_.hashes + tile.sequence * problem_.length + tile.first_row;
 #pragma unroll
-  for (int t = 0; t < kTiles; ++t) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int row = t * 16 + half * 8 + group;
-      squares_[t][half] = warp_sum(squares_[t][half], 4);
-      uint32_t unsure;
-      uint32_t mine = compare(t, half, tile, unsure);
-      const bool usual = squares_[t][half] >= kLeastSquare && is_finite(squares_[t][half]);
-      if (unsure != 0 && !usual) unsure = look_at_row(tile, row, unsure);
-      for (; unsure != 0; unsure &= unsure - 1) {
-        const int i = __ffs(static_cast<int>(unsure)) - 1;
-        const bool set = chain_exceeds(tile, row, i / 2 * 8 + four * 2 + i % 2);
-        mine = (mine & ~(1u << i)) | static_cast<uint32_t>(set) << i;
-      }
-      uint32_t words[2] = {0, 0};
-#pragma unroll
-      for (int n = 0; n < kBitTiles; ++n) {
-        words[n / 4] |= (mine >> (2 * n) & 3u) << (n % 4 * 8 + 2 * four);
-      }
-      const auto join = [](uint32_t a, uint32_t b) { return a | b; };
-      const uint32_t low = warp_reduce(words[0], join, 4);
-      const uint32_t high = warp_reduce(words[1], join, 4);
-      if (four == 0 && row < tile.rows) {
-        hashes[row] = static_cast<uint64_t>(high) << 32 | low;
-      }
-    }
+  for (int r = 0; r < 2 * kTiles; ++r) {
+    squares_[r / 2][r % 2] = warp_sum(squares_[r / 2][r % 2], 4);
   }
+  RowBits bits;
+  RowBits unsure;
+  compare(tile, bits, unsure);
+#pragma unroll
+  for (int r = 0; r < 2 * kTiles; ++r) {
+    const int row = r * 8 + group;
+    const float square = squares_[r / 2][r % 2];
+    const bool usual = square >= kLeastSquare && is_finite(square);
+    if (unsure[r] != 0 && !usual) unsure[r] = look_at_row(tile, row, unsure[r]);
+    for (; unsure[r] != 0; unsure[r] &= unsure[r] - 1) {
+      const int i = __ffs(static_cast<int>(unsure[r])) - 1;
+      const bool set = chain_exceeds(tile, row, i / 2 * 8 + four * 2 + i % 2);
+      bits[r] = (bits[r] & ~(1u << i)) | static_cast<uint32_t>(set) << i;
+    }
+    uint32_t words[2] = {0, 0};
+#pragma unroll
+    for (int n = 0; n < kBitTiles; ++n) {
+      words[n / 4] |= (bits[r] >> (2 * n) & 3u) << (n % 4 * 8 + 2 * four);
+    }
+    const auto join = [](uint32_t a, uint32_t b) { return a | b; };
+    const uint32_t low = warp_reduce(words[0], join, 4);
+    const uint32_t high = warp_reduce(words[1], join, 4);
+    if (four == 0 && row < tile.rows) hashes[row] = static_cast<uint64_t>(high) << 32 | low;
+  }
+}
+
+/// The rows that are tile `index` of the launch; none past the real ones.
+template <Read kRead>
+__device__ HashTile hash_tile_at(const HashProductParams& params, int64_t index) {
+  constexpr int64_t kRows = HashProduct<kRead>::kRows;
+  const HashSequences& problem = params.hash.sequences;
+  HashTile tile;
+  tile.sequence = index / params.tiles;
+  tile.first_row = index % params.tiles * kRows;
+  tile.rows = 0;
+  if (tile.sequence >= problem.batch * problem.heads) return tile;
+  const int64_t batch = tile.sequence / problem.heads;
+  const int64_t left = real_length(problem.lengths, batch, problem.length) - tile.first_row;
+  tile.rows = static_cast<int>(left < 0 ? 0 : left < kRows ? left : kRows);
+  tile.base = row_offset(problem.inputs, batch, tile.sequence % problem.heads, tile.first_row);
+  return tile;
+}
+
+/// Rows of a tile on their way to the L2 cache, one per lane.
+template <Read kRead>
+__device__ void prefetch_tile(const HashSequences& problem, const HashTile& tile) {
+  constexpr int64_t kElement = kRead == Read::bfloat16 ? 2 : 4;
+  if (lane_index() >= tile.rows) return;
+  const char* row = reinterpret_cast<const char*>(problem.inputs.data) +
+                    (tile.base + lane_index() * problem.inputs.row_stride) * kElement;
+  for (int64_t byte = 0; byte < problem.dim * kElement; byte += 128) prefetch_l2(row + byte);
 }
 
 template <Read kRead>
@@ -374,20 +377,18 @@ __global__ void __launch_bounds__(kHashProductThreads, 1)
   // warp: rows (16 or 32,dim) x planes (bits,dim) -> hashes
   const HashSequences& problem = params.hash.sequences;
   HashProduct<kRead> product(params);
-  product.load_planes();
   const int64_t warps = static_cast<int64_t>(blockDim.x) / kWarp;
+  const int64_t step = gridDim.x * warps;
   const int64_t tiles = problem.batch * problem.heads * params.tiles;
-  for (int64_t i = blockIdx.x * warps + warp_index(); i < tiles; i += gridDim.x * warps) {
-    HashTile tile;
-    tile.sequence = i / params.tiles;
-    tile.first_row = i % params.tiles * HashProduct<kRead>::kRows;
-    const int64_t batch = tile.sequence / problem.heads;
-    const int64_t left = real_length(problem.lengths, batch, problem.length) - tile.first_row;
-    if (left <= 0) continue;
-    tile.rows =
-        static_cast<int>(left < HashProduct<kRead>::kRows ? left : HashProduct<kRead>::kRows);
-    tile.base = row_offset(problem.inputs, batch, tile.sequence % problem.heads, tile.first_row);
-    product.hash_tile(tile);
+  int64_t index = blockIdx.x * warps + warp_index();
+  HashTile tile = hash_tile_at<kRead>(params, index);
+  prefetch_tile<kRead>(problem, tile);
+  product.load_planes();
+  for (; index < tiles; index += step) {
+    const HashTile next = hash_tile_at<kRead>(params, index + step);
+    prefetch_tile<kRead>(problem, next);
+    if (tile.rows > 0) product.hash_tile(tile);
+    tile = next;
   }
   if (product.bad()) mark_non_finite(params.hash.flags);
 }

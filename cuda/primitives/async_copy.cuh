@@ -22,6 +22,15 @@ __device__ inline void copy_async_16(void* shared, const void* global, bool vali
 #endif
 }
 
+/// The 128 bytes around a place of device memory on their way to the L2 cache.
+__device__ inline void prefetch_l2(const void* global) {
+#if defined(CA_CUDA_MODEL)
+  (void)global;
+#else
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(global));
+#endif
+}
+
 /// Closes the group of this thread's copies since the last one.
 __device__ inline void commit_copies() {
 #if defined(CA_CUDA_MODEL)

@@ -1,8 +1,8 @@
 #pragma once
 
-// Clusters: blocks that run at the same time, wait for each other, and read and write each other's
-// shared memory (compute capability 9.0). A launch asks for them by LaunchShape::cluster. Elsewhere
-// a cluster is one block.
+// Clusters: blocks that run at the same time, wait for each other, and read each other's shared
+// memory (compute capability 9.0). A launch asks for them by LaunchShape::cluster. Elsewhere a
+// cluster is one block.
 
 #include "cuda/primitives/platform.cuh"
 
@@ -21,33 +21,39 @@ __device__ inline int cluster_rank() {
 #endif
 }
 
-/// Every thread of every block of the cluster calls it; what they wrote before is seen after it.
-/// No block may end while others use its shared memory: the last thing they do together is this.
+/// Every thread of every block of the cluster calls it; what each wrote to the shared memory of its
+/// own block before is seen by all after it. Nothing is said of device memory, nor of writes to
+/// another block's: the barrier's own release would wait for both, on the whole GPU, which takes
+/// longer than all else here. Shared memory has no copies, so that what is done in the block is
+/// done. No block may end while others read its shared memory: the last thing they do together is
+/// this.
 __device__ inline void sync_cluster() {
 #if defined(CA_CUDA_MODEL)
   cuda_model::sync_cluster();
 #elif __CUDA_ARCH__ >= 900
   __syncwarp();  // the lanes of a warp arrive together
-  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+  asm volatile("fence.acq_rel.cta;" ::: "memory");
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 #else
   __syncthreads();
 #endif
 }
 
-/// The place in block `rank` of the cluster that `own` is in this one; `own` is in shared memory.
+/// The place in block `rank` of the cluster that `own` is in this one, to read; `own` is in shared
+/// memory.
 template <typename T>
-__device__ inline T* in_block(T* own, int rank) {
+__device__ inline const T* in_block(const T* own, int rank) {
 #if defined(CA_CUDA_MODEL)
   const auto* place = reinterpret_cast<const unsigned char*>(own);
-  return reinterpret_cast<T*>(cuda_model::shared_memory_of(rank) +
-                              (place - cuda_model::shared_memory()));
+  return reinterpret_cast<const T*>(cuda_model::shared_memory_of(rank) +
+                                    (place - cuda_model::shared_memory()));
 #elif __CUDA_ARCH__ >= 900
   uint64_t place;
   asm volatile("mapa.u64 %0, %1, %2;"
                : "=l"(place)
                : "l"(reinterpret_cast<uint64_t>(own)), "r"(rank));
-  return reinterpret_cast<T*>(place);
+  return reinterpret_cast<const T*>(place);
 #else
   return own;
 #endif
