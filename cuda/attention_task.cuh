@@ -14,24 +14,26 @@ constexpr int kTileRows = 16;  // of one product
 template <int kWidth, bool kSplit>
 constexpr int kManyRowTiles = kWidth <= 64 && !kSplit ? 2 : 1;
 
-template <int kWidth, bool kSplit, int kTiles = kManyRowTiles<kWidth, kSplit>>
+template <int kWidth, bool kSplit, int kTiles = kManyRowTiles<kWidth, kSplit>,
+          bool kSplitQuery = kSplit>
 struct TileSizes {
   static_assert(kWidth % 32 == 0, "load_tiles takes 32 columns at once");
   static constexpr int kKeys = kWidth <= 64 ? (kSplit ? 32 : 64) : kWidth <= 128 ? 32 : 16;
   static constexpr int kRowTiles = kTiles;
   static constexpr int kWarpRows = kTileRows * kRowTiles;
-  static constexpr int kStride = kWidth + 8;  // eight rows begin in different banks
-  static constexpr int kParts = kSplit ? 2 : 1;
+  static constexpr int kStride = kWidth + 8;     // eight rows begin in different banks
+  static constexpr int kParts = kSplit ? 2 : 1;  // of keys and values
+  static constexpr int kQueryParts = kSplitQuery ? 2 : 1;
 
   struct Layout {
-    int64_t query;   // (kParts, 16 kRowTiles warps, kStride)
+    int64_t query;   // (kQueryParts, 16 kRowTiles warps, kStride)
     int64_t keys;    // (2 buffers, kParts, kKeys, kStride)
     int64_t values;  // the same
     int64_t bytes;
   };
   CA_HOST_DEVICE static Layout layout(int warps) {
     SharedLayout parts;
-    const int64_t query = parts.add<bfloat16>(int64_t{kParts} * kWarpRows * warps * kStride);
+    const int64_t query = parts.add<bfloat16>(int64_t{kQueryParts} * kWarpRows * warps * kStride);
     const int64_t keys = parts.add<bfloat16>(int64_t{2} * kParts * kKeys * kStride);
     const int64_t values = parts.add<bfloat16>(int64_t{2} * kParts * kKeys * kStride);
     return {query, keys, values, parts.bytes()};

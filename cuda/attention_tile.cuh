@@ -20,10 +20,22 @@
 
 namespace cluster_attention::cuda {
 
-template <int kWidth, bool kSplit, int kTiles = kManyRowTiles<kWidth, kSplit>>
+/// d += A B in parts: without the product of both low ones, small ones first.
+template <int kPartsA, int kPartsB>
+__device__ inline void multiply_parts(FragmentD& d, const FragmentA& high_a, const FragmentA& low_a,
+                                      const FragmentB& high_b, const FragmentB& low_b) {
+  if constexpr (kPartsA == 2) mma_bf16_16x8x16(d, low_a, high_b);
+  if constexpr (kPartsB == 2) mma_bf16_16x8x16(d, high_a, low_b);
+  mma_bf16_16x8x16(d, high_a, high_b);
+}
+
+/// With kSplitQuery, queries are in two parts though keys and values are not.
+template <int kWidth, bool kSplit, int kTiles = kManyRowTiles<kWidth, kSplit>,
+          bool kSplitQuery = kSplit>
 class AttentionTile {
  public:
-  using Sizes = TileSizes<kWidth, kSplit, kTiles>;
+  using Sizes = TileSizes<kWidth, kSplit, kTiles, kSplitQuery>;
+  static constexpr int kQueryParts = Sizes::kQueryParts;
   static constexpr int kKeys = Sizes::kKeys;
   static constexpr int kRowTiles = Sizes::kRowTiles;
   static constexpr int kStride = Sizes::kStride;
@@ -86,7 +98,7 @@ class AttentionTile {
       }
       bfloat16* to = query_ + row * kStride + column;
       *reinterpret_cast<uint4*>(to) = make_uint4(high[0], high[1], high[2], high[3]);
-      if constexpr (kSplit) {
+      if constexpr (kSplitQuery) {
         *reinterpret_cast<uint4*>(to + rows_ * kStride) =
             make_uint4(low[0], low[1], low[2], low[3]);
       }
@@ -210,9 +222,9 @@ class AttentionTile {
     const bfloat16* keys = buffer_of(keys_, buffer, 0) + lane % 8 * kStride + lane / 8 * 8;
 #pragma unroll
     for (int k = 0; k < kWidth / 32; ++k) {
-      uint32_t query[Sizes::kParts][kRowTiles][2][4];
+      uint32_t query[kQueryParts][kRowTiles][2][4];
 #pragma unroll
-      for (int part = 0; part < Sizes::kParts; ++part) {
+      for (int part = 0; part < kQueryParts; ++part) {
 #pragma unroll
         for (int m = 0; m < kRowTiles; ++m) {
           const bfloat16* row = query_ + (part * rows_ + query_row + m * kTileRows) * kStride +
@@ -239,15 +251,12 @@ class AttentionTile {
 
   /// One product of query step `step` with the two registers of `key` from `first` on.
   __device__ static void multiply(FragmentD& d,
-                                  const uint32_t (&query)[Sizes::kParts][kRowTiles][2][4], int m,
+                                  const uint32_t (&query)[kQueryParts][kRowTiles][2][4], int m,
                                   int step, const uint32_t (&key)[Sizes::kParts][4], int first) {
     const FragmentB high = {key[0][first], key[0][first + 1]};
-    if constexpr (kSplit) {
-      const FragmentB low = {key[1][first], key[1][first + 1]};
-      mma_split_16x8x16(d, query[0][m][step], query[1][m][step], high, low);
-    } else {
-      mma_bf16_16x8x16(d, query[0][m][step], high);
-    }
+    const FragmentB low = {key[kSplit ? 1 : 0][first], key[kSplit ? 1 : 0][first + 1]};
+    multiply_parts<kQueryParts, Sizes::kParts>(d, query[0][m][step],
+                                               query[kQueryParts - 1][m][step], high, low);
   }
 
   /// Scales the scores; those of keys that a row does not see become -Inf.

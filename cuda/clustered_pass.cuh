@@ -54,8 +54,9 @@ CA_HOST_DEVICE inline int64_t real_stretches(int64_t keys, int64_t stretch) {
   return keys > 0 ? (keys + stretch - 1) / stretch : 1;
 }
 
+/// Mean queries are float32 in any case, and near scores decide about top keys: two parts.
 template <int kWidth, bool kSplit>
-using PassTile = AttentionTile<kWidth, kSplit, 1>;
+using PassTile = AttentionTile<kWidth, kSplit, 1, true>;
 
 /// The larger of two, NaN when either is.
 __device__ inline float larger_or_nan(float a, float b) {

@@ -39,7 +39,7 @@ struct JoinParams {
 };
 
 constexpr int kMostStretches = 64;
-constexpr int64_t kClearedQueries = 1024;  // of a block
+constexpr int64_t kClearedQueries = 2048;  // of a block
 /// Blocks that a multiprocessor shall hold: they mostly wait for memory.
 template <int kWidth, bool kSplit>
 constexpr int kJoinBlocks = kWidth > 64 ? 1
@@ -80,9 +80,10 @@ class ClusterJoin {
     values_ = dynamic_shared<float>(parts.values);
     partials_ = dynamic_shared<float>(parts.partials);
     weights_ = dynamic_shared<float>(parts.weights);
-    const int64_t sequence = row / params.clusters;
-    batch_ = sequence / params.heads;
-    head_ = sequence % params.heads;
+    // All of them fit as the grid does.
+    const uint32_t sequence = static_cast<uint32_t>(row) / static_cast<uint32_t>(params.clusters);
+    batch_ = sequence / static_cast<uint32_t>(params.heads);
+    head_ = sequence % static_cast<uint32_t>(params.heads);
     const int32_t* offsets = params.offsets + row + sequence;
     members_ = offsets[1] - offsets[0];
     keys_ = real_length(params.key_lengths, batch_, params.key_length);
@@ -92,8 +93,6 @@ class ClusterJoin {
   __device__ void run() {
     if (thread_ == 0 && params_.out_counts != nullptr) params_.out_counts[row_] = members_;
     if (members_ > 0) {
-      join_states();
-      __syncthreads();
       join_outputs();
     } else {
       for (int i = thread_; i < params_.value_dim; i += kChoiceThreads) values_[i] = 0.0f;
@@ -125,37 +124,58 @@ class ClusterJoin {
 
   /// V^c: a thread takes four columns of some of the stretches.
   __device__ void join_outputs() {
+    constexpr int kAhead = 4;  // outputs asked for before the states are waited for
     const int columns = params_.operands.value.columns;
     const int places = columns / 4;
     const int shares = kChoiceThreads / places;
     const int share = thread_ / places;
     const float* outputs = params_.partials.outputs + row_ * params_.stretches * columns;
     const float4* from = reinterpret_cast<const float4*>(outputs) + thread_ % places;
-    float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-    if (share < shares) {
-#pragma unroll 4
-      for (int i = share; i < stretches_; i += shares) {
-        const float4 output = from[static_cast<int64_t>(i) * places];
-        const float factor = factors_[i];
-        sum.x = fmaf(factor, output.x, sum.x);
-        sum.y = fmaf(factor, output.y, sum.y);
-        sum.z = fmaf(factor, output.z, sum.z);
-        sum.w = fmaf(factor, output.w, sum.w);
-      }
-      reinterpret_cast<float4*>(partials_)[thread_] = sum;
+    const int end = share < shares ? stretches_ : 0;
+    float4 ahead[kAhead];
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      const int stretch = share + i * shares;
+      ahead[i] = stretch < end ? from[stretch * places] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
     }
+    join_states();
+    __syncthreads();
+    float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      const int stretch = share + i * shares;
+      if (stretch < end) add(sum, factors_[stretch], ahead[i]);
+    }
+#pragma unroll 1
+    for (int stretch = share + kAhead * shares; stretch < end; stretch += shares) {
+      add(sum, factors_[stretch], from[stretch * places]);
+    }
+    if (share < shares) reinterpret_cast<float4*>(partials_)[thread_] = sum;
     __syncthreads();
     const float normalizer = state_.normalizer();
+#pragma unroll 1
     for (int column = thread_; column < columns; column += kChoiceThreads) {
-      float value = 0.0f;
-      for (int i = 0; i < shares; ++i) value += partials_[i * columns + column];
-      values_[column] = value * normalizer;
+      values_[column] = sum_of_shares(shares, columns, column) * normalizer;
     }
     __syncthreads();
+  }
+  __device__ static void add(float4& sum, float factor, const float4& output) {
+    sum.x = fmaf(factor, output.x, sum.x);
+    sum.y = fmaf(factor, output.y, sum.y);
+    sum.z = fmaf(factor, output.z, sum.z);
+    sum.w = fmaf(factor, output.w, sum.w);
+  }
+  /// Of one column, over the threads' partial sums.
+  __device__ float sum_of_shares(int shares, int columns, int column) const {
+    float sum = 0.0f;
+#pragma unroll 4
+    for (int i = 0; i < shares; ++i) sum += partials_[i * columns + column];
+    return sum;
   }
 
   __device__ void write_values() {
     bool finite = true;
+#pragma unroll 1
     for (int column = thread_; column < params_.value_dim; column += kChoiceThreads) {
       const float value = values_[column];
       finite = finite && fabsf(value) < HUGE_VALF;
@@ -185,11 +205,6 @@ class ClusterJoin {
       chosen = choice.run();
       best = choice.list();
     }
-    for (int t = thread_; t < params_.top_k; t += kChoiceThreads) {
-      const int32_t key = t < chosen ? candidate_index(best[t]) : -1;
-      params_.pass.top_keys[row_ * params_.top_k + t] = key;
-      if (params_.out_indices != nullptr) params_.out_indices[row_ * params_.top_k + t] = key;
-    }
     weigh(best, chosen);
     __syncthreads();
     sum_chosen(best, chosen);
@@ -199,12 +214,18 @@ class ClusterJoin {
   __device__ void weigh(const Entry* best, int chosen) {
     const float normalizer = state_.normalizer();
     const float scale = params_.scale * kLog2E;
-    for (int t = thread_; t < chosen; t += kChoiceThreads) {
+#pragma unroll 1
+    for (int t = thread_; t < params_.top_k; t += kChoiceThreads) {
+      const int32_t key = t < chosen ? candidate_index(best[t]) : -1;
+      params_.pass.top_keys[row_ * params_.top_k + t] = key;
+      if (params_.out_indices != nullptr) params_.out_indices[row_ * params_.top_k + t] = key;
+      if (key < 0) continue;
       weights_[t] = exp2f(candidate_score(best[t]) * scale - state_.maximum) * normalizer;
     }
     __syncthreads();
     if (warp_index() != 0) return;
     double mass = 0.0;
+#pragma unroll 1
     for (int t = lane_index(); t < chosen; t += kWarp) mass += static_cast<double>(weights_[t]);
     mass = warp_sum(mass);
     if (thread_ == 0) params_.pass.masses[row_] = static_cast<float>(mass);
@@ -229,10 +250,10 @@ class ClusterJoin {
       to[1] = make_float4(sums[4], sums[5], sums[6], sums[7]);
     }
     __syncthreads();
+#pragma unroll 1
     for (int column = thread_; column < params_.value_dim; column += kChoiceThreads) {
-      float sum = 0.0f;
-      for (int i = 0; i < shares; ++i) sum += partials_[i * value.columns + column];
-      params_.pass.bases[row_ * params_.value_dim + column] = values_[column] - sum;
+      params_.pass.bases[row_ * params_.value_dim + column] =
+          values_[column] - sum_of_shares(shares, value.columns, column);
     }
   }
 
@@ -296,7 +317,7 @@ __global__ void __launch_bounds__(kChoiceThreads, kJoinBlocks<kWidth, kSplit>)
     return;
   }
   const int64_t first = (blockIdx.x - rows) * kClearedQueries;
-#pragma unroll 4
+#pragma unroll 1
   for (int64_t i = 0; i < kClearedQueries; i += kChoiceThreads) {
     clear_unlabelled(params, first + i + warp_index() * kWarp);
   }

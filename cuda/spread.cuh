@@ -35,8 +35,9 @@ __global__ void __launch_bounds__(kSpreadThreads) spread(const SpreadParams para
   const int row = static_cast<int>(threadIdx.x) / params.chunks;
   const int column = static_cast<int>(threadIdx.x) % params.chunks * 8;
   if (row >= rows) return;
-  const int64_t sequence = blockIdx.x / params.tiles;
-  const int64_t first = blockIdx.x % params.tiles * rows * kSpreadPasses + row;
+  const uint32_t tiles = static_cast<uint32_t>(params.tiles);  // fits as the grid does
+  const int64_t sequence = blockIdx.x / tiles;
+  const int64_t first = static_cast<int64_t>(blockIdx.x % tiles) * rows * kSpreadPasses + row;
   const int32_t* labels = params.labels + sequence * params.query_length;
   int32_t label[kSpreadPasses];
 #pragma unroll
@@ -45,16 +46,22 @@ __global__ void __launch_bounds__(kSpreadThreads) spread(const SpreadParams para
     label[pass] = query < params.query_length ? labels[query] : -1;
   }
   const float* values = params.values + sequence * params.clusters * params.value_dim + column;
-  const int64_t output =
-      params.output.offset(sequence / params.heads, sequence % params.heads, first) + column;
+  // All are asked for before the first one is waited for.
+  float value[kSpreadPasses][8];
 #pragma unroll
   for (int pass = 0; pass < kSpreadPasses; ++pass) {
     if (label[pass] < 0) continue;  // past the end, or written by join_stretches
-    float value[8];
     load_eight(values + static_cast<int64_t>(label[pass]) * params.value_dim, params.vectors,
-               params.value_dim - column, value);
+               params.value_dim - column, value[pass]);
+  }
+  const uint32_t heads = static_cast<uint32_t>(params.heads);
+  const uint32_t number = static_cast<uint32_t>(sequence);
+  const int64_t output = params.output.offset(number / heads, number % heads, first) + column;
+#pragma unroll
+  for (int pass = 0; pass < kSpreadPasses; ++pass) {
+    if (label[pass] < 0) continue;
     store_eight(params.output, output + pass * rows * params.output.row_stride, params.vectors,
-                params.value_dim - column, value);
+                params.value_dim - column, value[pass]);
   }
 }
 

@@ -27,6 +27,26 @@ __device__ __noinline__ inline void sort_candidates(unsigned long long* list, in
   sort_descending(list, size);
 }
 
+/// The same for a few: each one's place by counting those before it. One copy of the code for both
+/// calls: blocks run it once each, and fetching instructions takes longer than they do.
+__device__ __noinline__ inline void rank_candidates(unsigned long long* list,
+                                                    unsigned long long* ranked, int count) {
+#pragma unroll 1
+  for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x)) {
+    const unsigned long long mine = list[i];
+    int place = 0;
+#pragma unroll 4
+    for (int j = 0; j < count; ++j) place += list[j] > mine ? 1 : 0;
+    ranked[place] = mine;
+  }
+  __syncthreads();
+#pragma unroll 1
+  for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x)) {
+    list[i] = ranked[i];
+  }
+  __syncthreads();
+}
+
 /// The best k of a stream of candidates, in shared memory.
 class BestCandidates {
  public:
@@ -75,7 +95,7 @@ class BestCandidates {
     int count = *count_;
     if (last || count + kOffers > static_cast<int>(capacity(k_))) {
       if (count <= kRankedAtOnce) {
-        rank(count);
+        rank_candidates(list_, ranked_, count);
       } else {
         sort_candidates(list_, count);
       }
@@ -89,21 +109,6 @@ class BestCandidates {
   __device__ const Entry* list() const { return list_; }
 
  private:
-  /// Each one's place by counting those before it.
-  __device__ void rank(int count) {
-    for (int i = static_cast<int>(threadIdx.x); i < count; i += kChoiceThreads) {
-      const Entry mine = list_[i];
-      int place = 0;
-      for (int j = 0; j < count; ++j) place += list_[j] > mine ? 1 : 0;
-      ranked_[place] = mine;
-    }
-    __syncthreads();
-    for (int i = static_cast<int>(threadIdx.x); i < count; i += kChoiceThreads) {
-      list_[i] = ranked_[i];
-    }
-    __syncthreads();
-  }
-
   Entry* list_;
   Entry* ranked_;
   int32_t* count_;
@@ -126,10 +131,11 @@ struct ChoiceTask {
 template <int kWidth, bool kSplit>
 class KeyChoice {
  public:
-  using Sizes = TileSizes<kWidth, kSplit, 1>;
+  using Sizes = typename PassTile<kWidth, kSplit>::Sizes;
   using Entry = BestCandidates::Entry;
   static constexpr int kParts = Sizes::kParts;
   static constexpr int kStride = Sizes::kStride;
+  static constexpr int kScratch = kChoiceThreads + 4;  // words of floor_of_groups()
   /// Keys that a warp computes again at once, in tiles of 8.
   static constexpr int kKeys = kWidth * kParts <= 64 ? 32 : kWidth * kParts <= 128 ? 16 : 8;
 
@@ -178,45 +184,40 @@ class KeyChoice {
   __device__ const Entry* list() const { return best_.list(); }
 
  private:
-  /// The largest scores of four groups, -Inf past the last one.
-  __device__ float4 load_groups(int first, int groups) const {
-    float4 four = make_float4(-HUGE_VALF, -HUGE_VALF, -HUGE_VALF, -HUGE_VALF);
-    if (first >= groups) return four;
-    four = *reinterpret_cast<const float4*>(task_.maxima + first);
-    if (first + 1 >= groups) four.y = -HUGE_VALF;
-    if (first + 2 >= groups) four.z = -HUGE_VALF;
-    if (first + 3 >= groups) four.w = -HUGE_VALF;
-    return four;
-  }
-  __device__ static float largest_of(const float4& four) {
-    return larger_or_nan(larger_or_nan(four.x, four.y), larger_or_nan(four.z, four.w));
-  }
-
   __device__ void choose_groups(int groups) {
-    const float floor = value_of_key(floor_of_groups(groups));
-    for (int first = 0; first < groups; first += kOffers) {
-      const int mine = first + 4 * static_cast<int>(threadIdx.x);
-      const float4 four = load_groups(mine, groups);
+    // Where there is room, shared memory keeps the scores until they are looked at again.
+    constexpr int kRoom = kChoiceWarps * kParts * kKeys * kStride / 2 - kScratch;
+    float* copy = reinterpret_cast<float*>(keys_) + kScratch;
+    const bool copied = groups <= kRoom;
+    const float floor = value_of_key(floor_of_groups(groups, copied ? copy : nullptr));
+    const float* scores = copied ? copy : task_.maxima;
+    const int thread = static_cast<int>(threadIdx.x);
+    int round = 0;
+#pragma unroll 1
+    for (int first = 0; first < groups; first += kChoiceThreads) {
+      const int mine = first + thread;
+      const float score = mine < groups ? scores[mine] : 0.0f;
       // A floor that is a NaN holds nothing back, nor is a NaN below any floor.
-      if (any(mine < groups && !(largest_of(four) < floor))) {
-        const float scores[4] = {four.x, four.y, four.z, four.w};
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const bool passes = mine + i < groups && !(scores[i] < floor);
-          best_.offer(passes ? make_candidate(scores[i], mine + i) : 0);
-        }
-      }
-      best_.settle(first + kOffers >= groups);
+      const bool passes = mine < groups && !(score < floor);
+      if (any(passes)) best_.offer(passes ? make_candidate(score, mine) : 0);
+      const bool last = first + kChoiceThreads >= groups;
+      if (++round % (kOffers / kChoiceThreads) == 0 || last) best_.settle(last);
     }
   }
 
   /// The ordered key of a score that at least k groups reach, and few more: about the k-th of the
-  /// largest ones that each thread saw.
-  __device__ uint32_t floor_of_groups(int groups) const {
+  /// largest ones that each thread saw. The scores go to `copy` besides.
+  __device__ uint32_t floor_of_groups(int groups, float* copy) const {
     float largest = -HUGE_VALF;
 #pragma unroll 4
     for (int first = 4 * static_cast<int>(threadIdx.x); first < groups; first += kOffers) {
-      largest = larger_or_nan(largest, largest_of(load_groups(first, groups)));
+      float4 four = *reinterpret_cast<const float4*>(task_.maxima + first);
+      if (first + 1 >= groups) four.y = -HUGE_VALF;
+      if (first + 2 >= groups) four.z = -HUGE_VALF;
+      if (first + 3 >= groups) four.w = -HUGE_VALF;
+      if (copy != nullptr) *reinterpret_cast<float4*>(copy + first) = four;
+      largest = larger_or_nan(
+          largest, larger_or_nan(larger_or_nan(four.x, four.y), larger_or_nan(four.z, four.w)));
     }
     uint32_t* all = reinterpret_cast<uint32_t*>(keys_);
     all[threadIdx.x] = ordered_key(largest);
@@ -237,6 +238,7 @@ class KeyChoice {
     uint32_t low = ordered_key(-HUGE_VALF);  // all keys reach it
     if (k > kChoiceThreads) return low;
     uint32_t high = ~uint32_t{0};  // at most that many keys lie above
+#pragma unroll 1
     while (low < high) {
       const uint32_t middle = low + (high - low) / 2 + 1;
       const int count = __popc(ballot(mine.x >= middle)) + __popc(ballot(mine.y >= middle)) +
@@ -253,13 +255,14 @@ class KeyChoice {
 
   /// The keys of the chosen groups whose scores are not below `least`; how many are the best.
   __device__ int offer_keys(int64_t count, uint32_t least) {
-    FragmentA mean[kParts][kWidth / 16];
+    FragmentA mean[2][kWidth / 16];
     load_mean(mean);
     constexpr int64_t kAtOnce = kChoiceWarps * kKeys;
     constexpr int kRounds = kOffers / kAtOnce;  // between calls of settle()
     const int place = place_of(lane_index());
     int round = 0;
     int best = 0;
+#pragma unroll 1
     for (int64_t first = 0; first < count || first == 0; first += kAtOnce) {
       const int32_t key = key_at(first + warp_index() * kKeys + lane_index(), count);
       copy_keys(key);
@@ -284,7 +287,7 @@ class KeyChoice {
   }
 
   /// The mean query in every row of A.
-  __device__ void load_mean(FragmentA (&mean)[kParts][kWidth / 16]) const {
+  __device__ void load_mean(FragmentA (&mean)[2][kWidth / 16]) const {
 #pragma unroll
     for (int k = 0; k < kWidth / 16; ++k) {
 #pragma unroll
@@ -296,7 +299,7 @@ class KeyChoice {
         uint32_t low;
         split_pair(first, second, high, low);
         mean[0][k][2 * side] = mean[0][k][2 * side + 1] = high;
-        if constexpr (kSplit) mean[1][k][2 * side] = mean[1][k][2 * side + 1] = low;
+        mean[1][k][2 * side] = mean[1][k][2 * side + 1] = low;
       }
     }
   }
@@ -336,7 +339,7 @@ class KeyChoice {
   }
 
   /// In the order of AttentionTile::multiply_keys(), hence with the same bits.
-  __device__ float multiply_keys(const FragmentA (&mean)[kParts][kWidth / 16]) const {
+  __device__ float multiply_keys(const FragmentA (&mean)[2][kWidth / 16]) const {
     constexpr int kTiles = kKeys / 8;
     const int lane = lane_index();
     const bfloat16* keys = warp_keys() + lane % 8 * kStride + lane / 8 * 8;
@@ -353,13 +356,10 @@ class KeyChoice {
         }
 #pragma unroll
         for (int step = 0; step < 2; ++step) {
-          const FragmentB high = {key[0][step * 2], key[0][step * 2 + 1]};
-          if constexpr (kSplit) {
-            const FragmentB low = {key[1][step * 2], key[1][step * 2 + 1]};
-            mma_split_16x8x16(score, mean[0][2 * k + step], mean[1][2 * k + step], high, low);
-          } else {
-            mma_bf16_16x8x16(score, mean[0][2 * k + step], high);
-          }
+          const int first = step * 2;
+          const FragmentB high = {key[0][first], key[0][first + 1]};
+          const FragmentB low = {key[kParts - 1][first], key[kParts - 1][first + 1]};
+          multiply_parts<2, kParts>(score, mean[0][2 * k + step], mean[1][2 * k + step], high, low);
         }
       }
       if (lane / 4 % kTiles == n) mine = lane / 4 / kTiles == 0 ? score[0] : score[1];

@@ -16,7 +16,7 @@ using cuda::Storage;
 
 constexpr double kSplitBound = 2e-5;
 constexpr double kBfloat16Bound =
-    0x1p-6;  // mean queries, queries, keys, values and weights rounded
+    0x1p-6;  // queries, keys, values and weights rounded, mean queries in two parts
 
 struct Fixture : ClusteredFixture {
   std::vector<float> given_values;
