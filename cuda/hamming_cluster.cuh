@@ -76,11 +76,11 @@ struct HammingBlock {
   uint16_t* labels;
 
   __device__ explicit HammingBlock(const HammingParams& params)
-      : sequence(params, blockIdx.x / params.parts) {
+      : sequence(params, blockIdx.x / static_cast<unsigned>(params.parts)) {
     const ClusterHammingLayout layout =
         cluster_hamming_layout(divide_up(params.problem.length, params.parts), params.clusters);
     parts = static_cast<int>(params.parts);
-    rank = static_cast<int>(blockIdx.x % params.parts);
+    rank = static_cast<int>(blockIdx.x % static_cast<unsigned>(params.parts));
     range = split(sequence.length, params.parts, rank);
     rows = static_cast<int>(range.end - range.begin);
     clusters = static_cast<int>(sequence.clusters);
@@ -180,7 +180,8 @@ __device__ inline void find_largest_sums(const HammingBlock& block,
 #pragma unroll
   for (int tile = 0; tile < kTiles; ++tile) best[tile][0] = best[tile][1] = kNoCluster;
   const int tiles = (block.clusters + 7) / 8;
-#pragma unroll 2
+  constexpr int kAtOnce = kTiles == 1 ? 4 : 2;
+#pragma unroll kAtOnce
   for (int t = 0; t < tiles; ++t) {
     const uint4 operand = block.operands[t * kWarp + lane];
     const uint32_t low[2] = {operand.x, operand.y};
@@ -236,9 +237,12 @@ __device__ inline void move_hamming_bits(const HammingBlock& block, int count) {
   }
   __syncwarp();
   for (int first = 0; first < count; first += kAtOnce) {
+    uint4 moves[kAtOnce];  // read before the counters change: they might be the same to a compiler
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) moves[i] = block.moves[first + i];
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
-      const uint4 move = block.moves[first + i];
+      const uint4 move = moves[i];
       const uint32_t bits = (move.x >> lane & 1u) | (move.y >> lane & 1u) << 16;
       // Halves never fall below 0, so that what is borrowed is given back.
       atomicAdd(&block.pairs[move.z + lane], 0u - bits);
@@ -319,7 +323,7 @@ __device__ inline void update_centroids(const HammingBlock& block) {
 /// The centroids that other blocks have updated.
 __device__ inline void fetch_centroids(const HammingBlock& block) {
   for (int i = threadIdx.x; i < block.clusters * 4; i += blockDim.x) {
-    const int owner = i / 4 % block.parts;
+    const int owner = i / 4 & (block.parts - 1);  // a power of two
     if (owner != block.rank) block.operands[i] = in_block(block.operands, owner)[i];
   }
 }
