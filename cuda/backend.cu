@@ -10,6 +10,7 @@
 #include "cuda/centroid_encode.h"
 #include "cuda/centroid_pool.h"
 #include "cuda/clustered_attention.h"
+#include "cuda/clustered_attention_gradient.h"
 #include "cuda/clustering_gradient.h"
 #include "cuda/errors.h"
 #include "cuda/hamming_kmeans.h"
@@ -159,6 +160,8 @@ Backend make_backend() {
   operations.sparse_weighted_sum_gradient =
       operate<SparseWeightedSumGradientProblem, sparse_weighted_sum_gradient>;
   operations.attention_gradient = operate<AttentionGradientProblem, attention_gradient>;
+  operations.clustered_attention_gradient =
+      operate<ClusteredAttentionGradientProblem, clustered_attention_gradient>;
   return backend;
 }
 

@@ -44,7 +44,8 @@ __device__ inline GradientPlace gradient_place(const GradientPass& pass, int64_t
   place.tile = block / slices / parts % tiles;
   place.sequence = block / slices / parts / tiles;
   const int64_t batch = place.sequence / pass.heads;
-  place.rows = real_length(pass.row_lengths, batch, pass.rows);
+  const bool any = real_length(pass.member_lengths, batch, 1) > 0;
+  place.rows = any ? real_length(pass.row_lengths, batch, pass.rows) : 0;
   place.keys = real_length(pass.key_lengths, batch, pass.keys);
   return place;
 }

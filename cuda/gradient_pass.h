@@ -18,6 +18,8 @@ struct GradientPass {
   OperandPair row_operands;              // queries and the gradients of their outputs
   OperandPair key_operands;              // keys and values
   const int32_t* row_lengths = nullptr;  // (B), or null
+  /// (B), or null: of what the rows stand for. Where there is none, no row is real.
+  const int32_t* member_lengths = nullptr;
   const int32_t* key_lengths = nullptr;  // the same
   const float* maximum = nullptr;        // (B,H,R): log-sum-exp in base 2, +Inf without keys
   const float* offset = nullptr;         // (B,H,R): delta

@@ -220,6 +220,23 @@ TEST_ONCE("CUDA attention gradient: widths that no kernel holds, cancellation") 
   CHECK_EQUAL(describe(device.run(kGradient, there)), "unsupported valueDim");
 }
 
+TEST_ONCE("CUDA attention gradient: any allocation may fail, and the next call is right") {
+  Fixture fixture(find_case("ragged"), true);
+  Device device;
+  CHECK_EQUAL(describe(run(fixture, device)), "ok");
+  const auto expected = fixture.outputs.snapshot();
+  check_device_allocations([&](Device& one, auto prepare) {
+    fixture.outputs.poison();
+    const auto there = on_device(fixture.problem, one, fixture);
+    prepare();
+    const Status status = one.run(kGradient, there);
+    if (!status.ok()) return status;
+    one.fetch(fixture.outputs);
+    check_same_bytes(fixture.outputs.snapshot(), expected, "a failed allocation before");
+    return status;
+  });
+}
+
 }  // namespace
 
 }  // namespace cluster_attention::test

@@ -6,6 +6,10 @@
 #include "test/cuda/device.h"
 #include "test/native/checks.h"
 
+#if defined(CA_CUDA_MODEL)
+#include "test/cuda/model/faults.h"
+#endif
+
 namespace cluster_attention::test {
 
 /// Whether the CPU's tiles fuse a product and its sum into one rounding, as the GPU does.
@@ -62,6 +66,30 @@ void check_notices_non_finite(const Problem& problem, Arrays& arrays,
     arrays.snapshot();
     data[index] = saved;
   }
+}
+
+/// On the model, fails the first, the second, ... allocation until run(device) succeeds: each time
+/// it reports out_of_memory, and the next call works. On a GPU it runs once.
+template <typename Run>
+void check_device_allocations(Run run) {
+#if defined(CA_CUDA_MODEL)
+  for (int64_t k = 1; k < 100; ++k) {
+    const Scope scope("allocation " + std::to_string(k));
+    Device device;
+    const std::string status = describe(run(device, [&] { cuda_model::fail_allocation(k); }));
+    cuda_model::fail_allocation(0);
+    if (status == "ok") {
+      CHECK(k > 1);
+      return;
+    }
+    CHECK_EQUAL(status, "out_of_memory");
+    CHECK_EQUAL(describe(run(device, [] {})), "ok");
+  }
+  fail(__FILE__, __LINE__, "still fails after 100 allocations");
+#else
+  Device device;
+  CHECK_EQUAL(describe(run(device, [] {})), "ok");
+#endif
 }
 
 /// The status of a run on the device.
