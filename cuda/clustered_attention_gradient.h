@@ -10,8 +10,8 @@
 
 namespace cluster_attention::cuda {
 
-/// Launches: two to sort the queries, one each for mean queries, G, operands, terms of the
-/// clusters, the pass over all keys, dq̄ and dq. Improved: two more to sort the top keys, one each
+/// Launches: 1-2 to sort the queries, one each for mean queries, G, operands, terms of the
+/// clusters, the pass over all keys, dq̄ and dq. Improved: 1-2 more to sort the top keys, one each
 /// for the terms of queries and masses, and two for dk and dv, once per chunk of at most max(2 S,
 /// 4096) pairs (cluster, top key). Memory: the converted inputs, two rows per pair of a chunk, and
 /// dq̄ at most 64 times.

@@ -178,7 +178,7 @@ std::vector<Case> make_cases(cuda::Session* session, DeviceMemory& memory, int64
     add("cast", product * n * columns,
         [=] { return backend().operations.cast_attention(session, cast, call); });
   }
-  add_gradient_cases(session, memory, inputs, call, cases);
+  add_gradient_cases(session, memory, inputs, planes, call, cases);
   return cases;
 }
 

@@ -64,7 +64,7 @@ ClusteredAttentionProblem make_clustered(const AttentionInputs& inputs, OutputRo
 
 /// The backward of attention of these inputs, on what a forward call on the device has saved.
 void add_gradient_cases(cuda::Session* session, DeviceMemory& memory, const AttentionInputs& inputs,
-                        const cuda::Call& call, std::vector<Case>& cases);
+                        const float* planes, const cuda::Call& call, std::vector<Case>& cases);
 
 /// Relative L2 distance of a case's results from the CPU's with the same precision; Inf where it
 /// fails.

@@ -29,7 +29,7 @@ AttentionGradients made_gradients(DeviceMemory& memory, int64_t length, cuda::St
 }  // namespace
 
 void add_gradient_cases(cuda::Session* session, DeviceMemory& memory, const AttentionInputs& inputs,
-                        const cuda::Call& call, std::vector<Case>& cases) {
+                        const float* planes, const cuda::Call& call, std::vector<Case>& cases) {
   const int64_t length = inputs.shape.query_length;
   const double n = static_cast<double>(length);
   const double product =
@@ -47,6 +47,23 @@ void add_gradient_cases(cuda::Session* session, DeviceMemory& memory, const Atte
                    2.5 * product * n * n, 0.0, exact.gradients.query.data, [=] {
                      if (!saved.ok()) return saved;
                      return backend().operations.attention_gradient(session, exact, call);
+                   }});
+  ClusteredAttentionGradientProblem improved;
+  improved.forward = make_clustered(inputs, made_rows(memory, length, call.storage), planes, kTopK);
+  improved.forward.labels = memory.array<int32_t>(kHeads * length);
+  improved.forward.indices = memory.array<int32_t>(kHeads * kClusters * kTopK);
+  improved.forward.cluster_values = memory.array<float>(kHeads * kClusters * kDim);
+  improved.forward.cluster_logsumexp = memory.array<float>(kHeads * kClusters);
+  improved.output_gradient = exact.output_gradient;
+  improved.gradients = made_gradients(memory, length, call.storage);
+  if (!memory.complete()) return;
+  const Status grouped = backend().operations.clustered_attention(session, improved.forward, call);
+  cases.push_back({"improved_gradient", length, call.storage, call.precision,
+                   2.5 * product * n * static_cast<double>(kClusters + kTopK), 0.0,
+                   improved.gradients.query.data, [=] {
+                     if (!grouped.ok()) return grouped;
+                     return backend().operations.clustered_attention_gradient(session, improved,
+                                                                              call);
                    }});
 }
 
