@@ -89,7 +89,7 @@ test('matmul adds to what out holds', async () => {
   expectAlike(required.matmulSync({ ...options(), device: 'cuda' }), expected);
 });
 
-describe.each(['aggregate', 'broadcast', 'sparseDot', 'sparseWeightedSum'])(
+describe.each(['attention', 'aggregate', 'broadcast', 'sparseDot', 'sparseWeightedSum'])(
   'the gradients of %s',
   (name) => {
     const { minimal } = operations[name];
