@@ -16,13 +16,14 @@ constexpr int64_t kMostRounds = 4;
 template <int kWidth, bool kSplit>
 Status improve_queries(Session& session, ImproveParams params, int64_t sequences) {
   // grid: (sequences * most tiles of members)
-  constexpr int64_t kRows = kTileRows * kImproveWarps;
   // Tiles about as large as clusters are on average; the bits do not depend on it.
-  int64_t rounds = params.query_length / params.clusters / kRows;
+  const int64_t members = params.query_length / params.clusters;
+  const int64_t warps = members <= 2 * kTileRows ? 2 : kImproveWarps;
+  int64_t rounds = members / (kTileRows * warps);
   rounds = rounds < 1 ? 1 : rounds > kMostRounds ? kMostRounds : rounds;
-  params.tile_rows = static_cast<int32_t>(kRows * rounds);
+  params.tile_rows = static_cast<int32_t>(kTileRows * warps * rounds);
   params.tiles = most_tiles(params.clusters, params.query_length, params.tile_rows);
-  return launch(session, sequences * params.tiles, kWarp * kImproveWarps,
+  return launch(session, sequences * params.tiles, kWarp * warps,
                 ImproveTile<kWidth, kSplit>::layout().bytes, improve<kWidth, kSplit>, params);
 }
 

@@ -174,12 +174,17 @@ __global__ void __launch_bounds__(kPassWarps* kWarp, kPassBlocks<kWidth>)
   // means (B,H,C,D), key (B,H,S,D), value (B,H,S,E) -> partials of (cluster tile, stretch)
   using Tile = PassTile<kWidth, kSplit>;
   const int warps = static_cast<int>(blockDim.x) / kWarp;
-  const int64_t part = blockIdx.x % params.stretches;
-  const int64_t sequence = blockIdx.x / params.stretches / params.tiles;
+  // All of them fit as the grid does.
+  const uint32_t stretches = static_cast<uint32_t>(params.stretches);
+  const uint32_t tiles = static_cast<uint32_t>(params.tiles);
+  const uint32_t heads = static_cast<uint32_t>(params.heads);
+  const int64_t part = blockIdx.x % stretches;
+  const uint32_t number = blockIdx.x / stretches;
+  const uint32_t sequence = number / tiles;
   TileTask task;
-  task.batch = sequence / params.heads;
-  task.head = sequence % params.heads;
-  task.first_query = blockIdx.x / params.stretches % params.tiles * Tile::Sizes::kWarpRows * warps;
+  task.batch = sequence / heads;
+  task.head = sequence % heads;
+  task.first_query = int64_t{number % tiles} * Tile::Sizes::kWarpRows * warps;
   task.queries = params.clusters;
   const int64_t keys = real_length(params.key_lengths, task.batch, params.key_length);
   task.first_key = part * params.stretch;
@@ -189,7 +194,7 @@ __global__ void __launch_bounds__(kPassWarps* kWarp, kPassBlocks<kWidth>)
   const int64_t last = task.first_query + Tile::Sizes::kWarpRows * warps;
   const int32_t* offsets = params.offsets + sequence * (params.clusters + 1);
   const int64_t end = last < params.clusters ? last : params.clusters;
-  if (offsets[end] == offsets[task.first_query]) return;  // no member in the whole tile
+  const int32_t members = offsets[end] - offsets[task.first_query];
   const int64_t first_row = sequence * params.clusters + task.first_query;
 
   Tile tile(task, params.operands);
@@ -199,6 +204,10 @@ __global__ void __launch_bounds__(kPassWarps* kWarp, kPassBlocks<kWidth>)
     load_eight(means + static_cast<int64_t>(row) * params.head_dim + column, vectors,
                params.head_dim - column, values);
   });
+  if (members == 0) {  // in the whole tile; nobody waited for this to be known
+    wait_copies<0>();
+    return;
+  }
   if (params.partials.maxima == nullptr) {
     tile.run();
   } else {

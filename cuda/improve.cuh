@@ -25,7 +25,7 @@
 
 namespace cluster_attention::cuda {
 
-constexpr int kImproveWarps = 4;
+constexpr int kImproveWarps = 4;  // at most, and two at least
 constexpr int kImproveKeys = 32;  // in shared memory at once
 
 struct ImproveParams {
@@ -57,7 +57,7 @@ class ImproveTile {
   static constexpr int kParts = kSplit ? 2 : 1;
   static constexpr int kBlocks = kWidth / 32;  // of columns
   static constexpr int kChunks = kWidth / 8;   // of a row, copied in one piece
-  static constexpr int kCopies = kImproveKeys * kChunks / (kImproveWarps * kWarp);  // of a thread
+  static constexpr int kCopies = kImproveKeys * kChunks / (2 * kWarp);  // of a thread, at most
   // Two rows of 64 bytes lie in different banks, as do eight rows of 16 bytes.
   static constexpr int kKeyStride = kWidth % 64 == 0 ? kWidth + 32 : kWidth;
   static constexpr int kValueStride = kWidth + 8;
@@ -80,8 +80,8 @@ class ImproveTile {
 
   __device__ ImproveTile(const ImproveParams& params, int64_t sequence, const MemberTile& members)
       : params_(params),
-        batch_(sequence / params.heads),
-        head_(sequence % params.heads),
+        batch_(static_cast<uint32_t>(sequence) / static_cast<uint32_t>(params.heads)),
+        head_(static_cast<uint32_t>(sequence) % static_cast<uint32_t>(params.heads)),
         keys_(dynamic_shared<bfloat16>(layout().keys)),
         values_(dynamic_shared<bfloat16>(layout().values)),
         group_(lane_index() / 4),
@@ -97,9 +97,9 @@ class ImproveTile {
   }
 
   __device__ void run() {
-    constexpr int kRows = kImproveWarps * kTileRows;
+    const int rows = static_cast<int>(blockDim.x) / kWarp * kTileRows;  // at once
     const bool one_chunk = count_ <= kImproveKeys;
-    for (int first = 0; first < rows_; first += kRows) {
+    for (int first = 0; first < rows_; first += rows) {
       if (one_chunk && first == 0) find_keys(0);
       start_rows(first + warp_index() * kTileRows);
       for (int chunk = 0; chunk < count_; chunk += kImproveKeys) {
@@ -130,12 +130,12 @@ class ImproveTile {
     const int32_t* top = params_.pass.top_keys + cluster_ * params_.top_k;
 #pragma unroll
     for (int i = 0; i < kCopies; ++i) {
-      const int key = chunk + row_of_copy(i);
-      found_[i] = key < count_ ? top[key] : -1;
+      const int row = row_of_copy(i);
+      found_[i] = row < kImproveKeys && chunk + row < count_ ? top[chunk + row] : -1;
     }
   }
   __device__ static int row_of_copy(int i) {
-    return static_cast<int>(threadIdx.x) / kChunks + i * (kImproveWarps * kWarp / kChunks);
+    return static_cast<int>(threadIdx.x) / kChunks + i * (static_cast<int>(blockDim.x) / kChunks);
   }
 
   __device__ void copy_keys() {
@@ -147,6 +147,7 @@ class ImproveTile {
 #pragma unroll
     for (int i = 0; i < kCopies; ++i) {
       const int row = row_of_copy(i);
+      if (row >= kImproveKeys) break;
       const bool has_key = found_[i] >= 0 && column < key.columns;
       const bool has_value = found_[i] >= 0 && column < value.columns;
       const int64_t key_at = has_key ? key_begin + found_[i] * key.row_stride : 0;
@@ -373,10 +374,11 @@ __global__ void __launch_bounds__(kImproveWarps* kWarp, kWidth <= 64 ? 4 : 1)
     improve(const ImproveParams params) {
   // members' query (rows, D), key, value of T_j (k, D), (k, E) -> output rows (rows, E)
   using Tile = ImproveTile<kWidth, kSplit>;
-  const int64_t sequence = blockIdx.x / params.tiles;
-  const MemberTile members = find_member_tile(
-      params.offsets + sequence * (params.clusters + 1), params.clusters, blockIdx.x % params.tiles,
-      params.tile_rows, dynamic_shared<int32_t>(Tile::layout().scratch));
+  const uint32_t tiles = static_cast<uint32_t>(params.tiles);  // fits as the grid does
+  const int64_t sequence = blockIdx.x / tiles;
+  const MemberTile members = find_member_tile(params.offsets + sequence * (params.clusters + 1),
+                                              params.clusters, blockIdx.x % tiles, params.tile_rows,
+                                              dynamic_shared<int32_t>(Tile::layout().scratch));
   if (members.cluster < 0) return;
   Tile(params, sequence, members).run();
 }

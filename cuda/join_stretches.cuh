@@ -55,11 +55,12 @@ class ClusterJoin {
   struct Layout {
     int64_t factors;   // (kMostStretches): of the stretches' outputs
     int64_t values;    // (kWidth): V^c
-    int64_t partials;  // (kChoiceThreads, 8), sums of the threads
+    int64_t partials;  // (kChoiceThreads, 4): sums of the threads over stretches
     int64_t weights;   // (k): A^c of the top keys
+    int64_t sums;      // (kChoiceThreads, 8): sums of the threads over top keys
     int64_t bytes;
   };
-  /// Behind the choice's own memory, whose tile of keys the threads' sums share.
+  /// Behind the choice's own memory, whose tile of keys the last sums share.
   CA_HOST_DEVICE static Layout layout(int64_t k) {
     SharedLayout parts;
     parts.add<char>(k > 0 ? Choice::layout(k).bytes : 0);
@@ -68,9 +69,9 @@ class ClusterJoin {
     const int64_t weights = parts.add<float>(k);
     static_assert(Choice::kParts * Choice::kKeys * Choice::kStride * 2 >= 8 * kWarp * 4,
                   "the threads' sums fit");
-    const int64_t partials =
-        k > 0 ? Choice::layout(k).keys : parts.add<float>(int64_t{kChoiceThreads} * 8);
-    return {factors, values, partials, weights, parts.bytes()};
+    const int64_t partials = parts.add<float>(int64_t{kChoiceThreads} * 4);
+    const int64_t sums = k > 0 ? Choice::layout(k).keys : 0;
+    return {factors, values, partials, weights, sums, parts.bytes()};
   }
 
   __device__ ClusterJoin(const JoinParams& params, int64_t row)
@@ -80,6 +81,7 @@ class ClusterJoin {
     values_ = dynamic_shared<float>(parts.values);
     partials_ = dynamic_shared<float>(parts.partials);
     weights_ = dynamic_shared<float>(parts.weights);
+    sums_ = dynamic_shared<float>(parts.sums);
     // All of them fit as the grid does.
     const uint32_t sequence = static_cast<uint32_t>(row) / static_cast<uint32_t>(params.clusters);
     batch_ = sequence / static_cast<uint32_t>(params.heads);
@@ -91,14 +93,32 @@ class ClusterJoin {
   }
 
   __device__ void run() {
-    if (thread_ == 0 && params_.out_counts != nullptr) params_.out_counts[row_] = members_;
-    if (members_ > 0) {
+    if (params_.top_k == 0) {
       join_outputs();
-    } else {
-      for (int i = thread_; i < params_.value_dim; i += kChoiceThreads) values_[i] = 0.0f;
+      write_values();
+      return;
     }
+    const ChoiceTask task = {batch_,
+                             head_,
+                             keys_,
+                             params_.group_shift,
+                             params_.partials.maxima + row_ * params_.group_pitch,
+                             params_.means + row_ * params_.head_dim,
+                             params_.head_dim,
+                             params_.top_k};
+    Choice choice(task, params_.operands.key);
+    choice.start();
+    join_outputs();
     write_values();
-    if (params_.top_k > 0) choose_keys();
+    int chosen = 0;
+    if (members_ > 0) {
+      chosen = choice.run();
+    } else {
+      choice.leave();
+    }
+    weigh(choice.list(), chosen);
+    __syncthreads();
+    sum_chosen(choice.list(), chosen);
   }
 
  private:
@@ -140,6 +160,13 @@ class ClusterJoin {
     }
     join_states();
     __syncthreads();
+    if (members_ == 0) {  // what was read says nothing
+      state_ = SoftmaxState();
+#pragma unroll 1
+      for (int i = thread_; i < columns; i += kChoiceThreads) values_[i] = 0.0f;
+      __syncthreads();
+      return;
+    }
     float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
@@ -155,7 +182,7 @@ class ClusterJoin {
     const float normalizer = state_.normalizer();
 #pragma unroll 1
     for (int column = thread_; column < columns; column += kChoiceThreads) {
-      values_[column] = sum_of_shares(shares, columns, column) * normalizer;
+      values_[column] = sum_of_shares(partials_, shares, columns, column) * normalizer;
     }
     __syncthreads();
   }
@@ -166,10 +193,11 @@ class ClusterJoin {
     sum.w = fmaf(factor, output.w, sum.w);
   }
   /// Of one column, over the threads' partial sums.
-  __device__ float sum_of_shares(int shares, int columns, int column) const {
+  __device__ static float sum_of_shares(const float* partials, int shares, int columns,
+                                        int column) {
     float sum = 0.0f;
 #pragma unroll 4
-    for (int i = 0; i < shares; ++i) sum += partials_[i * columns + column];
+    for (int i = 0; i < shares; ++i) sum += partials[i * columns + column];
     return sum;
   }
 
@@ -184,30 +212,10 @@ class ClusterJoin {
       if (params_.out_values != nullptr) params_.out_values[place] = value;
     }
     if (!finite) mark_non_finite(params_.flags);
+    if (thread_ == 0 && params_.out_counts != nullptr) params_.out_counts[row_] = members_;
     if (thread_ == 0 && params_.out_logsumexp != nullptr) {
       params_.out_logsumexp[row_] = state_.logsumexp();
     }
-  }
-
-  __device__ void choose_keys() {
-    int chosen = 0;
-    const Entry* best = nullptr;
-    if (members_ > 0) {
-      const ChoiceTask task = {batch_,
-                               head_,
-                               keys_,
-                               params_.group_shift,
-                               params_.partials.maxima + row_ * params_.group_pitch,
-                               params_.means + row_ * params_.head_dim,
-                               params_.head_dim,
-                               params_.top_k};
-      Choice choice(task, params_.operands.key);
-      chosen = choice.run();
-      best = choice.list();
-    }
-    weigh(best, chosen);
-    __syncthreads();
-    sum_chosen(best, chosen);
   }
 
   /// A^c of the chosen keys, and their sum.
@@ -245,7 +253,7 @@ class ClusterJoin {
       for (int t = share; t < chosen; t += shares) {
         add_row(begin + candidate_index(best[t]) * value.row_stride, weights_[t], sums);
       }
-      float4* to = reinterpret_cast<float4*>(partials_) + 2 * thread_;
+      float4* to = reinterpret_cast<float4*>(sums_) + 2 * thread_;
       to[0] = make_float4(sums[0], sums[1], sums[2], sums[3]);
       to[1] = make_float4(sums[4], sums[5], sums[6], sums[7]);
     }
@@ -253,7 +261,7 @@ class ClusterJoin {
 #pragma unroll 1
     for (int column = thread_; column < params_.value_dim; column += kChoiceThreads) {
       params_.pass.bases[row_ * params_.value_dim + column] =
-          values_[column] - sum_of_shares(shares, value.columns, column);
+          values_[column] - sum_of_shares(sums_, shares, value.columns, column);
     }
   }
 
@@ -279,6 +287,7 @@ class ClusterJoin {
   float* values_;
   float* partials_;
   float* weights_;
+  float* sums_;
   int64_t batch_;
   int64_t head_;
   int32_t members_;

@@ -160,15 +160,25 @@ class KeyChoice {
         chosen_(dynamic_shared<int32_t>(layout(task.top_k).chosen)),
         keys_(dynamic_shared<bfloat16>(layout(task.top_k).keys)) {}
 
+  /// Asks for the groups' scores, where there is room for them; run() or leave() waits.
+  __device__ void start() {
+    if (!copied()) return;
+    for (int first = 4 * static_cast<int>(threadIdx.x); first < groups(); first += kOffers) {
+      copy_async_16(scores() + first, task_.maxima + first, true);
+    }
+    commit_copies();
+  }
+  __device__ void leave() { wait_copies<0>(); }
+
   /// The best keys in list(), in order, for all threads of the block; their number.
   __device__ int run() {
-    const int64_t last = (int64_t{1} << task_.group_shift) - 1;
-    const int groups = static_cast<int>((task_.keys + last) >> task_.group_shift);
-    const int chosen = groups < task_.top_k ? groups : task_.top_k;
+    const int chosen = groups() < task_.top_k ? groups() : task_.top_k;
     uint32_t least = 0;
+    wait_copies<0>();
     best_.clear();
-    if (groups > task_.top_k) {
-      choose_groups(groups);
+    __syncthreads();
+    if (groups() > task_.top_k) {
+      choose_groups(groups(), copied() ? scores() : task_.maxima);
       least = static_cast<uint32_t>(best_.list()[chosen - 1] >> 32);
       for (int i = static_cast<int>(threadIdx.x); i < chosen; i += kChoiceThreads) {
         chosen_[i] = candidate_index(best_.list()[i]);
@@ -184,13 +194,18 @@ class KeyChoice {
   __device__ const Entry* list() const { return best_.list(); }
 
  private:
-  __device__ void choose_groups(int groups) {
-    // Where there is room, shared memory keeps the scores until they are looked at again.
-    constexpr int kRoom = kChoiceWarps * kParts * kKeys * kStride / 2 - kScratch;
-    float* copy = reinterpret_cast<float*>(keys_) + kScratch;
-    const bool copied = groups <= kRoom;
-    const float floor = value_of_key(floor_of_groups(groups, copied ? copy : nullptr));
-    const float* scores = copied ? copy : task_.maxima;
+  __device__ int groups() const {
+    const int64_t last = (int64_t{1} << task_.group_shift) - 1;
+    return static_cast<int>((task_.keys + last) >> task_.group_shift);
+  }
+  /// Shared memory for the groups' scores, behind scratch, until keys come there.
+  __device__ float* scores() const { return reinterpret_cast<float*>(keys_) + kScratch; }
+  __device__ bool copied() const {
+    return groups() <= kChoiceWarps * kParts * kKeys * kStride / 2 - kScratch;
+  }
+
+  __device__ void choose_groups(int groups, const float* scores) {
+    const float floor = value_of_key(floor_of_groups(groups, scores));
     const int thread = static_cast<int>(threadIdx.x);
     int round = 0;
 #pragma unroll 1
@@ -206,16 +221,15 @@ class KeyChoice {
   }
 
   /// The ordered key of a score that at least k groups reach, and few more: about the k-th of the
-  /// largest ones that each thread saw. The scores go to `copy` besides.
-  __device__ uint32_t floor_of_groups(int groups, float* copy) const {
+  /// largest ones that each thread saw.
+  __device__ uint32_t floor_of_groups(int groups, const float* scores) const {
     float largest = -HUGE_VALF;
 #pragma unroll 4
     for (int first = 4 * static_cast<int>(threadIdx.x); first < groups; first += kOffers) {
-      float4 four = *reinterpret_cast<const float4*>(task_.maxima + first);
+      float4 four = *reinterpret_cast<const float4*>(scores + first);
       if (first + 1 >= groups) four.y = -HUGE_VALF;
       if (first + 2 >= groups) four.z = -HUGE_VALF;
       if (first + 3 >= groups) four.w = -HUGE_VALF;
-      if (copy != nullptr) *reinterpret_cast<float4*>(copy + first) = four;
       largest = larger_or_nan(
           largest, larger_or_nan(larger_or_nan(four.x, four.y), larger_or_nan(four.z, four.w)));
     }

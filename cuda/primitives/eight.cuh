@@ -9,6 +9,25 @@
 
 namespace cluster_attention::cuda {
 
+struct Eight {
+  float values[8];
+};
+
+/// One by one, out of the way of kernels whose code is run once: fetching it takes time.
+__device__ __noinline__ inline Eight load_eight_singly(StoredRows rows, int64_t at, int count) {
+  Eight loaded;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) loaded.values[i] = i < count ? rows.load(at + i) : 0.0f;
+  return loaded;
+}
+__device__ __noinline__ inline void store_eight_singly(StoredOutput output, int64_t at, int count,
+                                                       Eight eight) {
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    if (i < count) output.store(at + i, eight.values[i]);
+  }
+}
+
 __device__ inline void load_eight(const float* from, bool vectors, int count, float (&values)[8]) {
   if (vectors && count >= 8) {
     const float4 first = reinterpret_cast<const float4*>(from)[0];
@@ -17,8 +36,11 @@ __device__ inline void load_eight(const float* from, bool vectors, int count, fl
     values[4] = second.x, values[5] = second.y, values[6] = second.z, values[7] = second.w;
     return;
   }
+  StoredRows rows;
+  rows.data = from;
+  const Eight loaded = load_eight_singly(rows, 0, count);
 #pragma unroll
-  for (int i = 0; i < 8; ++i) values[i] = i < count ? from[i] : 0.0f;
+  for (int i = 0; i < 8; ++i) values[i] = loaded.values[i];
 }
 
 /// As operands of tensor cores (mma.cuh): four pairs, and with kSplit their low parts.
@@ -35,8 +57,9 @@ __device__ inline void load_eight(const StoredRows& rows, int64_t at, bool vecto
   }
   float values[8];
   if (rows.is_bfloat16) {
+    const Eight loaded = load_eight_singly(rows, at, count);
 #pragma unroll
-    for (int i = 0; i < 8; ++i) values[i] = i < count ? rows.load(at + i) : 0.0f;
+    for (int i = 0; i < 8; ++i) values[i] = loaded.values[i];
   } else {
     load_eight(static_cast<const float*>(rows.data) + at, vectors, count, values);
   }
@@ -54,10 +77,11 @@ __device__ inline void load_eight(const StoredRows& rows, int64_t at, bool vecto
 __device__ inline void store_eight(const StoredOutput& output, int64_t at, bool vectors, int count,
                                    const float (&values)[8]) {
   if (!vectors || count < 8) {
+    if (count <= 0) return;
+    Eight eight;
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      if (i < count) output.store(at + i, values[i]);
-    }
+    for (int i = 0; i < 8; ++i) eight.values[i] = values[i];
+    store_eight_singly(output, at, count, eight);
   } else if (output.is_bfloat16) {
     *reinterpret_cast<uint4*>(static_cast<bfloat16*>(output.data) + at) =
         make_uint4(pack_bfloat16(values[0], values[1]), pack_bfloat16(values[2], values[3]),
