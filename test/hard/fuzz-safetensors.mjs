@@ -112,36 +112,52 @@ const MUTATIONS = [
   },
 ];
 
-/** What is wrong with how a file was taken; undefined when it was read or refused as promised. */
-function fault() {
+/** How a file was taken: `wrong` when it was neither read nor refused as promised. */
+function take() {
+  const said = [];
   try {
     for (const [name, { shape, data }] of readSafetensors(file)) {
       const elements = shape.reduce((product, axis) => product * axis, 1);
-      if (data.length !== elements) return `${name}: ${data.length} elements for [${shape}]`;
+      if (data.length !== elements) {
+        return { wrong: `${name}: ${data.length} elements for [${shape}]` };
+      }
+      said.push(`${shape.length} axes`);
     }
   } catch (error) {
-    if (error instanceof SafetensorsError && error.code === 'ERR_INVALID_FILE') return undefined;
-    return error.stack;
+    if (!(error instanceof SafetensorsError && error.code === 'ERR_INVALID_FILE')) {
+      return { wrong: error.stack };
+    }
+    said.push(
+      error.message
+        .replace(file, '')
+        .replaceAll(/".*?"|\d+/g, '')
+        .slice(0, 80),
+    );
   }
-  return undefined;
+  return { answer: said.join() };
 }
 
 const pool = seeds();
-let accepted = 0;
+const answers = new Set();
+let taken = 0;
 for (let i = 0; i < executions; ++i) {
   let bytes = pick(pool);
   for (let depth = 1 + below(4); depth > 0; --depth) bytes = pick(MUTATIONS)(bytes);
   writeFileSync(file, bytes);
-  const wrong = fault();
+  const { wrong, answer } = take();
   if (wrong !== undefined) {
     const kept = path.join(tmpdir(), `safetensors-${number('seed', 1)}-${i}`);
     writeFileSync(kept, bytes);
     fail(`execution ${i}: ${wrong}\n  kept: ${kept}`);
     break;
   }
-  // What comes close to a file is worth another mutation.
-  if (pool.length < 200 && below(500) === 0) pool.push(bytes);
-  accepted += 1;
+  // What is answered as nothing was before has come further, and is worth more mutations.
+  if (!answers.has(answer) && pool.length < 500) {
+    answers.add(answer);
+    pool.push(bytes);
+  }
+  taken += 1;
 }
 rmSync(folder, { recursive: true });
-figure('fuzzing: mutated safetensors files', accepted);
+figure('fuzzing: mutated safetensors files', taken);
+figure('fuzzing: different answers of the reader', answers.size);

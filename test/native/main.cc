@@ -131,10 +131,15 @@ int run_tests(const Part& part, int filter_count, const char* const* filters) {
 
 }  // namespace cluster_attention::test
 
-#if defined(__SANITIZE_ADDRESS__)
-// Allocations of absurd sizes fail as they do without the sanitizer, instead of ending the run.
+// Allocations of absurd sizes fail as they do without a sanitizer, instead of ending the run.
 // Visible: the sanitizer's library looks for it.
-extern "C" __attribute__((visibility("default"))) const char* __asan_default_options() {
+#if defined(__SANITIZE_ADDRESS__)
+#define CA_SANITIZER_OPTIONS __asan_default_options
+#elif defined(__SANITIZE_THREAD__)
+#define CA_SANITIZER_OPTIONS __tsan_default_options
+#endif
+#if defined(CA_SANITIZER_OPTIONS)
+extern "C" __attribute__((visibility("default"))) const char* CA_SANITIZER_OPTIONS() {
   return "allocator_may_return_null=1";
 }
 #endif
