@@ -37,25 +37,14 @@ __device__ inline GradientSide top_key_side(const TopKeyGradient& problem, int64
           problem.list_counts[cluster]};
 }
 
-/// A tile of the members of one cluster; the cluster is -1 where the sequence has fewer tiles.
-struct MemberTask {
-  GradientTask task;
-  int64_t cluster;  // of all sequences
-};
-
+/// Tile `tile` of the members of a sequence; the cluster is -1 where it has fewer tiles.
 template <int kWidth, bool kSplit>
-__device__ MemberTask member_task(const TopKeyGradient& problem, int64_t sequence, int64_t tile) {
+__device__ MemberTile member_tile(const TopKeyGradient& problem, int64_t sequence, int64_t tile) {
   using Sizes = GradientSizes<kWidth, kSplit>;
   const int warps = static_cast<int>(blockDim.x) / kWarp;
-  const MemberTile members = find_member_tile(problem.offsets + sequence * (problem.clusters + 1),
-                                              problem.clusters, tile, Sizes::kWarpRows * warps,
-                                              dynamic_shared<int32_t>(Sizes::layout(warps).bytes));
-  MemberTask found = {top_key_task(problem, sequence), -1};
-  if (members.cluster < 0) return found;
-  found.cluster = sequence * problem.clusters + members.cluster;
-  found.task.own = member_side(problem, sequence, members.first, members.end);
-  found.task.met = top_key_side(problem, found.cluster, 0);
-  return found;
+  return find_member_tile(problem.offsets + sequence * (problem.clusters + 1), problem.clusters,
+                          tile, Sizes::kWarpRows * warps,
+                          dynamic_shared<int32_t>(Sizes::layout(warps).bytes));
 }
 
 // ---- terms ------------------------------------------------------------------------------------
@@ -162,14 +151,17 @@ __global__ void __launch_bounds__(kTopKeyWarps* kWarp)
   // members' q, g (rows, D|E), key, value of T_j (k, D|E) -> maximum, offset (rows)
   const TopKeyGradient& problem = params.problem;
   const int64_t sequence = blockIdx.x / params.tiles;
-  const MemberTask members =
-      member_task<kWidth, kSplit>(problem, sequence, blockIdx.x % params.tiles);
+  const MemberTile members =
+      member_tile<kWidth, kSplit>(problem, sequence, blockIdx.x % params.tiles);
   if (members.cluster < 0) return;
-  const GradientTask& task = members.task;
+  const int64_t cluster = sequence * problem.clusters + members.cluster;
+  GradientTask task = top_key_task(problem, sequence);
+  task.own = member_side(problem, sequence, members.first, members.end);
+  task.met = top_key_side(problem, cluster, 0);
   TopKeyTerms<kWidth, kSplit> terms(task, params.wants_offset);
   terms.run();
   const int64_t queries = sequence * problem.shape.query_length;
-  terms.for_each(problem.masses[members.cluster], [&](int row, float maximum, float offset) {
+  terms.for_each(problem.masses[cluster], [&](int row, float maximum, float offset) {
     if (task.own.begin + row >= task.own.end) return;
     const int64_t query = queries + task.own.row(task.own.begin + row);
     problem.maximum[query] = maximum;
@@ -196,14 +188,17 @@ __global__ void __launch_bounds__(kTopKeyWarps* kWarp)
   const int64_t block = blockIdx.x / Sizes::kSlices;
   const int slice = static_cast<int>(blockIdx.x % Sizes::kSlices);
   if (int64_t{Sizes::kSlice} * slice >= problem.shape.head_dim) return;
-  MemberTask members =
-      member_task<kWidth, kSplit>(problem, block / params.tiles, block % params.tiles);
+  const int64_t sequence = block / params.tiles;
+  const MemberTile members = member_tile<kWidth, kSplit>(problem, sequence, block % params.tiles);
   if (members.cluster < 0) return;
-  GradientTask& task = members.task;
+  const int64_t cluster = sequence * problem.clusters + members.cluster;
+  GradientTask task = top_key_task(problem, sequence);
+  task.own = member_side(problem, sequence, members.first, members.end);
+  task.met = top_key_side(problem, cluster, 0);
   task.slice = slice;
   GradientSums<kWidth, kSplit, false> sums(task);
   sums.run();
-  const float* mean = params.mean_gradient + members.cluster * problem.shape.head_dim;
+  const float* mean = params.mean_gradient + cluster * problem.shape.head_dim;
   const int64_t queries = params.query.offset(task.batch, task.head, 0);
   bool bad = false;
   sums.for_each([&](int row, int column, float change, float) {
