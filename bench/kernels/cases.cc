@@ -104,20 +104,26 @@ struct AttentionData {
   std::vector<float> query, key, value, output;
 };
 
+/// Of operands and weights rounded to bfloat16.
+constexpr double kBfloat16Bound = 0x1p-6;
+
 // ---- exact
 // ----------------------------------------------------------------------------------------
 
-Case exact_case(int64_t length) {
+Case exact_case(int64_t length, Precision precision) {
   auto data = std::make_shared<AttentionData>(length, length);
   Case result;
   result.operations = 4.0 * kHeads * length * static_cast<double>(length) * kDim;
-  result.run = [data = data.get()](Context& context) {
+  result.run = [data = data.get(), precision](Context& context) {
     AttentionProblem problem;
     problem.inputs = data->inputs();
     problem.output =
         dense_rows(data->output.data(), Layout::bhld, kHeads, data->query_length, kDim);
-    return cluster_attention::run(problem, {}, context);
+    CallSettings settings;
+    settings.precision = precision;
+    return cluster_attention::run(problem, settings, context);
   };
+  if (precision == Precision::bfloat16) result.bound = kBfloat16Bound;
   result.error = [data = data.get()] {
     ErrorSum error;
     const std::vector<int64_t> keys = data->all_keys();
@@ -434,6 +440,7 @@ const std::vector<std::string>& kernel_names() {
   static const std::vector<std::string> names = [] {
     std::vector<std::string> all = {
         "attention",
+        "attention/bfloat16",
         "clusteredAttention",
         "improvedClusteredAttention",
         "improvedClusteredAttention/euclidean",
@@ -452,7 +459,8 @@ const std::vector<std::string>& kernel_names() {
 
 Case make_case(const std::string& kernel, int64_t length) {
   Case result;
-  if (kernel == "attention") result = exact_case(length);
+  if (kernel == "attention") result = exact_case(length, Precision::float32);
+  if (kernel == "attention/bfloat16") result = exact_case(length, Precision::bfloat16);
   if (kernel == "clusteredAttention") result = clustered_case(length, 0, Grouping::hamming);
   if (kernel == "improvedClusteredAttention") {
     result = clustered_case(length, kTopK, Grouping::hamming);

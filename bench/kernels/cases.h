@@ -14,8 +14,9 @@ namespace cluster_attention::bench {
 struct Case {
   std::string kernel;
   double operations = 0.0;              // floating-point operations of one run
-  std::function<Status(Context&)> run;  // fp32 kernel through the dispatcher
+  std::function<Status(Context&)> run;  // through the dispatcher
   std::function<double()> error;        // relative L2 error of sampled rows against double
+  double bound = 0.0;                   // of the error; 0: that of float32 at this length
   std::shared_ptr<void> storage;        // owns what run and error use
 };
 

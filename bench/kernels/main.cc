@@ -31,7 +31,7 @@ int measure(const Case& test, int64_t length, int threads, int rounds) {
     return 1;
   }
   const double error = test.error();
-  const double bound = length > 4096 ? 1e-5 : 3e-6;
+  const double bound = test.bound > 0.0 ? test.bound : length > 4096 ? 1e-5 : 3e-6;
   if (!(error <= bound)) {
     std::fprintf(stderr, "%s is wrong: relative error %.2e, bound %.0e\n", test.kernel.c_str(),
                  error, bound);
