@@ -32,6 +32,9 @@ class Scope {
 /// Prints the largest error of every operation, over all tests and instruction sets so far.
 void print_errors();
 
+/// Has the tests that take long print how long.
+void print_times();
+
 /// Runs every test whose name contains one of the filters (all without filters) and prints what
 /// failed; the number of failed tests, -1 when none has such a name.
 int run_tests(int filter_count, const char* const* filters);

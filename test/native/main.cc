@@ -6,9 +6,11 @@
 //   --random=SEED,COUNT  instead of the cases of the table: random shapes and data
 //     (such cases get bounds four times as wide, see compare.h)
 //   --threads=N          of the pool; 8 when not given
+//   --times              also prints how long each test took, those of half a second or more
 //   --part=I,N           only every N-th test, from the I-th on (counted from 0)
 
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <cstring>
 #include <map>
@@ -41,6 +43,7 @@ std::vector<Test>& registry() {
 }
 
 const char* running = nullptr;
+bool times = false;
 int failures = 0;
 std::vector<std::string> scopes;
 
@@ -85,6 +88,8 @@ void record_error(double error, double bound) {
   largest = std::max(largest, error);
 }
 
+void print_times() { times = true; }
+
 void print_errors() {
   for (const auto& [key, error] : largest_errors) {
     std::printf("%-28s bound %.0e  largest %.1e\n", key.first.c_str(), key.second, error);
@@ -113,7 +118,12 @@ int run_tests(const Part& part, int filter_count, const char* const* filters) {
       if (!selected(test.name, filter_count, filters)) continue;
       running = test.name;
       failures = 0;
+      const auto begin = std::chrono::steady_clock::now();
       test.body();
+      const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begin;
+      if (times && seconds.count() >= 0.5) {
+        std::printf("%6.1f s  %s [%s]\n", seconds.count(), test.name, set.c_str());
+      }
       if (failures > kPrintedFailures) {
         std::printf("  ... and %d more\n", failures - kPrintedFailures);
       }
@@ -153,6 +163,8 @@ bool take_option(const char* option, bool& errors, cluster_attention::test::Part
   long long second = 0;
   if (std::strcmp(option, "--errors") == 0) {
     errors = true;
+  } else if (std::strcmp(option, "--times") == 0) {
+    print_times();
   } else if (std::strcmp(option, "--guard=begin") == 0) {
     set_guard(Guard::begin);
   } else if (std::strcmp(option, "--guard=end") == 0) {
