@@ -1,12 +1,9 @@
 #include "cuda/attention.cuh"
 #include "cuda/attention.h"
+#include "cuda/attention_hopper.cuh"
 #include "cuda/launch.h"
 #include "cuda/widths.h"
 #include "native/core/shape.h"
-
-#if !defined(CA_CUDA_MODEL)
-#include "cuda/attention_hopper.cuh"
-#endif
 
 namespace cluster_attention::cuda {
 
@@ -29,7 +26,6 @@ Status start(Session& session, AttentionParams params, int64_t sequences) {
                 Sizes::layout(static_cast<int>(warps)).bytes, attend<kWidth, kSplit>, params);
 }
 
-#if !defined(CA_CUDA_MODEL)
 /// Warpgroups of consumers: as many as keep the fewest rounds of blocks, each of which takes
 /// somewhat longer with more of them. Rows do not depend on who shares their block.
 int choose_consumers(int64_t sequences, int64_t queries, int most, int64_t multiprocessors) {
@@ -57,17 +53,15 @@ Status start_on_hopper(Session& session, AttentionParams params, int64_t sequenc
   return launch(session, sequences * params.tiles, kWarpgroup * (consumers + 1),
                 Sizes::bytes(consumers), attend_on_hopper<kWidth, kSplit>, params);
 }
-#endif
 
 template <int kWidth, bool kSplit>
 Status choose_kernel(Session& session, const AttentionParams& params, int64_t sequences) {
-#if !defined(CA_CUDA_MODEL)
   if constexpr (kWidth <= 128) {
     if (session.has_warpgroup_products()) {
-      return start_on_hopper < kWidth <= 64 ? 64 : 128, kSplit > (session, params, sequences);
+      constexpr int kPadded = kWidth <= 64 ? 64 : 128;
+      return start_on_hopper<kPadded, kSplit>(session, params, sequences);
     }
   }
-#endif
   return start<kWidth, kSplit>(session, params, sequences);
 }
 

@@ -48,7 +48,7 @@ struct HopperSizes {
   }
 };
 
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL) || defined(CA_CUDA_MODEL)
 
 /// Shared memory of a block and its barriers.
 template <int kWidth, bool kSplit>
@@ -224,9 +224,7 @@ class HopperConsumer {
 
  private:
   __device__ static int warpgroup() { return static_cast<int>(threadIdx.x) / kWarpgroup; }
-  __device__ void meet_warpgroup() {
-    asm volatile("bar.sync %0, %1;" ::"r"(1 + warpgroup()), "n"(kWarpgroup) : "memory");
-  }
+  __device__ void meet_warpgroup() { sync_threads(1 + warpgroup(), kWarpgroup); }
   /// This thread's row `half`, relative to the first query of the block.
   __device__ static int row_of(int half) {
     return warp_index() * kTileRows + half * 8 + lane_index() / 4;
@@ -479,7 +477,7 @@ template <int kWidth, bool kSplit>
 __global__ void __launch_bounds__(HopperSizes<kWidth, kSplit>::kMostThreads, 1)
     attend_on_hopper(const AttentionParams params) {
   // query (B,H,L,D), key (B,H,S,D), value (B,H,S,E) -> output (B,H,L,E), logsumexp (B,H,L)
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL) || defined(CA_CUDA_MODEL)
   using Sizes = HopperSizes<kWidth, kSplit>;
   const int consumers = static_cast<int>(blockDim.x) / kWarpgroup - 1;
   const TileTask task = attention_task(params, consumers * kConsumerRows);

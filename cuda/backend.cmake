@@ -141,7 +141,8 @@ if(CA_CUDA_MODEL AND CA_BUILD_CUDA_TESTS)
   ca_wrap_sources(CA_WRAPPED_TEST_SOURCES ${CA_CUDA_TEST_SOURCES})
 
   add_library(ca_cuda_model OBJECT ${CA_WRAPPED_SOURCES} ${CA_MODEL_SOURCES})
-  target_compile_definitions(ca_cuda_model PUBLIC CA_CUDA_MODEL PRIVATE "CA_CUDA_TARGETS=\"90a\"")
+  target_compile_definitions(ca_cuda_model PUBLIC CA_CUDA_MODEL PRIVATE
+    "CA_CUDA_TARGETS=\"80,90a\"")
   target_compile_options(ca_cuda_model PUBLIC -Wno-unknown-pragmas)  # "unroll" is for nvcc
   target_include_directories(ca_cuda_model PUBLIC
     ${CMAKE_CURRENT_SOURCE_DIR}/test/cuda/model/include)

@@ -75,10 +75,8 @@ Status Session::create() {
   CA_RETURN_IF_ERROR(
       check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device_)));
   capability_ = code_for(compiled_targets(), major, minor);
-#if !defined(CA_CUDA_MODEL)
   has_warpgroup_products_ =
       major == 9 && minor == 0 && std::strstr(compiled_targets(), "90a") != nullptr;
-#endif
   int shared = 0;
   CA_RETURN_IF_ERROR(
       check(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device_)));

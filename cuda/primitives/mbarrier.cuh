@@ -8,6 +8,20 @@
 
 namespace cluster_attention::cuda {
 
+#if defined(CA_CUDA_MODEL)
+
+using cuda_model::arrive;
+using cuda_model::initialize_barrier;
+using cuda_model::shared_address;
+using cuda_model::wait_for;
+__device__ inline void publish_to_tensor_cores() {}
+/// A barrier of `threads` threads of the block, by its name (1 .. 15).
+__device__ inline void sync_threads(int name, int threads) {
+  cuda_model::sync_named(name, threads);
+}
+
+#else
+
 __device__ inline uint32_t shared_address(const void* shared) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(shared));
 }
@@ -40,5 +54,12 @@ __device__ inline void wait_for(uint64_t* barrier, uint32_t parity) {
 __device__ inline void publish_to_tensor_cores() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
+
+/// A barrier of `threads` threads of the block, by its name (1 .. 15).
+__device__ inline void sync_threads(int name, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(name), "r"(threads) : "memory");
+}
+
+#endif
 
 }  // namespace cluster_attention::cuda

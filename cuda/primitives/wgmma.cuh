@@ -36,6 +36,32 @@ __device__ inline uint64_t describe_tile(const bfloat16* tile, int bytes, int pa
          kEightRows >> 4 << 32 | uint64_t{1} << 62;
 }
 
+#if defined(CA_CUDA_MODEL)
+
+using cuda_model::commit_products;
+__device__ inline void begin_products() {}
+template <int kGroups>
+__device__ inline void wait_products() {
+  cuda_model::wait_products(kGroups);
+}
+template <typename T, int kCount>
+__device__ inline void hold(T (&)[kCount]) {}
+template <int kCount>
+__device__ inline void multiply(float (&d)[kCount], uint64_t a, uint64_t b, bool add) {
+  cuda_model::start_product({d, 2 * kCount, nullptr, a, b, false, add});
+}
+template <int kCount>
+__device__ inline void multiply_transposed(float (&d)[kCount], const uint32_t* a, uint64_t b,
+                                           bool add) {
+  cuda_model::start_product({d, 2 * kCount, a, 0, b, true, add});
+}
+template <int kRegisters>
+__device__ inline void shrink_registers() {}
+template <int kRegisters>
+__device__ inline void grow_registers() {}
+
+#else
+
 __device__ inline void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ inline void commit_products() {
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
@@ -120,5 +146,7 @@ template <int kRegisters>
 __device__ inline void grow_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
+
+#endif
 
 }  // namespace cluster_attention::cuda

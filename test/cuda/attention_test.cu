@@ -47,145 +47,159 @@ struct Fixture : AttentionArrays {
 };
 
 TEST_ONCE("CUDA attention: matches the reference") {
-  for (const Case& one : cases()) {
-    for (bool causal : {false, true}) {
-      const Scope scope(one.name + (causal ? " causal" : ""));
-      Fixture fixture(one, causal);
-      Device device;
-      CHECK_EQUAL(describe(fixture.run(device)), "ok");
-      CHECK(!device.non_finite());
-      fixture.arrays.snapshot();
-      const reference::AttentionResult expected = reference::attention(fixture.problem);
-      CHECK_CLOSE(fixture.result(), expected.output, kSplitBound);
-      CHECK_CLOSE(fixture.logsumexp(), expected.logsumexp, kSplitBound);
+  on_every_kind_of_device([](int32_t index) {
+    for (const Case& one : cases()) {
+      for (bool causal : {false, true}) {
+        const Scope scope(one.name + (causal ? " causal" : ""));
+        Fixture fixture(one, causal);
+        Device device(Storage::float32, index);
+        CHECK_EQUAL(describe(fixture.run(device)), "ok");
+        CHECK(!device.non_finite());
+        fixture.arrays.snapshot();
+        const reference::AttentionResult expected = reference::attention(fixture.problem);
+        CHECK_CLOSE(fixture.result(), expected.output, kSplitBound);
+        CHECK_CLOSE(fixture.logsumexp(), expected.logsumexp, kSplitBound);
+      }
     }
-  }
+  });
 }
 
 TEST_ONCE("CUDA attention: bfloat16 in storage, in precision, and in both") {
-  const struct {
-    Storage storage;
-    Precision precision;
-    double bound;
-  } ways[] = {{Storage::float32, Precision::bfloat16, kBfloat16Bound},
-              {Storage::bfloat16, Precision::bfloat16, kBfloat16Bound},
-              {Storage::bfloat16, Precision::float32, kBfloat16Bound}};
-  for (const auto& way : ways) {
-    for (const char* name :
-         {"prime", "ragged-transposed", "width-64", "width-130-64", "ragged", "tile-49"}) {
-      const Scope scope(std::string(name) + " way " + std::to_string(&way - ways));
-      Fixture fixture(find_case(name), true);
-      Device device(way.storage);
-      CHECK_EQUAL(describe(fixture.run(device, way.precision)), "ok");
-      CHECK(!device.non_finite());
-      fixture.arrays.snapshot();
-      fixture.round_inputs();
-      const reference::AttentionResult expected = reference::attention(fixture.problem);
-      CHECK_CLOSE(fixture.result(), expected.output, way.bound);
-      // Dot products of bfloat16 values keep the accuracy of float32, and so do their sums.
-      CHECK_CLOSE(fixture.logsumexp(), expected.logsumexp, kSplitBound);
+  on_every_kind_of_device([](int32_t index) {
+    const struct {
+      Storage storage;
+      Precision precision;
+      double bound;
+    } ways[] = {{Storage::float32, Precision::bfloat16, kBfloat16Bound},
+                {Storage::bfloat16, Precision::bfloat16, kBfloat16Bound},
+                {Storage::bfloat16, Precision::float32, kBfloat16Bound}};
+    for (const auto& way : ways) {
+      for (const char* name : {"prime", "ragged-transposed", "width-64", "width-130-64", "ragged",
+                               "tile-49", "long-keys"}) {
+        const Scope scope(std::string(name) + " way " + std::to_string(&way - ways));
+        Fixture fixture(find_case(name), true);
+        Device device(way.storage, index);
+        CHECK_EQUAL(describe(fixture.run(device, way.precision)), "ok");
+        CHECK(!device.non_finite());
+        fixture.arrays.snapshot();
+        fixture.round_inputs();
+        const reference::AttentionResult expected = reference::attention(fixture.problem);
+        CHECK_CLOSE(fixture.result(), expected.output, way.bound);
+        // Dot products of bfloat16 values keep the accuracy of float32, and so do their sums.
+        CHECK_CLOSE(fixture.logsumexp(), expected.logsumexp, kSplitBound);
+      }
     }
-  }
+  });
 }
 
 TEST_ONCE("CUDA attention: the same bits in every order of threads, and for sequences alone") {
-  for (const char* name : {"ragged", "tile-129", "width-65"}) {
-    const Scope scope(name);
-    Fixture fixture(find_case(name), true);
-    const AttentionShape shape = fixture.inputs.shape;
-    Device device;
-    CHECK_EQUAL(describe(fixture.run(device)), "ok");
-    const auto expected = fixture.arrays.snapshot();
-    in_every_thread_order([&] {
+  on_every_kind_of_device([](int32_t index) {
+    for (const char* name : {"ragged", "tile-129", "width-65"}) {
+      const Scope scope(name);
+      Fixture fixture(find_case(name), true);
+      const AttentionShape shape = fixture.inputs.shape;
+      Device device(Storage::float32, index);
       CHECK_EQUAL(describe(fixture.run(device)), "ok");
-      check_same_bytes(fixture.arrays.snapshot(), expected, "running again");
-    });
-    AttentionProblem there = fixture.problem;
-    there.inputs = device.inputs(fixture.inputs, fixture.arrays);
-    there.output = device.stored(fixture.output, fixture.arrays);
-    there.logsumexp = device.at(fixture.problem.logsumexp, fixture.arrays);
-    fixture.arrays.poison();
-    for (int64_t i = 0; i < shape.batch * shape.heads; ++i) {
-      AttentionProblem one = there;
-      one.inputs = alone(there.inputs, i / shape.heads, i % shape.heads);
-      one.output = alone(there.output, i / shape.heads, i % shape.heads);
-      one.logsumexp = part(there.logsumexp, i, shape.query_length);
-      CHECK_EQUAL(describe(device.run(device.backend().operations.attention, one)), "ok");
+      const auto expected = fixture.arrays.snapshot();
+      in_every_thread_order([&] {
+        CHECK_EQUAL(describe(fixture.run(device)), "ok");
+        check_same_bytes(fixture.arrays.snapshot(), expected, "running again");
+      });
+      AttentionProblem there = fixture.problem;
+      there.inputs = device.inputs(fixture.inputs, fixture.arrays);
+      there.output = device.stored(fixture.output, fixture.arrays);
+      there.logsumexp = device.at(fixture.problem.logsumexp, fixture.arrays);
+      fixture.arrays.poison();
+      for (int64_t i = 0; i < shape.batch * shape.heads; ++i) {
+        AttentionProblem one = there;
+        one.inputs = alone(there.inputs, i / shape.heads, i % shape.heads);
+        one.output = alone(there.output, i / shape.heads, i % shape.heads);
+        one.logsumexp = part(there.logsumexp, i, shape.query_length);
+        CHECK_EQUAL(describe(device.run(device.backend().operations.attention, one)), "ok");
+      }
+      device.fetch(fixture.arrays);
+      check_same_bytes(fixture.arrays.snapshot(), expected, "running sequences one by one");
     }
-    device.fetch(fixture.arrays);
-    check_same_bytes(fixture.arrays.snapshot(), expected, "running sequences one by one");
-  }
+  });
 }
 
 TEST_ONCE("CUDA attention: scales of any size and sign") {
-  for (float scale : {0.0f, -0.5f, 30.0f}) {
-    const Scope scope("scale " + std::to_string(scale));
-    Fixture fixture(find_case("prime"));
-    fixture.problem.inputs.scale = scale;
-    Device device;
-    CHECK_EQUAL(describe(fixture.run(device)), "ok");
-    CHECK_CLOSE(fixture.result(), reference::attention(fixture.problem).output,
-                scale > 1.0f ? 2e-3 : kSplitBound);
-  }
+  on_every_kind_of_device([](int32_t index) {
+    for (float scale : {0.0f, -0.5f, 30.0f}) {
+      const Scope scope("scale " + std::to_string(scale));
+      Fixture fixture(find_case("prime"));
+      fixture.problem.inputs.scale = scale;
+      Device device(Storage::float32, index);
+      CHECK_EQUAL(describe(fixture.run(device)), "ok");
+      CHECK_CLOSE(fixture.result(), reference::attention(fixture.problem).output,
+                  scale > 1.0f ? 2e-3 : kSplitBound);
+    }
+  });
 }
 
 TEST_ONCE("CUDA attention: NaN and Inf are noticed, in padding they are not read") {
-  for (Storage storage : {Storage::float32, Storage::bfloat16}) {
-    for (const char* name : {"ragged", "tile-47"}) {
-      Fixture fixture(find_case(name), true);
-      const AttentionInputs& in = fixture.inputs;
-      float* places[] = {const_cast<float*>(in.query.row(0, 1, 7)),
-                         const_cast<float*>(in.key.row(0, 1, 5)),
-                         const_cast<float*>(in.value.row(0, 0, 3))};
-      for (float* place : places) {
-        for (float bad :
-             {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(),
-              -std::numeric_limits<float>::infinity()}) {
-          const Scope scope(std::string(name) + " " + std::to_string(bad) + " at place " +
-                            std::to_string(&place - places));
-          const float saved = *place;
-          *place = bad;
-          Device device(storage);
-          CHECK_EQUAL(describe(fixture.run(device)), "ok");
-          CHECK(device.non_finite());
-          *place = saved;
+  on_every_kind_of_device([](int32_t index) {
+    for (Storage storage : {Storage::float32, Storage::bfloat16}) {
+      for (const char* name : {"ragged", "tile-47"}) {
+        Fixture fixture(find_case(name), true);
+        const AttentionInputs& in = fixture.inputs;
+        float* places[] = {const_cast<float*>(in.query.row(0, 1, 7)),
+                           const_cast<float*>(in.key.row(0, 1, 5)),
+                           const_cast<float*>(in.value.row(0, 0, 3))};
+        for (float* place : places) {
+          for (float bad :
+               {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(),
+                -std::numeric_limits<float>::infinity()}) {
+            const Scope scope(std::string(name) + " " + std::to_string(bad) + " at place " +
+                              std::to_string(&place - places));
+            const float saved = *place;
+            *place = bad;
+            Device device(storage, index);
+            CHECK_EQUAL(describe(fixture.run(device)), "ok");
+            CHECK(device.non_finite());
+            *place = saved;
+          }
         }
       }
     }
-  }
+  });
 }
 
 TEST_ONCE("CUDA attention: an Inf that only lowers the logits is noticed") {
-  for (Storage storage : {Storage::float32, Storage::bfloat16}) {
-    Fixture fixture(find_case("tile-129"));
-    const AttentionShape& shape = fixture.inputs.shape;
-    fill_column(fixture.query, shape.query_length, shape.head_dim, 0, 1.0f);
-    fixture.key[20 * shape.head_dim] = -std::numeric_limits<float>::infinity();
-    Device device(storage);
-    CHECK_EQUAL(describe(fixture.run(device)), "ok");
-    CHECK(device.non_finite());
-  }
+  on_every_kind_of_device([](int32_t index) {
+    for (Storage storage : {Storage::float32, Storage::bfloat16}) {
+      Fixture fixture(find_case("tile-129"));
+      const AttentionShape& shape = fixture.inputs.shape;
+      fill_column(fixture.query, shape.query_length, shape.head_dim, 0, 1.0f);
+      fixture.key[20 * shape.head_dim] = -std::numeric_limits<float>::infinity();
+      Device device(storage, index);
+      CHECK_EQUAL(describe(fixture.run(device)), "ok");
+      CHECK(device.non_finite());
+    }
+  });
 }
 
 TEST_ONCE("CUDA attention: widths that no kernel holds, cancellation, no log-sum-exp") {
-  Fixture fixture(find_case("prime"));
-  Device device;
-  CHECK_EQUAL(describe(fixture.run(device)), "ok");
-  const std::vector<float> expected = fixture.result();
-  fixture.problem.logsumexp = nullptr;
-  CHECK_EQUAL(describe(fixture.run(device)), "ok");
-  CHECK_SAME(fixture.result(), expected);
-  AttentionProblem there = fixture.problem;
-  there.inputs = device.inputs(fixture.inputs, fixture.arrays);
-  there.output = device.stored(fixture.output, fixture.arrays);
-  const volatile int32_t abort = 1;
-  const auto operation = device.backend().operations.attention;
-  CHECK_EQUAL(describe(device.run(operation, there, Precision::float32, &abort)), "cancelled");
-  there.inputs.shape.head_dim = 257;
-  CHECK_EQUAL(describe(device.run(operation, there)), "unsupported headDim");
-  there.inputs.shape.head_dim = 17;
-  there.inputs.shape.value_dim = 300;
-  CHECK_EQUAL(describe(device.run(operation, there)), "unsupported valueDim");
+  on_every_kind_of_device([](int32_t index) {
+    Fixture fixture(find_case("prime"));
+    Device device(Storage::float32, index);
+    CHECK_EQUAL(describe(fixture.run(device)), "ok");
+    const std::vector<float> expected = fixture.result();
+    fixture.problem.logsumexp = nullptr;
+    CHECK_EQUAL(describe(fixture.run(device)), "ok");
+    CHECK_SAME(fixture.result(), expected);
+    AttentionProblem there = fixture.problem;
+    there.inputs = device.inputs(fixture.inputs, fixture.arrays);
+    there.output = device.stored(fixture.output, fixture.arrays);
+    const volatile int32_t abort = 1;
+    const auto operation = device.backend().operations.attention;
+    CHECK_EQUAL(describe(device.run(operation, there, Precision::float32, &abort)), "cancelled");
+    there.inputs.shape.head_dim = 257;
+    CHECK_EQUAL(describe(device.run(operation, there)), "unsupported headDim");
+    there.inputs.shape.head_dim = 17;
+    there.inputs.shape.value_dim = 300;
+    CHECK_EQUAL(describe(device.run(operation, there)), "unsupported valueDim");
+  });
 }
 
 }  // namespace

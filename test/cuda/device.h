@@ -82,6 +82,20 @@ class Device {
   bool non_finite_ = false;
 };
 
+/// Runs body(index) for one device of every kind there is code of its own for: on the model a
+/// Hopper GPU and an older one.
+template <typename Body>
+void on_every_kind_of_device(Body body) {
+#if defined(CA_CUDA_MODEL)
+  for (int32_t index : {0, 1}) {
+    const Scope scope(index == 0 ? "Hopper" : "before Hopper");
+    body(index);
+  }
+#else
+  body(0);
+#endif
+}
+
 /// Fails the running test for every fault of a kernel that the model has noted.
 void check_model_faults();
 

@@ -257,19 +257,21 @@ cudaError_t cudaSetDevice(int device) {
   current_device = device;
   return call(device, [](Machine&) { return cudaSuccess; });
 }
+/// The second device is one of before Hopper.
+static int major_of(int device) { return device == 0 ? 9 : 8; }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   if (device < 0 || device >= kDevices) return give(cudaErrorInvalidDevice);
   return call(device, [&](Machine&) {
-    *properties = {"Model of a GPU", kDeviceBytes, 9, 0, 4};
+    *properties = {"Model of a GPU", kDeviceBytes, major_of(device), 0, 4};
     return cudaSuccess;
   });
 }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
   if (device < 0 || device >= kDevices) return give(cudaErrorInvalidDevice);
   return call(device, [&](Machine&) {
-    static const std::map<int, int> values = {
+    const std::map<int, int> values = {
         {cudaDevAttrMultiProcessorCount, 4},
-        {cudaDevAttrComputeCapabilityMajor, 9},
+        {cudaDevAttrComputeCapabilityMajor, major_of(device)},
         {cudaDevAttrComputeCapabilityMinor, 0},
         {cudaDevAttrMaxSharedMemoryPerBlockOptin, kSharedBytesOfABlock}};
     const auto found = values.find(attribute);

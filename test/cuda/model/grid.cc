@@ -19,7 +19,9 @@ constexpr int kLanes = 32;
 constexpr unsigned char kPoison = 0xff;  // NaN, whichever float it is read as
 constexpr size_t kFence = 256;
 
-enum class State { ready, at_exchange, at_barrier, at_cluster_barrier };
+enum class State { ready, at_exchange, at_barrier, at_cluster_barrier, at_condition };
+constexpr size_t kStates = 5;
+constexpr int kNamedBarriers = 16;
 
 struct Copy {
   void* to;
@@ -38,6 +40,8 @@ struct Thread {
   // stood there before.
   std::deque<std::vector<Copy>> groups;
   std::vector<Copy> open_group;
+  Products products;
+  std::function<bool()> condition;
 };
 
 struct Warp {
@@ -108,6 +112,7 @@ class Block {
   std::vector<Warp> warps;
   unsigned char* shared = nullptr;
   const std::function<void()>* body = nullptr;
+  NamedBarrier named[kNamedBarriers];
   int barrier_sum = 0;     // of the barrier that threads arrive at
   int barrier_result = 0;  // of the one that they left
 
@@ -121,6 +126,7 @@ class Block {
 
  private:
   bool run_warp(size_t warp);
+  bool can_go_on() const;
   bool leave_barrier();
 
   std::vector<std::unique_ptr<Thread>> threads_;  // at least count_
@@ -170,7 +176,9 @@ bool Block::run_warp(size_t warp) {
       const size_t i = warp * kLanes + static_cast<size_t>(lane);
       if (i >= count_) continue;
       Thread& thread = *threads_[i];
-      if (thread.fiber.done() || thread.state != State::ready) continue;
+      if (thread.fiber.done()) continue;
+      if (thread.state == State::at_condition && thread.condition()) thread.state = State::ready;
+      if (thread.state != State::ready) continue;
       current = &thread;
       threadIdx = thread.index;
       thread.fiber.resume();
@@ -181,9 +189,20 @@ bool Block::run_warp(size_t warp) {
   return true;
 }
 
+/// Whether a thread's condition holds by now.
+bool Block::can_go_on() const {
+  for (size_t i = 0; i < count_; ++i) {
+    const Thread& thread = *threads_[i];
+    if (!thread.fiber.done() && thread.state == State::at_condition && thread.condition()) {
+      return true;
+    }
+  }
+  return false;
+}
+
 /// After all warps have stopped: true when the block's barrier was reached by every thread.
 bool Block::leave_barrier() {
-  size_t states[4] = {};
+  size_t states[kStates] = {};
   size_t ended = 0;
   for (size_t i = 0; i < count_; ++i) {
     if (threads_[i]->fiber.done()) {
@@ -200,7 +219,9 @@ bool Block::leave_barrier() {
                std::to_string(index_.z) + ") cannot go on: of its " + std::to_string(count_) +
                " threads " + std::to_string(at_barrier) + " wait in __syncthreads(), " +
                std::to_string(states[static_cast<size_t>(State::at_exchange)]) +
-               " in an exchange of their warp, " + std::to_string(ended) + " have ended");
+               " in an exchange of their warp, " +
+               std::to_string(states[static_cast<size_t>(State::at_condition)]) +
+               " for another warp, " + std::to_string(ended) + " have ended");
     failed_ = true;
     return false;
   }
@@ -218,6 +239,7 @@ bool Block::start(uint3 index, uint64_t seed) {
   std::memset(shared, kPoison, shared_bytes_ + kFence);
   for (Warp& warp : warps) warp.waiting = 0;
   barrier_sum = 0;
+  for (NamedBarrier& barrier : named) barrier = NamedBarrier();
   index_ = index;
   ended_ = false;
   for (size_t i = 0; i < count_; ++i) {
@@ -225,6 +247,7 @@ bool Block::start(uint3 index, uint64_t seed) {
     thread.state = State::ready;
     thread.groups.clear();
     thread.open_group.clear();
+    thread.products = Products();
     if (!thread.fiber.start(thread_main, nullptr)) {
       note_fault("no memory for the stacks of a block");
       return false;
@@ -242,7 +265,7 @@ bool Block::run() {
     for (const int64_t warp : warp_order_) {
       if (!run_warp(static_cast<size_t>(warp))) return false;
     }
-  } while (leave_barrier());
+  } while (can_go_on() || leave_barrier());
   // Shared memory is gone with its block.
   if (ended_) std::memset(shared, kPoison, shared_bytes_);
   return !failed_;
@@ -364,6 +387,16 @@ Exchange::Exchange(int kind, unsigned mask, const void* data, size_t bytes) {
     block->wait(State::at_exchange);
   }
 }
+
+void wait_until(const std::function<bool()>& condition) {
+  if (condition()) return;
+  block->current->condition = condition;
+  block->wait(State::at_condition);
+}
+
+Products& products_of_running_thread() { return block->current->products; }
+
+NamedBarrier& named_barrier(int name) { return block->named[name]; }
 
 int lane_of_running_thread() { return block->current->lane; }
 

@@ -15,6 +15,8 @@
 #include <string>
 #include <vector>
 
+#include "test/cuda/model/hopper.h"
+
 namespace cuda_model {
 
 struct Index3 {
@@ -62,6 +64,11 @@ class Exchange {
   const unsigned char* entries_;
 };
 int lane_of_running_thread();
+
+/// The running thread goes on once `condition` holds.
+void wait_until(const std::function<bool()>& condition);
+Products& products_of_running_thread();
+NamedBarrier& named_barrier(int name);
 
 void copy_async(void* shared, const void* global, int bytes, bool valid);
 void commit_copies();

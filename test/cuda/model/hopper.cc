@@ -1,0 +1,138 @@
+#include "test/cuda/model/hopper.h"
+
+#include <cstring>
+#include <utility>
+
+#include "test/cuda/model/device.h"
+#include "test/cuda/model/grid.h"
+
+namespace cuda_model {
+
+namespace {
+
+/// An mbarrier in its eight bytes.
+struct Barrier {
+  uint16_t arrivals;
+  uint16_t pending;
+  uint32_t phase;
+};
+
+Barrier& barrier_at(uint64_t* barrier) { return *reinterpret_cast<Barrier*>(barrier); }
+
+/// The bfloat16 at a place of a tile with 128-byte swizzle, by its place without it.
+float tile_element(uint64_t address) {
+  address ^= (address >> 7 & 7) << 4;
+  uint16_t bits;
+  std::memcpy(&bits, shared_memory() + address, sizeof bits);
+  return __uint_as_float(static_cast<uint32_t>(bits) << 16);
+}
+
+struct Tile {
+  uint64_t begin;
+  uint64_t panel;       // to the next 64 columns of rows that are summed over
+  uint64_t eight_rows;  // to the next eight rows
+
+  explicit Tile(uint64_t descriptor)
+      : begin((descriptor & 0x3fff) << 4),
+        panel((descriptor >> 16 & 0x3fff) << 4),
+        eight_rows((descriptor >> 32 & 0x3fff) << 4) {
+    if (descriptor >> 62 != 1) note_fault("a tile without the swizzle of 128 bytes");
+  }
+  float element(int row, int column) const {
+    return tile_element(begin + static_cast<uint64_t>(row / 8) * eight_rows +
+                        static_cast<uint64_t>(row % 8 * 128 + column % 64 * 2) +
+                        static_cast<uint64_t>(column / 64) * panel);
+  }
+};
+
+float half_of(uint32_t word, int index) {
+  return __uint_as_float(index == 0 ? word << 16 : word & 0xffff0000u);
+}
+
+/// Rows group and group + 8 of the warp's 16 rows of A.
+void rows_of(const Product& product, float (&rows)[2][16]) {
+  const int group = lane_of_running_thread() / 4;
+  if (product.a == nullptr) {
+    const Tile tile(product.a_tile);
+    const int first = static_cast<int>(threadIdx.x) / 32 % 4 * 16 + group;
+    for (int half = 0; half < 2; ++half) {
+      for (int k = 0; k < 16; ++k) rows[half][k] = tile.element(first + 8 * half, k);
+    }
+    return;
+  }
+  const Exchange exchange(kMatrix, 0xffffffffu, product.a, 4 * sizeof(uint32_t));
+  for (int quad = 0; quad < 4; ++quad) {
+    uint32_t a[4];
+    std::memcpy(a, exchange.entry(group * 4 + quad), sizeof a);
+    for (int i = 0; i < 8; ++i) {
+      rows[i / 2 % 2][i / 4 * 8 + quad * 2 + i % 2] = half_of(a[i / 2], i % 2);
+    }
+  }
+}
+
+void multiply(const Product& product) {
+  float rows[2][16];
+  rows_of(product, rows);
+  const Tile tile(product.b_tile);
+  const int pair = lane_of_running_thread() % 4 * 2;
+  for (int i = 0; i < product.columns / 2; ++i) {
+    const int column = i / 4 * 8 + pair + i % 2;
+    double sum = product.add ? product.d[i] : 0.0;
+    for (int k = 0; k < 16; ++k) {
+      const float b = product.transposed ? tile.element(k, column) : tile.element(column, k);
+      sum += static_cast<double>(rows[i / 2 % 2][k]) * b;
+    }
+    product.d[i] = static_cast<float>(sum);
+  }
+}
+
+}  // namespace
+
+uint32_t shared_address(const void* shared) {
+  return static_cast<uint32_t>(static_cast<const unsigned char*>(shared) - shared_memory());
+}
+
+void initialize_barrier(uint64_t* barrier, int arrivals) {
+  const auto count = static_cast<uint16_t>(arrivals);
+  barrier_at(barrier) = {count, count, 0};
+}
+
+void arrive(uint64_t* barrier) {
+  Barrier& self = barrier_at(barrier);
+  if (--self.pending > 0) return;
+  self.pending = self.arrivals;
+  ++self.phase;
+}
+
+void wait_for(uint64_t* barrier, uint32_t parity) {
+  const Barrier& self = barrier_at(barrier);
+  wait_until([&] { return self.phase % 2 != parity; });
+}
+
+void sync_named(int name, int threads) {
+  NamedBarrier& self = named_barrier(name);
+  const unsigned generation = self.generation;
+  if (++self.waiting == threads) {
+    self.waiting = 0;
+    ++self.generation;
+    return;
+  }
+  wait_until([&] { return self.generation != generation; });
+}
+
+void start_product(const Product& product) { products_of_running_thread().open.push_back(product); }
+
+void commit_products() {
+  Products& self = products_of_running_thread();
+  self.groups.push_back(std::exchange(self.open, {}));
+}
+
+void wait_products(int groups_left) {
+  Products& self = products_of_running_thread();
+  while (self.groups.size() > static_cast<size_t>(groups_left)) {
+    for (const Product& product : self.groups.front()) multiply(product);
+    self.groups.pop_front();
+  }
+}
+
+}  // namespace cuda_model
