@@ -48,16 +48,17 @@ inline Vec load_partial(const float* p, int64_t count) {
 inline Vec select(IntVec mask, Vec yes, Vec no) { return mask ? yes : no; }
 inline IntVec select(IntVec mask, IntVec yes, IntVec no) { return mask ? yes : no; }
 
-/// The larger one; `b` when either is NaN.
-inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
-/// The smaller one; `b` when either is NaN.
-inline Vec min(Vec a, Vec b) { return a < b ? a : b; }
-
+// max(a, b): the larger one; min(a, b): the smaller one; both `b` when either is NaN. Compilers do
+// not find the one instruction that does this in a comparison and a choice.
 #if defined(__AVX512F__) && CA_WIDTH == 16
+inline Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
+inline Vec min(Vec a, Vec b) { return _mm512_min_ps(a, b); }
 inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
 inline uint32_t not_less_equal(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_NLE_UQ); }
 inline uint32_t greater(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
 #elif defined(__AVX2__) && CA_WIDTH == 8
+inline Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
+inline Vec min(Vec a, Vec b) { return _mm256_min_ps(a, b); }
 inline Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
 inline uint32_t not_less_equal(Vec a, Vec b) {
   return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_NLE_UQ)));
@@ -66,6 +67,8 @@ inline uint32_t greater(Vec a, Vec b) {
   return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)));
 }
 #else
+inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
+inline Vec min(Vec a, Vec b) { return a < b ? a : b; }
 #if defined(__ARM_NEON) && CA_WIDTH == 4
 inline Vec fma(Vec a, Vec b, Vec c) { return vfmaq_f32(c, a, b); }
 #else
@@ -92,7 +95,7 @@ inline bool any(IntVec mask) {
 /// [-1/2, 1/2] (relative error 1.9e-9 before rounding).
 inline Vec exp2(Vec x) {
   const Vec magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
-  const Vec clamped = x < broadcast(-126.0f) ? broadcast(-126.0f) : x;
+  const Vec clamped = max(broadcast(-126.0f), x);
   const Vec shifted = clamped + magic;
   const Vec r = clamped - (shifted - magic);
   Vec p = broadcast(0x1.41d334p-13f);
@@ -104,7 +107,8 @@ inline Vec exp2(Vec x) {
   p = fma(p, r, broadcast(1.0f));
   const IntVec exponent = reinterpret_cast<IntVec>(shifted) << 23;
   const IntVec bits = reinterpret_cast<IntVec>(p) + exponent;
-  return x >= broadcast(-126.0f) ? reinterpret_cast<Vec>(bits) : max(Vec{}, x);
+  // What was clamped left no rest, and a NaN leaves itself.
+  return x >= broadcast(-126.0f) ? reinterpret_cast<Vec>(bits) : r;
 }
 
 /// Logits this large (in base 2) lose more by the rounding of their maximum than exp2 can bear.
