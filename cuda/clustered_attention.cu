@@ -33,16 +33,20 @@ Status spread_values(Session& session, const ClusteredAttentionProblem& problem,
   const AttentionShape& shape = problem.inputs.shape;
   if (shape.query_length == 0 || shape.value_dim == 0) return Status::success();
   SpreadParams params = {};
-  params.values = pass.values;
   params.labels = groups.labels;
   params.output = stored_output(problem.output, call.storage == Storage::bfloat16);
+  params.values.is_bfloat16 = params.output.is_bfloat16;
+  params.values.data = params.values.is_bfloat16 ? static_cast<const void*>(pass.rounded)
+                                                 : static_cast<const void*>(pass.values);
+  params.values.row_stride = shape.value_dim;
+  params.values.head_stride = problem.clusters * shape.value_dim;
   params.heads = shape.heads;
   params.query_length = shape.query_length;
   params.clusters = problem.clusters;
   params.value_dim = static_cast<int32_t>(shape.value_dim);
   params.chunks = static_cast<int32_t>(divide_up(shape.value_dim, 8));
   params.tiles = divide_up(shape.query_length, spread_queries(params.chunks));
-  params.vectors = params.output.aligned(16) && shape.value_dim % 4 == 0;
+  params.vectors = params.output.aligned(16) && params.values.aligned(16);
   return launch(session, shape.batch * shape.heads * params.tiles, kSpreadThreads, 0, spread,
                 params);
 }

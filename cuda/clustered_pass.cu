@@ -44,14 +44,18 @@ int32_t group_shift(int64_t key_length) {
 }
 
 Status allocate(DeviceWorkspace::Scope& scope, const ClusteredAttentionProblem& problem,
-                int64_t sequences, int64_t value_columns, PassParams& params, ClusteredPass* pass) {
+                const Call& call, int64_t sequences, int64_t value_columns, PassParams& params,
+                ClusteredPass* pass) {
   const int64_t rows = checked_size(sequences, problem.clusters);
   const int64_t value_dim = problem.inputs.shape.value_dim;
   CA_RETURN_IF_ERROR(scope.allocate(&pass->values, checked_size(rows, value_dim)));
   CA_RETURN_IF_ERROR(scope.allocate(&params.partials.states, checked_size(rows, params.stretches)));
   CA_RETURN_IF_ERROR(scope.allocate(&params.partials.outputs,
                                     checked_size(rows, params.stretches, value_columns)));
-  if (problem.top_k == 0) return Status::success();
+  if (problem.top_k == 0) {
+    if (call.storage != Storage::bfloat16) return Status::success();
+    return scope.allocate(&pass->rounded, checked_size(rows, value_dim));
+  }
   CA_RETURN_IF_ERROR(scope.allocate(&pass->bases, checked_size(rows, value_dim)));
   CA_RETURN_IF_ERROR(scope.allocate(&pass->masses, rows));
   CA_RETURN_IF_ERROR(scope.allocate(&pass->top_keys, checked_size(rows, problem.top_k)));
@@ -84,7 +88,8 @@ Status clustered_pass(Session& session, DeviceWorkspace::Scope& scope,
   params.stretches = real_stretches(shape.key_length, params.stretch);
   params.group_shift = group_shift(shape.key_length);
   params.group_pitch = round_up(divide_up(shape.key_length, int64_t{1} << params.group_shift), 8);
-  CA_RETURN_IF_ERROR(allocate(scope, problem, sequences, operands.value.columns, params, pass));
+  CA_RETURN_IF_ERROR(
+      allocate(scope, problem, call, sequences, operands.value.columns, params, pass));
   params.means = groups.means;
   params.offsets = groups.offsets;
   params.operands = operands;

@@ -16,6 +16,7 @@ struct ClusteredPass {
   float* bases = nullptr;       // (B,H,C,E), with top_k: V^c - sum_t A^c_t v_t over T_j
   float* masses = nullptr;      // (B,H,C), with top_k: sum_t A^c_t
   int32_t* top_keys = nullptr;  // (B,H,C,k), best first; -1 past the real keys
+  bfloat16* rounded = nullptr;  // (B,H,C,E), without top_k and with bfloat16 storage: V^c
 };
 
 /// Keys of one stretch: stretches meet in order, and are cut by the number of keys alone.

@@ -42,9 +42,7 @@ constexpr int kMostStretches = 64;
 constexpr int64_t kClearedQueries = 2048;  // of a block
 /// Blocks that a multiprocessor shall hold: they mostly wait for memory.
 template <int kWidth, bool kSplit>
-constexpr int kJoinBlocks = kWidth > 64 ? 1
-                            : kSplit    ? 5
-                                        : 7;
+constexpr int kJoinBlocks = kWidth > 64 ? 1 : 7;
 
 template <int kWidth, bool kSplit>
 class ClusterJoin {
@@ -55,12 +53,14 @@ class ClusterJoin {
   struct Layout {
     int64_t factors;   // (kMostStretches): of the stretches' outputs
     int64_t values;    // (kWidth): V^c
-    int64_t partials;  // (kChoiceThreads, 4): sums of the threads over stretches
+    int64_t partials;  // (kChoiceThreads, 4): sums of the threads over
+                       // stretches
     int64_t weights;   // (k): A^c of the top keys
     int64_t sums;      // (kChoiceThreads, 8): sums of the threads over top keys
     int64_t bytes;
   };
-  /// Behind the choice's own memory, whose tile of keys the last sums share.
+  /// Behind the choice's own memory, whose tile of keys the last sums
+  /// share.
   CA_HOST_DEVICE static Layout layout(int64_t k) {
     SharedLayout parts;
     parts.add<char>(k > 0 ? Choice::layout(k).bytes : 0);
@@ -210,6 +210,7 @@ class ClusterJoin {
       const int64_t place = row_ * params_.value_dim + column;
       params_.pass.values[place] = value;
       if (params_.out_values != nullptr) params_.out_values[place] = value;
+      if (params_.pass.rounded != nullptr) params_.pass.rounded[place] = to_bfloat16(value);
     }
     if (!finite) mark_non_finite(params_.flags);
     if (thread_ == 0 && params_.out_counts != nullptr) params_.out_counts[row_] = members_;
@@ -239,7 +240,8 @@ class ClusterJoin {
     if (thread_ == 0) params_.pass.masses[row_] = static_cast<float>(mass);
   }
 
-  /// V^c - sum_t A^c_t v_t: a thread takes eight columns of some of the keys.
+  /// V^c - sum_t A^c_t v_t: a thread takes eight columns of some of the
+  /// keys.
   __device__ void sum_chosen(const Entry* best, int chosen) {
     const Operand& value = params_.operands.value;
     const int places = value.columns / 8;
@@ -296,8 +298,8 @@ class ClusterJoin {
   SoftmaxState state_;
 };
 
-/// The rest of the grid: a warp looks at 32 queries, one in each lane, and clears together the
-/// outputs of those that are in no cluster.
+/// The rest of the grid: a warp looks at 32 queries, one in each lane,
+/// and clears together the outputs of those that are in no cluster.
 __device__ inline void clear_unlabelled(const JoinParams& params, int64_t first_query) {
   const int64_t query = first_query + lane_index();
   int32_t label = 0;
@@ -319,7 +321,8 @@ __device__ inline void clear_unlabelled(const JoinParams& params, int64_t first_
 template <int kWidth, bool kSplit>
 __global__ void __launch_bounds__(kChoiceThreads, kJoinBlocks<kWidth, kSplit>)
     join_stretches(const JoinParams params) {
-  // partials -> values, bases (B,H,C,E), masses (B,H,C), top_keys (B,H,C,k); one block per cluster
+  // partials -> values, bases (B,H,C,E), masses (B,H,C), top_keys
+  // (B,H,C,k); one block per cluster
   const int64_t rows = params.sequences * params.clusters;
   if (blockIdx.x < rows) {
     ClusterJoin<kWidth, kSplit>(params, blockIdx.x).run();
