@@ -86,8 +86,11 @@ Status over_centroids(Session& session, const CentroidAttentionProblem& problem,
         scope.allocate(&params.objective, params.sequences * params.objective_stride));
   }
   CA_RETURN_IF_ERROR(launch_assignment(session, params, operands.split));
-  CA_RETURN_IF_ERROR(launch(session, merge_blocks(params), kMergeThreads, 0, merge_over_centroids,
-                            merge_params(params, problem, operands)));
+  // grid: 64 value columns x centroids x sequences
+  CA_RETURN_IF_ERROR(
+      launch(session, params.sequences * params.centroids * merge_column_blocks(params.value_dim),
+             kMergeThreads, kMergeThreads * static_cast<int64_t>(sizeof(float)),
+             merge_over_centroids, merge_params(params, problem, operands)));
   return launch_objective(session, params, params.objective, params.objective_stride, -1,
                           problem.objective);
 }

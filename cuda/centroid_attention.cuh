@@ -27,20 +27,29 @@ struct CentroidMergeParams {
 
 constexpr int kMergeThreads = 256;
 
-/// One thread per element of the output.
+/// merge_over_centroids sums the parts in interleaved series, which are then added in order.
+constexpr int kMergeSeries = 4;
+constexpr int kMergeColumns = kMergeThreads / kMergeSeries;
+
+/// Its blocks of a row.
+CA_HOST_DEVICE inline int64_t merge_column_blocks(int64_t value_dim) {
+  return (value_dim + kMergeColumns - 1) / kMergeColumns;
+}
+
+/// An element of the output.
 struct MergePlace {
   int64_t sequence;
-  int64_t batch;
   int64_t row;
   int64_t column;
+  int64_t batch;
   int64_t parts;  // 0: the row is padded, or has no inputs
   int64_t centroids;
   int64_t sum;  // row of the first part's sums
 
-  __device__ MergePlace(const AssignmentParams& params, int64_t index) {
-    column = index % params.value_dim;
-    row = index / params.value_dim % params.centroids;
-    sequence = index / params.value_dim / params.centroids;
+  __device__ MergePlace(const AssignmentParams& params, int64_t sequence_row, int64_t at)
+      : sequence(sequence_row / params.centroids),
+        row(sequence_row % params.centroids),
+        column(at) {
     batch = sequence / params.heads;
     centroids = params.real_centroids(batch);
     const int64_t inputs = params.real_inputs(batch);
@@ -63,22 +72,46 @@ __device__ inline void store_output(const CentroidMergeParams& params, const Mer
   if (!is_number(value)) mark_non_finite(params.assignment.flags);
 }
 
+/// Sum over the parts of one element in the order of the series, by threads of all series.
+/// `exchange`: one value per thread.
+__device__ inline float total_of_series(const float* values, int64_t parts, int64_t stride,
+                                        float* exchange) {
+  const int column = static_cast<int>(threadIdx.x) % kMergeColumns;
+  float sum = 0.0f;
+#pragma unroll 16  // loads do not wait for the sum
+  for (int64_t part = static_cast<int64_t>(threadIdx.x) / kMergeColumns; part < parts;
+       part += kMergeSeries) {
+    sum += values[part * stride];
+  }
+  exchange[threadIdx.x] = sum;
+  __syncthreads();
+  float total = 0.0f;
+#pragma unroll
+  for (int i = 0; i < kMergeSeries; ++i) total += exchange[i * kMergeColumns + column];
+  __syncthreads();
+  return total;
+}
+
 __global__ void __launch_bounds__(kMergeThreads)
     merge_over_centroids(const CentroidMergeParams params) {
   // sums: (B*H,parts,M,E), masses: (B*H,parts,M) -> output: (B,H,M,E), masses: (B*H,M)
   const AssignmentParams& assignment = params.assignment;
-  const int64_t index = thread_of_grid();
-  if (index >= assignment.sequences * assignment.centroids * assignment.value_dim) return;
-  const MergePlace place(assignment, index);
-  float value = total_of_parts(assignment.sums + place.sum * assignment.value_dim + place.column,
-                               place.parts, place.centroids * assignment.value_dim);
+  float* exchange = dynamic_shared<float>();
+  const int64_t column_blocks = merge_column_blocks(assignment.value_dim);
+  const int64_t row = blockIdx.x / column_blocks;
+  const int64_t column = blockIdx.x % column_blocks * kMergeColumns + threadIdx.x % kMergeColumns;
+  const MergePlace place(assignment, row, column);
+  const bool mine = column < assignment.value_dim;
+  float value =
+      total_of_series(assignment.sums + place.sum * assignment.value_dim + (mine ? column : 0),
+                      place.parts, place.centroids * assignment.value_dim, exchange);
+  float mass = 0.0f;
   if (assignment.masses != nullptr) {
-    const float mass = total_of_parts(assignment.masses + place.sum, place.parts, place.centroids);
+    mass = total_of_series(assignment.masses + place.sum, place.parts, place.centroids, exchange);
     if (params.mean) value *= static_cast<float>(1.0 / (mass + 1e-6));
-    if (params.masses != nullptr && place.column == 0) {
-      params.masses[place.sequence * assignment.centroids + place.row] = mass;
-    }
   }
+  if (!mine || threadIdx.x >= kMergeColumns) return;
+  if (params.masses != nullptr && column == 0) params.masses[row] = mass;
   store_output(params, place, value);
 }
 
@@ -88,7 +121,7 @@ __global__ void __launch_bounds__(kMergeThreads)
   const AssignmentParams& assignment = params.assignment;
   const int64_t index = thread_of_grid();
   if (index >= assignment.sequences * assignment.centroids * assignment.value_dim) return;
-  const MergePlace place(assignment, index);
+  const MergePlace place(assignment, index / assignment.value_dim, index % assignment.value_dim);
   float maximum = -INFINITY;
   float sum = 0.0f;
   float value = 0.0f;
