@@ -23,12 +23,31 @@ class BlockSelection {
   /// The most that can be chosen.
   static constexpr int64_t kMost = kChosen * kBlockSelectionThreads;
 
+  /// The most that run_quickly() chooses, and chooses from.
+  static constexpr int64_t kMostQuickly = 512;
+  static constexpr int kRoom = 1024;
+
   struct Scratch {
     int32_t counts[2][kBlockSelectionWarps];
     int32_t taken;
+    int32_t ranks[kRoom];
+    unsigned long long room[kRoom];
   };
 
   __device__ explicit BlockSelection(Scratch& scratch) : scratch_(scratch) {}
+
+  /// The best `size` of `length` scores, the best first, visible to all. 1 <= size <= length and
+  /// kMostQuickly. A key that `size` threads have one not below of is a lower bound of the last one
+  /// chosen, which few others reach; false, and nothing, where too many do.
+  __device__ bool run_quickly(const float* scores, int64_t length, int size,
+                              unsigned long long* candidates) {
+    collect(scores, length, bound_of(scores, length, size));
+    const bool fits = scratch_.taken <= kRoom;
+    __syncthreads();  // all have seen it
+    if (!fits) return false;
+    rank(size, candidates);
+    return true;
+  }
 
   /// The best `size` of `length` scores in any order, visible to all; 1 <= size <= length, kMost.
   __device__ void run(const float* scores, int64_t length, int size,
@@ -46,6 +65,73 @@ class BlockSelection {
   }
 
  private:
+  __device__ static uint32_t bound_of(const float* scores, int64_t length, int size) {
+    uint32_t largest = 0;
+#pragma unroll 8  // loads do not wait for each other
+    for (int64_t i = threadIdx.x; i < length; i += kBlockSelectionThreads) {
+      const uint32_t key = ordered_key(scores[i]);
+      largest = key > largest ? key : largest;
+    }
+    uint32_t bound = 0;
+    int found = kBlockSelectionThreads;
+    for (int bit = 31; bit >= 0 && found > size + size / 8; --bit) {
+      const uint32_t trial = bound | 1u << bit;
+      const int reached = __syncthreads_count(largest >= trial ? 1 : 0);
+      if (reached < size) continue;
+      bound = trial;
+      found = reached;
+    }
+    return bound;
+  }
+
+  /// All that reach the bound, as far as there is room.
+  __device__ void collect(const float* scores, int64_t length, uint32_t bound) {
+    constexpr int kLoads = 8;
+    if (threadIdx.x == 0) scratch_.taken = 0;
+    scratch_.ranks[threadIdx.x] = 0;
+    __syncthreads();
+    for (int64_t first = threadIdx.x; first < length; first += kLoads * kBlockSelectionThreads) {
+      uint32_t key[kLoads];
+#pragma unroll
+      for (int i = 0; i < kLoads; ++i) {
+        const int64_t at = first + i * kBlockSelectionThreads;
+        key[i] = at < length ? ordered_key(scores[at]) : 0;
+      }
+#pragma unroll
+      for (int i = 0; i < kLoads; ++i) {
+        if (key[i] == 0 || key[i] < bound) continue;
+        const int place = atomicAdd(&scratch_.taken, 1);
+        const auto index = static_cast<uint32_t>(first + i * kBlockSelectionThreads);
+        if (place < kRoom) {
+          scratch_.room[place] = static_cast<unsigned long long>(key[i]) << 32 | ~index;
+        }
+      }
+    }
+    __syncthreads();
+  }
+
+  /// Each of those collected to its place, which is how many are better: warps share the counting.
+  __device__ void rank(int size, unsigned long long* candidates) {
+    const int thread = static_cast<int>(threadIdx.x);
+    const int taken = scratch_.taken;
+    int width = kWarp;
+    while (width < taken) width *= 2;
+    const int own = thread % width;
+    if (own < taken) {
+      const unsigned long long candidate = scratch_.room[own];
+      int better = 0;
+      for (int i = thread / width; i < taken; i += kBlockSelectionThreads / width) {
+        better += scratch_.room[i] > candidate ? 1 : 0;
+      }
+      if (better > 0) atomicAdd(&scratch_.ranks[own], better);
+    }
+    __syncthreads();
+    if (thread < taken && scratch_.ranks[thread] < size) {
+      candidates[scratch_.ranks[thread]] = scratch_.room[thread];
+    }
+    __syncthreads();
+  }
+
   /// Keys of a part, and what the parts before have left; 0 is no key of a number.
   __device__ void load(const float* scores, int64_t length, int chosen,
                        const unsigned long long* candidates) {

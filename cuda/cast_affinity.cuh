@@ -45,7 +45,7 @@ CA_HOST_DEVICE AffinityLayout affinity_layout() {
   return layout;
 }
 
-template <bool kSplit>
+template <bool kSplit, RowAccess kAccess>
 class AffinityBlock {
  public:
   __device__ AffinityBlock(const CastParams& params, int64_t batch, int64_t tile)
@@ -61,10 +61,6 @@ class AffinityBlock {
   __device__ void run() {
     if (first_ >= tokens_) return;
     open_rows(data_->token, first_, tokens_);
-    if (threadIdx.x < kTile && first_ + threadIdx.x < tokens_) {
-      data_->gates[threadIdx.x] = open_gate(params_, batch_, first_ + threadIdx.x);
-      params_.clear_memberships(batch_, first_ + threadIdx.x);
-    }
     const bool softmax = params_.activation == Activation::softmax;
     const bool single = params_.clusters <= kTile;
     InputSums query_sums, key_sums;
@@ -83,6 +79,7 @@ class AffinityBlock {
       query_sums.join(kLog2E);
       key_sums.join(kLog2E);
     }
+    __syncthreads();  // the gates are there
     for (int64_t first = 0; first < params_.clusters; first += kTile) {
       if (!single) fetch_sums(first, query_sums, key_sums);
       mix(first, query_sums, key_sums);
@@ -103,19 +100,24 @@ class AffinityBlock {
     clear(key_scores_);
     const int64_t chunks = tiles_of(params_.dim);
     const int64_t steps = params_.heads * chunks;
-    if (kStages > 1 && steps > 0) fetch(0, chunks);
+    if (steps > 0) {
+      begin(0, chunks);
+      end(0, chunks);
+    }
+    if (first == 0) open_gates();
     for (int64_t step = 0; step < steps; ++step) {
-      if (kStages == 1) {
-        if (step > 0) __syncthreads();  // the tiles are used up
-        fetch(step, chunks);
-      }
       tiles_arrive();
       __syncthreads();
-      if (kStages > 1 && step + 1 < steps) fetch(step + 1, chunks);
+      if (kStages > 1 && step + 1 < steps) begin(step + 1, chunks);
       const int64_t depth = params_.dim - step % chunks * kTile;
       const OperandTile<kSplit>& surrogates = surrogate_tiles_[step % kStages];
       add_scores(query_scores_, query_tiles_[step % kStages], surrogates, depth);
       add_scores(key_scores_, key_tiles_[step % kStages], surrogates, depth);
+      if (kStages == 1 && step + 1 < steps) {
+        __syncthreads();  // the tiles are used up
+        begin(step + 1, chunks);
+      }
+      if (step + 1 < steps) end(step + 1, chunks);
     }
     const TilePlace place;
     const bool softmax = params_.activation == Activation::softmax;
@@ -131,16 +133,37 @@ class AffinityBlock {
     }
   }
 
-  __device__ void fetch(int64_t step, int64_t chunks) {
+  /// Sets the loads of a step off; the surrogates, which are floats, pass registers.
+  __device__ void begin(int64_t step, int64_t chunks) {
     const int64_t head = step / chunks;
     const int64_t first = step % chunks * kTile;
     const int stage = static_cast<int>(step % kStages);
-    fetch_tile(query_tiles_[stage], Rows(params_.query, batch_, head), data_->token, first,
-               params_.dim);
-    fetch_tile(key_tiles_[stage], Rows(params_.key, batch_, head), data_->token, first,
-               params_.dim);
-    fetch_tile(surrogate_tiles_[stage], Rows(params_.surrogates, 0, head), data_->cluster, first,
-               params_.dim);
+    if constexpr (kAccess != RowAccess::any) {
+      loads_.begin(Rows(params_.surrogates, 0, head), data_->cluster, first,
+                   tile_count(first, params_.dim));
+    }
+    fetch_tiles<kAccess>(query_tiles_[stage], Rows(params_.query, batch_, head), first, params_.dim,
+                         key_tiles_[stage], Rows(params_.key, batch_, head), first, params_.dim,
+                         data_->token);
+  }
+
+  /// Puts the surrogates of a step in their tile.
+  __device__ void end(int64_t step, int64_t chunks) {
+    const Rows surrogates(params_.surrogates, 0, step / chunks);
+    const int64_t first = step % chunks * kTile;
+    OperandTile<kSplit>& tile = surrogate_tiles_[step % kStages];
+    if constexpr (kAccess != RowAccess::any) {
+      loads_.end(tile, surrogates, data_->cluster, first, tile_count(first, params_.dim));
+    } else {
+      fetch_tile(tile, surrogates, data_->cluster, first, params_.dim);
+    }
+  }
+
+  __device__ void open_gates() {
+    const int64_t token = first_ + threadIdx.x;
+    if (threadIdx.x >= kTile || token >= tokens_) return;
+    data_->gates[threadIdx.x] = open_gate(params_, batch_, token);
+    params_.clear_memberships(batch_, token);
   }
 
   /// body(n, i, place in the matrices) for what this thread has of clusters [first, first + 64).
@@ -195,10 +218,19 @@ class AffinityBlock {
       query_factor[half] = softmax ? gates.query_gate / query_sums.sum[half] : gates.query_gate;
       key_factor[half] = softmax ? gates.key_gate / key_sums.sum[half] : gates.key_gate;
     }
+    if (!softmax) {
+#pragma unroll
+      for (int n = 0; n < kTileColumns; ++n) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          query_scores_[n][i] = laplace(query_scores_[n][i]);
+          key_scores_[n][i] = laplace(key_scores_[n][i]);
+        }
+      }
+    }
     for_each(first, [&](int n, int i, int64_t target) {
-      const float query = softmax ? query_scores_[n][i] : laplace(query_scores_[n][i]);
-      const float key = softmax ? key_scores_[n][i] : laplace(key_scores_[n][i]);
-      const float affinity = query_factor[i / 2] * query + key_factor[i / 2] * key;
+      const float affinity =
+          query_factor[i / 2] * query_scores_[n][i] + key_factor[i / 2] * key_scores_[n][i];
       params_.affinity[target] = affinity;
       const uint32_t rank = ordered_key(affinity);
       best_[i / 2] = rank > best_[i / 2] ? rank : best_[i / 2];
@@ -227,19 +259,21 @@ class AffinityBlock {
   OperandTile<kSplit>* surrogate_tiles_;
   OperandTile<kSplit>* query_tiles_;
   OperandTile<kSplit>* key_tiles_;
+  VectorLoads loads_;  // of the surrogates
   TileSums query_scores_;
   TileSums key_scores_;
   uint32_t best_[2] = {0, 0};
   bool bad_ = false;
 };
 
-template <bool kSplit>
-__global__ void __launch_bounds__(kTileThreads, 3) cast_affinity(const CastParams params) {
+/// kAccess: how queries and keys are read where the surrogates are read by vectors, else `any`.
+template <bool kSplit, RowAccess kAccess>
+__global__ void __launch_bounds__(kTileThreads, 2) cast_affinity(const CastParams params) {
   // surrogates: (H,C,D), query, key: (H, 64 of N, D) -> affinity: (C, 64 of N)
   const int64_t tiles = token_tiles(params.tokens);
   const int64_t batch = blockIdx.x / tiles;
   if (blockIdx.x % tiles == 0 && threadIdx.x == 0) params.covered[batch] = 0;
-  AffinityBlock<kSplit>(params, batch, blockIdx.x % tiles).run();
+  AffinityBlock<kSplit, kAccess>(params, batch, blockIdx.x % tiles).run();
 }
 
 }  // namespace cluster_attention::cuda

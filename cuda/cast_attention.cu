@@ -118,16 +118,19 @@ Status launch_cast(Session& session, CastParams& params) {
   const int64_t sequences = params.batch * params.heads;
   const int64_t tiles = token_tiles(params.tokens);
   const int64_t value_blocks = value_blocks_of(params.value_dim);
+  constexpr RowAccess kFast = kSplit ? RowAccess::vectors : RowAccess::copies;
+  const bool fast_keys = access_of(params.key, params.dim) == kFast;
   if (params.selection != Selection::given) {
+    const bool fast = fast_keys && access_of(params.query, params.dim) == kFast &&
+                      access_of(params.surrogates, params.dim) == RowAccess::vectors;
     // grid: tiles of tokens x batch entries
-    CA_RETURN_IF_ERROR(launch(session, params.batch * tiles, kTileThreads,
-                              affinity_layout<kSplit>().bytes, cast_affinity<kSplit>, params));
+    CA_RETURN_IF_ERROR(launch(
+        session, params.batch * tiles, kTileThreads, affinity_layout<kSplit>().bytes,
+        fast ? cast_affinity<kSplit, kFast> : cast_affinity<kSplit, RowAccess::any>, params));
   }
   CA_RETURN_IF_ERROR(launch_selection(session, params));
-  constexpr RowAccess kFast = kSplit ? RowAccess::vectors : RowAccess::copies;
   const bool small = params.dim <= kTile && params.value_dim <= kTile;
-  const bool fast = small && access_of(params.key, params.dim) == kFast &&
-                    access_of(params.value, params.value_dim) == kFast;
+  const bool fast = small && fast_keys && access_of(params.value, params.value_dim) == kFast;
   // grid: 128 value columns x tiles of a cluster's queries x clusters x sequences
   CA_RETURN_IF_ERROR(launch(
       session, sequences * params.clusters * member_tiles(params.cluster_size) * value_blocks,

@@ -139,10 +139,9 @@ class ClusterBlock {
   }
 
   __device__ void fetch(int step) {
-    const int32_t* position = members(step).position;
-    fetch_tile<kAccess>(key_tiles_[step % kStages], key(), position, 0, params_.dim);
-    fetch_tile<kAccess>(value_tiles_[step % kStages], value(), position, first_value_,
-                        params_.value_dim);
+    fetch_tiles<kAccess>(key_tiles_[step % kStages], key(), 0, params_.dim,
+                         value_tiles_[step % kStages], value(), first_value_, params_.value_dim,
+                         members(step).position);
   }
 
   __device__ void add_members(int step, int count) {
@@ -166,8 +165,8 @@ class ClusterBlock {
           static_cast<int>(size_ - step * kTile < kTile ? size_ - step * kTile : kTile);
       finish_scores(scores, members(step), columns);
       if (softmax_) {
-        softmax_state_.weigh(scores, output_, fabsf(scale_) * kLog2E,
-                             [=](int column) { return column < columns ? 1.0f : 0.0f; });
+        softmax_state_.weigh(scores, output_, positive(fabsf(scale_) * kLog2E),
+                             [](int) { return 1.0f; });
       }
       add_values(output_[0], scores, value_tiles_[step % kStages],
                  params_.value_dim - first_value_);
@@ -209,7 +208,7 @@ class ClusterBlock {
     }
   }
 
-  /// Products become logits up to the scale; under Laplace, weights.
+  /// The summary's products also have the factors of the keys.
   __device__ void finish_scores(TileSums& scores, const MemberTile& members, int columns) {
     const TilePlace place;
     if (with_summary_) {
@@ -222,21 +221,8 @@ class ClusterBlock {
         }
       }
     }
-    const float factor = softmax_ ? (scale_ < 0.0f ? -1.0f : 1.0f) : scale_;
-#pragma unroll
-    for (int n = 0; n < kTileColumns; ++n) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const float score = scores[n][i] * factor;
-        bad_ |= !is_number(score);
-        scores[n][i] = score;
-        if (!softmax_) {
-          const bool counts =
-              first_row_ + place.row(i / 2) <= size_ && place.column(n, i % 2) < columns;
-          scores[n][i] = counts ? laplace(score) : 0.0f;
-        }
-      }
-    }
+    bad_ |= finish_logits(scores, softmax_, params_.logit_factor(scale_), size_ + 1 - first_row_,
+                          columns);
   }
 
   __device__ void write() {

@@ -117,8 +117,8 @@ class CombinationBlock {
     find_terms(first, terms);
     finish_scores(scores, columns);
     if (softmax_) {
-      softmax_state_.weigh(scores, output_, fabsf(scale_) * kLog2E,
-                           [=](int column) { return column < columns ? 1.0f : 0.0f; });
+      softmax_state_.weigh(scores, output_, positive(fabsf(scale_) * kLog2E),
+                           [](int) { return 1.0f; });
     }
     __syncthreads();  // the keys give way to weights
     take_terms(scores, terms);
@@ -153,28 +153,19 @@ class CombinationBlock {
     if (lane_index() == 0) columns_->not_finite[warp_index()] = others;
   }
 
-  /// Products become logits up to the scale; under Laplace, weights.
   __device__ void finish_scores(TileSums& scores, int columns) {
     const TilePlace place;
-    const float factor = softmax_ ? (scale_ < 0.0f ? -1.0f : 1.0f) : scale_;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const float row_factor = columns_->row_factor[place.row(half)];
+      const float factor = columns_->row_factor[place.row(half)];
 #pragma unroll
       for (int n = 0; n < kTileColumns; ++n) {
-#pragma unroll
-        for (int side = 0; side < 2; ++side) {
-          float& score = scores[n][2 * half + side];
-          score = score * row_factor * factor;
-          bad_ |= !is_number(score);
-          if (!softmax_) {
-            const bool counts =
-                first_token_ + place.row(half) < tokens_ && place.column(n, side) < columns;
-            score = counts ? laplace(score) : 0.0f;
-          }
-        }
+        scores[n][2 * half] *= factor;
+        scores[n][2 * half + 1] *= factor;
       }
     }
+    bad_ |= finish_logits(scores, softmax_, params_.logit_factor(scale_), tokens_ - first_token_,
+                          columns);
   }
 
   /// The place of a token in a cluster, or -1.

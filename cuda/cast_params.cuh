@@ -81,6 +81,11 @@ struct CastParams {
     if (memberships == nullptr) return;
     for (int64_t tile = 0; tile < tiles_of(clusters); ++tile) *membership(b, tile, token) = 0;
   }
+  /// What multiplies products first: logits are made of them up to the size of the scale.
+  __device__ float logit_factor(float product_scale) const {
+    if (activation == Activation::laplace) return product_scale;
+    return product_scale < 0.0f ? -1.0f : 1.0f;
+  }
   __device__ bool selects() const { return selection != Selection::given; }
 };
 
@@ -100,6 +105,46 @@ __device__ inline float laplace(float x) {
   constexpr float kMean = 0.707107f;
   constexpr float kInverseWidth = static_cast<float>(1.0 / (0.282095 * 1.41421356237309504880));
   return 0.5f * erfcf((kMean - x) * kInverseWidth);
+}
+
+/// Products, times `factor`, become logits, -Inf past `columns` where a softmax follows (its
+/// exponent must be positive()); under Laplace, weights of the first `rows` rows. True if a logit
+/// is not finite. What is past the real rows and columns was made of zeros and real rows.
+__device__ inline bool finish_logits(TileSums& scores, bool softmax, float factor, int64_t rows,
+                                     int columns) {
+  const TilePlace place;
+  bool finite = true;
+  if (factor != 1.0f) {
+#pragma unroll
+    for (int n = 0; n < kTileColumns; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) scores[n][i] *= factor;
+    }
+  }
+#pragma unroll
+  for (int n = 0; n < kTileColumns; ++n) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) finite = finite && is_number(scores[n][i]);
+  }
+  if (!softmax) {
+#pragma unroll
+    for (int n = 0; n < kTileColumns; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const bool counts = place.row(i / 2) < rows && place.column(n, i % 2) < columns;
+        scores[n][i] = counts ? laplace(scores[n][i]) : 0.0f;
+      }
+    }
+  } else if (columns < kTile) {
+#pragma unroll
+    for (int n = 0; n < kTileColumns; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        if (place.column(n, i % 2) >= columns) scores[n][i] = -INFINITY;
+      }
+    }
+  }
+  return !finite;
 }
 
 struct Gates {

@@ -53,9 +53,11 @@ __global__ void __launch_bounds__(kBlockSelectionThreads) select_members(const C
   const float* affinity = params.affinity + list * params.tokens;
   int32_t* slots = params.slots + list * params.tokens;
   for (int64_t n = threadIdx.x; n < params.tokens; n += kThreads) slots[n] = -1;
-  if (size > 0) {
+  BlockSelection selection(*dynamic_shared<BlockSelection::Scratch>(layout.scratch));
+  const bool done = size > 0 && in_shared && size <= BlockSelection::kMostQuickly &&
+                    selection.run_quickly(affinity, tokens, static_cast<int>(size), candidates);
+  if (size > 0 && !done) {
     if (in_shared) {
-      BlockSelection selection(*dynamic_shared<BlockSelection::Scratch>(layout.scratch));
       selection.run(affinity, tokens, static_cast<int>(size), candidates);
     } else {
       select_largest(affinity, tokens, size, candidates,
@@ -66,6 +68,7 @@ __global__ void __launch_bounds__(kBlockSelectionThreads) select_members(const C
     __syncthreads();
     sort_descending(candidates, padded);
   }
+  __syncthreads();
   for (int64_t slot = threadIdx.x; slot < params.cluster_size; slot += kThreads) {
     const int64_t place = list * params.cluster_size + slot;
     const int32_t token = slot < size ? candidate_index(candidates[slot]) : -1;

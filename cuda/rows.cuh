@@ -98,12 +98,13 @@ struct Rows {
   }
   /// A row of floats.
   __device__ const float* plain_row(int64_t row) const {
-    return row == kExtraRow ? extra : data + offset + row * stride;
+    return extra != nullptr && row == kExtraRow ? extra : data + offset + row * stride;
   }
   __device__ float element(int64_t row, int64_t column) const {
-    float value = row == kExtraRow ? extra[column]
-                                   : load_element(data, storage,
-                                                  offset + row * stride + column * element_stride);
+    float value =
+        extra != nullptr && row == kExtraRow
+            ? extra[column]
+            : load_element(data, storage, offset + row * stride + column * element_stride);
     if (round) value = round_to_bfloat16(value);
     return origin != nullptr ? value - origin[column] : value;
   }

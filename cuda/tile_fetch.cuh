@@ -66,7 +66,7 @@ __device__ void copy_chunks(OperandTile<kSplit>& tile, const Rows& source, const
   for (int i = 0; i < kTile / kRows; ++i) {
     const int row = static_cast<int>(threadIdx.x) / 8 + i * kRows;
     const int32_t at = position[row];
-    if (at == kExtraRow) {
+    if (source.extra != nullptr && at == kExtraRow) {
       load_chunk(tile, source, at, row, column, first, count);
       continue;
     }
@@ -79,50 +79,63 @@ __device__ void copy_chunks(OperandTile<kSplit>& tile, const Rows& source, const
   }
 }
 
-/// Rows of floats, 16 bytes at a time; all loads of a thread are under way before the first one is
-/// waited for.
-template <bool kSplit>
-__device__ void load_vectors(OperandTile<kSplit>& tile, const Rows& source, const int32_t* position,
-                             int64_t first, int count) {
-  constexpr int kRows = kTileThreads / 16;
-  constexpr int kLoads = kTile / kRows;
-  const int column = static_cast<int>(threadIdx.x) % 16 * 4;
-  if (column >= padded_count(count)) return;
-  const float* origin = source.origin != nullptr ? source.origin + first + column : nullptr;
-  float4 x[kLoads];
+/// Rows of floats, 16 bytes at a time: what a thread has of a tile, on its way.
+class VectorLoads {
+ public:
+  /// All loads of a thread are under way before the first one is waited for.
+  __device__ void begin(const Rows& source, const int32_t* position, int64_t first, int count) {
 #pragma unroll
-  for (int i = 0; i < kLoads; ++i) {
-    const int32_t at = position[static_cast<int>(threadIdx.x) / 16 + i * kRows];
-    x[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-    if (at != kNoRow && column < count) {
-      x[i] = *reinterpret_cast<const float4*>(source.plain_row(at) + first + column);
+    for (int i = 0; i < kLoads; ++i) {
+      const int32_t at = position[row(i)];
+      x_[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+      if (at != kNoRow && column() < count) {
+        x_[i] = *reinterpret_cast<const float4*>(source.plain_row(at) + first + column());
+      }
     }
   }
+
+  template <bool kSplit>
+  __device__ void end(OperandTile<kSplit>& tile, const Rows& source, const int32_t* position,
+                      int64_t first, int count) {
+    if (column() >= padded_count(count)) return;
+    const float* origin = source.origin != nullptr ? source.origin + first + column() : nullptr;
 #pragma unroll
-  for (int i = 0; i < kLoads; ++i) {
-    const int row = static_cast<int>(threadIdx.x) / 16 + i * kRows;
-    if (source.round) {
-      x[i] = make_float4(round_to_bfloat16(x[i].x), round_to_bfloat16(x[i].y),
-                         round_to_bfloat16(x[i].z), round_to_bfloat16(x[i].w));
-    }
-    if (origin != nullptr && column < count && position[row] != kNoRow) {
-      x[i].x -= origin[0];
-      x[i].y -= origin[1];
-      x[i].z -= origin[2];
-      x[i].w -= origin[3];
-    }
-    const int place = row * kTilePitch + column;
-    if constexpr (kSplit) {
-      uint2 high, low;
-      split_pair(x[i].x, x[i].y, high.x, low.x);
-      split_pair(x[i].z, x[i].w, high.y, low.y);
-      *reinterpret_cast<uint2*>(tile.high + place) = high;
-      *reinterpret_cast<uint2*>(tile.low + place) = low;
-    } else {
-      *reinterpret_cast<uint2*>(tile.high + place) =
-          make_uint2(pack_bfloat16(x[i].x, x[i].y), pack_bfloat16(x[i].z, x[i].w));
+    for (int i = 0; i < kLoads; ++i) {
+      float4& x = x_[i];
+      if (source.round) {
+        x = make_float4(round_to_bfloat16(x.x), round_to_bfloat16(x.y), round_to_bfloat16(x.z),
+                        round_to_bfloat16(x.w));
+      }
+      if (origin != nullptr && column() < count && position[row(i)] != kNoRow) {
+        x = make_float4(x.x - origin[0], x.y - origin[1], x.z - origin[2], x.w - origin[3]);
+      }
+      const int place = row(i) * kTilePitch + column();
+      if constexpr (kSplit) {
+        uint2 high, low;
+        split_pair(x.x, x.y, high.x, low.x);
+        split_pair(x.z, x.w, high.y, low.y);
+        *reinterpret_cast<uint2*>(tile.high + place) = high;
+        *reinterpret_cast<uint2*>(tile.low + place) = low;
+      } else {
+        *reinterpret_cast<uint2*>(tile.high + place) =
+            make_uint2(pack_bfloat16(x.x, x.y), pack_bfloat16(x.z, x.w));
+      }
     }
   }
+
+ private:
+  static constexpr int kRows = kTileThreads / 16;
+  static constexpr int kLoads = kTile / kRows;
+
+  __device__ static int row(int i) { return static_cast<int>(threadIdx.x) / 16 + i * kRows; }
+  __device__ static int column() { return static_cast<int>(threadIdx.x) % 16 * 4; }
+
+  float4 x_[kLoads];
+};
+
+/// Elements of a tile from element `first` on.
+__device__ inline int tile_count(int64_t first, int64_t width) {
+  return width - first < kTile ? static_cast<int>(width - first) : kTile;
 }
 
 /// Starts to fill a tile with elements [first, first + 64) of the rows at `position` (64, shared
@@ -131,12 +144,14 @@ __device__ void load_vectors(OperandTile<kSplit>& tile, const Rows& source, cons
 template <RowAccess kAccess = RowAccess::any, bool kSplit>
 __device__ void fetch_tile(OperandTile<kSplit>& tile, const Rows& source, const int32_t* position,
                            int64_t first, int64_t width) {
-  const int count = width - first < kTile ? static_cast<int>(width - first) : kTile;
+  const int count = tile_count(first, width);
   const RowAccess access = kAccess == RowAccess::any ? source.access(first, count) : kAccess;
   if (access == RowAccess::copies) {
     copy_chunks(tile, source, position, first, count);
   } else if (access == RowAccess::vectors) {
-    load_vectors(tile, source, position, first, count);
+    VectorLoads loads;
+    loads.begin(source, position, first, count);
+    loads.end(tile, source, position, first, count);
   } else {
     const int column = static_cast<int>(threadIdx.x) % 8 * 8;
     if (column >= padded_count(count)) return;
@@ -144,6 +159,25 @@ __device__ void fetch_tile(OperandTile<kSplit>& tile, const Rows& source, const 
     for (int row = static_cast<int>(threadIdx.x) / 8; row < kTile; row += kTileThreads / 8) {
       load_chunk(tile, source, position[row], row, column, first, count);
     }
+  }
+}
+
+/// Two tiles of the same rows of two tensors, from elements `first` and `other_first` on.
+template <RowAccess kAccess, bool kSplit>
+__device__ void fetch_tiles(OperandTile<kSplit>& tile, const Rows& source, int64_t first,
+                            int64_t width, OperandTile<kSplit>& other_tile, const Rows& other,
+                            int64_t other_first, int64_t other_width, const int32_t* position) {
+  if constexpr (kAccess == RowAccess::vectors) {
+    VectorLoads loads, other_loads;
+    const int count = tile_count(first, width);
+    const int other_count = tile_count(other_first, other_width);
+    loads.begin(source, position, first, count);
+    other_loads.begin(other, position, other_first, other_count);
+    loads.end(tile, source, position, first, count);
+    other_loads.end(other_tile, other, position, other_first, other_count);
+  } else {
+    fetch_tile<kAccess>(tile, source, position, first, width);
+    fetch_tile<kAccess>(other_tile, other, position, other_first, other_width);
   }
 }
 

@@ -19,6 +19,7 @@ struct ChooseParams {
   const float* scores;  // (length)
   int64_t length;
   int32_t size;
+  bool quickly;
   int32_t* indices;  // (size), in any order
 };
 
@@ -42,7 +43,10 @@ __global__ void __launch_bounds__(kBlockSelectionThreads) choose(const ChoosePar
   const ChooseLayout layout = choose_layout(params.size);
   auto* candidates = dynamic_shared<unsigned long long>(layout.candidates);
   BlockSelection selection(*dynamic_shared<BlockSelection::Scratch>(layout.scratch));
-  selection.run(params.scores, params.length, params.size, candidates);
+  if (!params.quickly ||
+      !selection.run_quickly(params.scores, params.length, params.size, candidates)) {
+    selection.run(params.scores, params.length, params.size, candidates);
+  }
   for (int i = static_cast<int>(threadIdx.x); i < params.size; i += kBlockSelectionThreads) {
     params.indices[i] = candidate_index(candidates[i]);
   }
@@ -76,15 +80,17 @@ TEST_ONCE("CUDA block selection: the best of a list, of equal ones the first") {
   const int64_t sizes[][2] = {{1, 1},       {7, 7},       {1025, 3},     {16384, 256},
                               {16385, 256}, {40000, 100}, {33000, 2048}, {2048, 2048}};
   for (const auto& size : sizes) {
-    for (int kind = 0; kind < 5; ++kind) {
+    for (int kind = 0; kind < 10; ++kind) {
+      const bool quickly = kind >= 5;
+      if (quickly && size[1] > BlockSelection::kMostQuickly) continue;
       const Scope scope(std::to_string(size[0]) + " of kind " + std::to_string(kind));
       Arrays arrays;
       float* scores = arrays.floats(size[0], 3);
-      fill(scores, size[0], kind);
+      fill(scores, size[0], kind % 5);
       const auto count = static_cast<int32_t>(size[1]);
       int32_t* indices = arrays.output<int32_t>(count);
       Device device;
-      const ChooseParams params{device.at(scores, arrays), size[0], count,
+      const ChooseParams params{device.at(scores, arrays), size[0], count, quickly,
                                 device.at(indices, arrays)};
       CHECK_EQUAL(describe(launch(*device.session(), 1, kBlockSelectionThreads,
                                   choose_layout(count).bytes, choose, params)),
