@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, on a machine with nvcc and CMake but perhaps without Node, in under
 # nine minutes: builds the native programs, runs the tests, the tests again under compute-sanitizer
-# and the package by JavaScript, all side by side; then, alone, the benchmark and PyTorch's attention
+# and the package by JavaScript, side by side; then, alone, the benchmark and PyTorch's attention
 # beside it where Python has torch. Ends in a short table; results.json in the folder given (default:
 # build/gpu-suite) holds all of it.
 #   scripts/gpu-suite.sh [folder]
 # CA_GPU_BUILD   a folder with cuda_tests and cuda_bench from elsewhere: nothing is built
-# CA_GPU_LIMIT   seconds for the part that runs side by side (default 240)
+# CA_GPU_LIMIT   seconds for the sanitizers (default 240)
 set -u
 root=$(cd "$(dirname "$0")/.." && pwd)
 out=${1:-$root/build/gpu-suite}
@@ -34,10 +34,10 @@ note() { printf '%-14s %s\n' "$1" "$2" >"$out/$1.step"; }
 if [ -z "${CA_GPU_BUILD:-}" ]; then
   generator=()
   command -v ninja >/dev/null && [ ! -e "$build/CMakeCache.txt" ] && generator=(-G Ninja)
-  step a-configure 30 cmake -S "$root" -B "$build" "${generator[@]}" -DCMAKE_BUILD_TYPE=Release \
+  step configure 30 cmake -S "$root" -B "$build" "${generator[@]}" -DCMAKE_BUILD_TYPE=Release \
     -DCA_BUILD_ADDON=OFF -DCA_BUILD_CUDA=ON -DCA_BUILD_CUDA_TESTS=ON \
     -DCA_BUILD_CUDA_BENCHMARKS=ON -DCA_OUTPUT_DIRECTORY="$build/Release" &&
-    step a-build 200 cmake --build "$build" --parallel "$(nproc)"
+    step build 200 cmake --build "$build" --parallel "$(nproc)"
 fi
 
 # ---- side by side: what is right or wrong ------------------------------------------------------
@@ -49,19 +49,45 @@ shares() {
   for ((i = 0; i < count; ++i)); do step "$name-$i" "$limit" "$@" "--part=$i,$count" & done
 }
 
-# sanitize TOOL COUNT: the same under one tool of compute-sanitizer.
+# one_sanitized TOOL TEST: says "clean", "wrong" or "unfinished" of a test under a tool.
+one_sanitized() {
+  local log code=124
+  log=$(mktemp)
+  if [ "$(date +%s)" -lt "$CA_GPU_END" ]; then
+    timeout -k 2 "$((CA_GPU_END + 1 - $(date +%s)))" compute-sanitizer --tool "$1" \
+      --error-exitcode 9 --print-limit 20 "$CA_GPU_TESTS" "$2" >"$log" 2>&1
+    code=$?
+  fi
+  case $code in
+    0) echo "clean $2" ;;
+    124 | 137) echo "unfinished $2" ;;
+    *) echo "wrong ($code) $2" && cat "$log" ;;
+  esac
+  rm -f "$log"
+}
+export -f one_sanitized
+
+# sanitize TOOL COUNT: each test in a process of its own, COUNT at once, in a new order every time;
+# what does not end in time is counted.
 sanitize() {
-  shares "$1" "$2" compute-sanitizer --tool "$1" --error-exitcode 9 --print-limit 20 \
-    "$build/cuda_tests"
+  local tool=$1 log=$out/$1.log begin=$SECONDS verdict=ok
+  "$build/cuda_tests" --list | shuf |
+    xargs -d '\n' -P "$2" -I{} bash -c 'one_sanitized "$0" "$1"' "$tool" {} >"$log" 2>&1
+  grep -q '^wrong' "$log" && verdict='failed (9)'
+  printf '%-14s %-12s %4d s  %d tests clean, %d wrong, %d not finished\n' "$tool" "$verdict" \
+    $((SECONDS - begin)) "$(grep -c '^clean' "$log")" "$(grep -c '^wrong' "$log")" \
+    "$(grep -c '^unfinished' "$log")" >"$out/$tool.step"
 }
 
 if [ -x "$build/cuda_tests" ]; then
-  shares tests 3 "$build/cuda_tests"
+  shares tests 8 "$build/cuda_tests"
+  wait  # they take seconds: alone, so that the rest of the time is the sanitizers'
   if command -v compute-sanitizer >/dev/null; then
-    sanitize memcheck 4
-    sanitize racecheck 4
-    sanitize synccheck 2
-    sanitize initcheck 2
+    export CA_GPU_TESTS=$build/cuda_tests CA_GPU_END=$(($(date +%s) + limit))
+    sanitize memcheck 6 &
+    sanitize racecheck 5 &
+    sanitize synccheck 3 &
+    sanitize initcheck 2 &
   else
     note sanitizers 'not run: no compute-sanitizer'
   fi
@@ -75,22 +101,22 @@ wait
 
 # ---- alone: how fast ---------------------------------------------------------------------------
 
-if [ -x "$build/cuda_bench" ]; then step v-benchmark 90 "$build/cuda_bench"; fi
+if [ -x "$build/cuda_bench" ]; then step benchmark 90 "$build/cuda_bench"; fi
 if python3 -c 'import torch' 2>/dev/null; then
-  step v-sdpa 60 python3 "$root/bench/cuda/sdpa.py"
+  step sdpa 60 python3 "$root/bench/cuda/sdpa.py"
 else
-  note v-sdpa 'not run: Python has no torch'
+  note sdpa 'not run: Python has no torch'
 fi
 
 {
   printf '{"date":"%s","gpu":"%s","steps":[' "$(date -u +%F)" \
     "$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/null | head -n 1)"
   cat "$out"/*.step | tr -d '"\\' | tr '\t' ' ' | sed 's/.*/"&"/' | paste -sd,
-  printf '],"benchmark":[%s]' "$(grep -h '^{' "$out/v-benchmark.log" 2>/dev/null | paste -sd,)"
-  printf ',"sdpa":[%s]}\n' "$(grep -h '^{' "$out/v-sdpa.log" 2>/dev/null | paste -sd,)"
+  printf '],"benchmark":[%s]' "$(grep -h '^{' "$out/benchmark.log" 2>/dev/null | paste -sd,)"
+  printf ',"sdpa":[%s]}\n' "$(grep -h '^{' "$out/sdpa.log" 2>/dev/null | paste -sd,)"
 } >"$out/results.json"
 
-grep -h '^{"kernel"' "$out/v-benchmark.log" 2>/dev/null |
+grep -h '^{"kernel"' "$out/benchmark.log" 2>/dev/null |
   sed -E 's/[{}"]//g; s/,/  /g; s/(kernel|length|storage|microseconds|tflops)://g'
 cat "$out"/*.step
 echo "results: $out/results.json"

@@ -106,6 +106,7 @@ int run_all(cuda::Session* session, const std::vector<int64_t>& lengths, int rou
 }
 
 int main(int argc, char** argv) {
+  std::setvbuf(stdout, nullptr, _IOLBF, 1 << 12);  // whole lines, beside those of stderr
   int rounds = 30;
   std::vector<int64_t> lengths;
   for (int i = 1; i < argc; ++i) {

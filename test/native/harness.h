@@ -32,6 +32,9 @@ class Scope {
 /// Prints the largest error of every operation, over all tests and instruction sets so far.
 void print_errors();
 
+/// Prints the name of every test.
+void list_tests();
+
 /// Has the tests that take long print how long.
 void print_times();
 

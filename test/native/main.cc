@@ -1,5 +1,6 @@
 // native_tests [option ...] [substring ...]: runs the tests whose names contain one of the
 // substrings.
+//   --list               prints the names of the tests and runs none
 //   --errors             also prints the largest relative error of every operation, by its bound
 //   --guard=begin|end    all arrays begin, or end, at a page that nothing may touch
 //   --sizes=LAST         instead of the cases of the table: one for every size from 1 to LAST
@@ -12,6 +13,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <map>
 #include <utility>
@@ -90,6 +92,10 @@ void record_error(double error, double bound) {
 
 void print_times() { times = true; }
 
+void list_tests() {
+  for (const Test& test : registry()) std::printf("%s\n", test.name);
+}
+
 void print_errors() {
   for (const auto& [key, error] : largest_errors) {
     std::printf("%-28s bound %.0e  largest %.1e\n", key.first.c_str(), key.second, error);
@@ -161,7 +167,10 @@ bool take_option(const char* option, bool& errors, cluster_attention::test::Part
   using namespace cluster_attention::test;
   long long first = 0;
   long long second = 0;
-  if (std::strcmp(option, "--errors") == 0) {
+  if (std::strcmp(option, "--list") == 0) {
+    list_tests();
+    std::exit(0);
+  } else if (std::strcmp(option, "--errors") == 0) {
     errors = true;
   } else if (std::strcmp(option, "--times") == 0) {
     print_times();
