@@ -1,7 +1,7 @@
 #include <cmath>
 
 #include "native/reference/centroid_attention.h"
-#include "test/cuda/device.h"
+#include "test/cuda/promises.h"
 #include "test/native/centroid_arrays.h"
 #include "test/native/compare.h"
 
@@ -296,6 +296,20 @@ TEST_ONCE("CUDA centroid attention: bfloat16 operands and storage") {
         CHECK_CLOSE(fixture.result(), expected.output, kRoundedBound);
       }
     }
+  }
+}
+
+TEST_ONCE("CUDA centroid attention: failed allocations and cancellation") {
+  for (const CentroidOptions& options : all_centroid_options()) {
+    if (options.aggregate == Collect::sum || !options.weights) continue;
+    const Scope scope(options.name());
+    CentroidArrays fixture(find_case("prime"), options);
+    const auto map = [&](const CentroidAttentionProblem& problem, Device& device) {
+      return on_device(problem, device, fixture.arrays);
+    };
+    const auto operation = Device::backend().operations.centroid_attention;
+    check_cancelled_on(fixture.problem, fixture.arrays, operation, map);
+    check_allocation_failures_on(fixture.problem, fixture.arrays, operation, map);
   }
 }
 

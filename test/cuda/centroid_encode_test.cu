@@ -2,7 +2,7 @@
 #include <utility>
 
 #include "native/reference/centroid_encode.h"
-#include "test/cuda/device.h"
+#include "test/cuda/promises.h"
 #include "test/native/compare.h"
 #include "test/native/encode_arrays.h"
 
@@ -190,6 +190,22 @@ TEST_ONCE("CUDA centroid encode: NaN, and bfloat16 operands and storage") {
   CHECK_EQUAL(describe(run_there(fixture, nullptr, Precision::float32, cuda::Storage::bfloat16)),
               "ok");
   CHECK_CLOSE(fixture.result(), std::vector<double>(exact.begin(), exact.end()), 0x1p-8);
+}
+
+TEST_ONCE("CUDA centroid encode: failed allocations and cancellation") {
+  for (int64_t centroids : {2, 40}) {  // absorbed, projected
+    Case which = find_case("prime");
+    which.value_dim = 40;
+    which.clusters = centroids;
+    EncodeArrays fixture(which, PoolStart::farthest);
+    fixture.add_weights();
+    const auto map = [&](const CentroidEncodeProblem& problem, Device& device) {
+      return on_device(problem, device, fixture.arrays);
+    };
+    const auto operation = Device::backend().operations.centroid_encode;
+    check_cancelled_on(fixture.problem, fixture.arrays, operation, map);
+    check_allocation_failures_on(fixture.problem, fixture.arrays, operation, map);
+  }
 }
 
 }  // namespace

@@ -2,7 +2,7 @@
 #include <cmath>
 
 #include "native/reference/centroid_pool.h"
-#include "test/cuda/device.h"
+#include "test/cuda/promises.h"
 #include "test/native/compare.h"
 #include "test/native/pool_arrays.h"
 
@@ -254,6 +254,16 @@ TEST_ONCE("CUDA centroid pool: optional outputs, NaN, bfloat16") {
                 "ok");
     CHECK_CLOSE(rounded.result(), std::vector<double>(exact.begin(), exact.end()), 0x1p-8);
   }
+}
+
+TEST_ONCE("CUDA centroid pool: failed allocations and cancellation") {
+  PoolArrays fixture(find_case("prime"), Similarity::cosine, PoolStart::farthest);
+  const auto map = [&](const CentroidPoolProblem& problem, Device& device) {
+    return on_device(problem, device, fixture.arrays);
+  };
+  const auto operation = Device::backend().operations.centroid_pool;
+  check_cancelled_on(fixture.problem, fixture.arrays, operation, map);
+  check_allocation_failures_on(fixture.problem, fixture.arrays, operation, map);
 }
 
 }  // namespace

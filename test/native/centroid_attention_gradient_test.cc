@@ -2,7 +2,7 @@
 #include <cmath>
 
 #include "native/reference/centroid_attention.h"
-#include "test/native/centroid_arrays.h"
+#include "test/native/centroid_gradient_arrays.h"
 #include "test/native/checks.h"
 #include "test/native/compare.h"
 #include "test/native/finite_differences.h"
@@ -11,71 +11,7 @@ namespace cluster_attention::test {
 
 namespace {
 
-/// A centroid attention that has been run, and everything its backward needs.
-struct GradientArrays : CentroidArrays {
-  Arrays gradients;
-  CentroidAttentionGradientProblem problem;
-  float* output_gradient;
-
-  GradientArrays(const Case& which, const CentroidOptions& options, Fill fill = Fill::gaussian)
-      : CentroidArrays(which, options, fill) {
-    const AttentionShape& shape = inputs.shape;
-    const int64_t elements = sequences() * shape.query_length * shape.value_dim;
-    output_gradient = gradients.floats(elements, 77, fill);
-    poison_padding(output_gradient, which, which.query_lengths, shape.query_length,
-                   shape.value_dim);
-    problem.forward = CentroidArrays::problem;
-    problem.output_gradient =
-        view<const float>(output_gradient, shape.query_length, shape.value_dim, which);
-    problem.gradients.query = output_view(shape.query_length, shape.head_dim, which);
-    problem.gradients.key = output_view(shape.key_length, shape.head_dim, which);
-    problem.gradients.value = output_view(shape.key_length, shape.value_dim, which);
-    if (options.weights) problem.weights = gradients.output<float>(shape.batch * shape.key_length);
-    run_forward();
-  }
-
-  void run_forward() {
-    CHECK_RUNS(problem.forward, arrays);
-    arrays.snapshot();
-  }
-
-  std::vector<float> query_gradient() const {
-    return rows(problem.gradients.query, inputs.shape.query_length, inputs.shape.head_dim);
-  }
-  std::vector<float> key_gradient() const {
-    return rows(problem.gradients.key, inputs.shape.key_length, inputs.shape.head_dim);
-  }
-  std::vector<float> value_gradient() const {
-    return rows(problem.gradients.value, inputs.shape.key_length, inputs.shape.value_dim);
-  }
-  std::vector<float> weights_gradient() const {
-    return read(problem.weights, inputs.shape.batch * inputs.shape.key_length);
-  }
-
- private:
-  template <typename T>
-  RowView<T> view(T* data, int64_t length, int64_t dim, const Case& which) const {
-    return dense_rows<T>(data, which.layout, which.heads, length, dim);
-  }
-  OutputRows output_view(int64_t length, int64_t dim, const Case& which) {
-    return view(gradients.output<float>(sequences() * length * dim), length, dim, which);
-  }
-  std::vector<float> rows(const OutputRows& view, int64_t length, int64_t dim) const {
-    return read_view(view, inputs.shape.batch, inputs.shape.heads, length, dim);
-  }
-};
-
-CentroidAttentionGradientProblem one_batch(CentroidAttentionGradientProblem problem, int64_t b) {
-  problem.weights = part(problem.weights, b, problem.forward.inputs.shape.key_length);
-  problem.forward = one_centroid_batch(problem.forward, b);
-  problem.output_gradient = alone(problem.output_gradient, b);
-  problem.gradients.query = alone(problem.gradients.query, b);
-  problem.gradients.key = alone(problem.gradients.key, b);
-  problem.gradients.value = alone(problem.gradients.value, b);
-  return problem;
-}
-
-void check_reference(GradientArrays& fixture, double bound = kRelativeL2) {
+void check_reference(CentroidGradientArrays& fixture, double bound = kRelativeL2) {
   CHECK_RUNS(fixture.problem, fixture.gradients);
   fixture.gradients.snapshot();
   const auto expected = reference::centroid_attention_gradient(fixture.problem);
@@ -113,7 +49,7 @@ Case small_case(Layout layout) {
 TEST_ONCE("centroid attention gradient: the reference is the derivative of the reference") {
   for (const CentroidOptions& options : all_centroid_options()) {
     const Scope scope(options.name());
-    GradientArrays fixture(small_case(Layout::bhld), options);
+    CentroidGradientArrays fixture(small_case(Layout::bhld), options);
     const AttentionShape& shape = fixture.inputs.shape;
     const int64_t queries = fixture.sequences() * shape.query_length * shape.head_dim;
     const int64_t keys = fixture.sequences() * shape.key_length * shape.head_dim;
@@ -149,7 +85,7 @@ TEST("centroid attention gradient: matches the reference under all options") {
   for (const Case& one : cases()) {
     for (const CentroidOptions& options : all_centroid_options()) {
       const Scope scope(one.name + options.name());
-      GradientArrays fixture(one, options);
+      CentroidGradientArrays fixture(one, options);
       check_reference(fixture);
     }
   }
@@ -164,7 +100,7 @@ TEST("centroid attention gradient: every head dim, scales of any sign") {
         Case which = find_case("tile-129");
         which.head_dim = dim;
         which.value_dim = 66 - dim;
-        GradientArrays fixture(which, options);
+        CentroidGradientArrays fixture(which, options);
         fixture.problem.forward.inputs.scale = scale / std::sqrt(static_cast<float>(dim));
         fixture.run_forward();
         check_reference(fixture, 2 * kRelativeL2);
@@ -177,7 +113,7 @@ TEST("centroid attention gradient: neighbors that list every input change nothin
   for (Normalize normalize : {Normalize::centroids, Normalize::inputs}) {
     Case which = find_case("tile-25");
     which.top_k = which.key_length;
-    GradientArrays fixture(which, {normalize, Collect::mean, true, true});
+    CentroidGradientArrays fixture(which, {normalize, Collect::mean, true, true});
     for (int64_t i = 0; i < which.query_length * which.key_length; ++i) {
       fixture.neighbors[i] = static_cast<int32_t>(which.key_length - 1 - i % which.key_length);
     }
@@ -191,7 +127,7 @@ TEST("centroid attention gradient: neighbors that list every input change nothin
 TEST("centroid attention gradient: what is not wanted does not change the others") {
   for (const CentroidOptions& options : all_centroid_options()) {
     const Scope scope(options.name());
-    GradientArrays fixture(find_case("ragged"), options);
+    CentroidGradientArrays fixture(find_case("ragged"), options);
     const CentroidAttentionGradientProblem all = fixture.problem;
     CHECK_RUNS(all, fixture.gradients);
     const std::vector<float> query = fixture.query_gradient();
@@ -220,8 +156,9 @@ TEST("centroid attention gradient: threads, batches, faults, cancellation") {
     for (const CentroidOptions& options : all_centroid_options()) {
       if (options.aggregate == Collect::mean) continue;
       const Scope scope(name + options.name());
-      GradientArrays fixture(find_case(name), options);
-      check_promises(fixture.problem, fixture.gradients, fixture.inputs.shape.batch, one_batch);
+      CentroidGradientArrays fixture(find_case(name), options);
+      check_promises(fixture.problem, fixture.gradients, fixture.inputs.shape.batch,
+                     one_centroid_gradient_batch);
     }
   }
 }
@@ -233,14 +170,14 @@ TEST("centroid attention gradient: a long sequence, cut into parts") {
   which.key_length = 4001;
   which.head_dim = 24;
   for (Normalize normalize : {Normalize::centroids, Normalize::inputs}) {
-    GradientArrays fixture(which, {normalize, Collect::mean, true});
+    CentroidGradientArrays fixture(which, {normalize, Collect::mean, true});
     check_threads(fixture.problem, fixture.gradients);
     check_reference(fixture);
   }
 }
 
 TEST("centroid attention gradient: bfloat16 rounds the inputs and the gradient of the output") {
-  GradientArrays fixture(find_case("usual"), {Normalize::centroids, Collect::sum, true});
+  CentroidGradientArrays fixture(find_case("usual"), {Normalize::centroids, Collect::sum, true});
   const AttentionShape& shape = fixture.inputs.shape;
   const int64_t sequences = fixture.sequences();
   check_bfloat16(fixture.problem, fixture.gradients,
@@ -254,7 +191,7 @@ TEST("centroid attention gradient: bfloat16 rounds the inputs and the gradient o
 TEST("centroid attention gradient: NaN and Inf are named") {
   for (const CentroidOptions& options : all_centroid_options()) {
     const Scope scope(options.name());
-    GradientArrays fixture(find_case("prime"), options);
+    CentroidGradientArrays fixture(find_case("prime"), options);
     if (options.neighbors) std::fill_n(fixture.neighbors, 61 * 5, 3);
     fixture.run_forward();
     check_non_finite(fixture.problem, fixture.gradients, fixture.query, "query", 17 * 61 + 3,

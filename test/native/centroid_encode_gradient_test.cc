@@ -6,7 +6,7 @@
 #include "test/native/cases.h"
 #include "test/native/checks.h"
 #include "test/native/compare.h"
-#include "test/native/encode_arrays.h"
+#include "test/native/encode_gradient_arrays.h"
 #include "test/native/finite_differences.h"
 
 namespace cluster_attention::test {
@@ -16,59 +16,8 @@ namespace {
 constexpr PoolStart kStarts[] = {PoolStart::stride, PoolStart::sample, PoolStart::farthest,
                                  PoolStart::given};
 
-/// A layer and everything its backward needs.
-struct GradientArrays : EncodeArrays {
-  Arrays gradients;
-  CentroidEncodeGradientProblem problem;
-  float* output_gradient;
-
-  GradientArrays(const Case& which, PoolStart start) : EncodeArrays(which, start) {
-    const CentroidEncodeProblem& forward = EncodeArrays::problem;
-    output_gradient = gradients.floats(centroid_count(), 77);
-    problem.output_gradient = output_gradient;
-    problem.inputs = gradients.output<float>(input_count());
-    if (start == PoolStart::given) problem.initial = gradients.output<float>(centroid_count());
-    problem.query_weight = gradients.output<float>(weight_count());
-    problem.key_weight = gradients.output<float>(weight_count());
-    problem.value_weight = gradients.output<float>(weight_count());
-    problem.output_weight = gradients.output<float>(weight_count());
-    problem.forward = forward;
-  }
-
-  void add_weights() {
-    EncodeArrays::add_weights();
-    problem.forward.weights = weights;
-  }
-  void add_neighbors(int64_t count) {
-    EncodeArrays::add_neighbors(count);
-    problem.forward.neighbors = neighbors;
-    problem.forward.neighbor_count = count;
-  }
-  int64_t input_count() const {
-    const CentroidEncodeProblem& p = EncodeArrays::problem;
-    return p.batch * p.length * p.dim;
-  }
-  int64_t centroid_count() const {
-    const CentroidEncodeProblem& p = EncodeArrays::problem;
-    return p.batch * p.centroids * p.dim;
-  }
-  int64_t weight_count() const {
-    const CentroidEncodeProblem& p = EncodeArrays::problem;
-    return p.heads * p.head_dim * p.dim;
-  }
-};
-
-CentroidEncodeGradientProblem one_sequence(CentroidEncodeGradientProblem problem, int64_t b) {
-  const CentroidEncodeProblem& forward = problem.forward;
-  problem.output_gradient = part(problem.output_gradient, b, forward.centroids * forward.dim);
-  problem.inputs = part(problem.inputs, b, forward.length * forward.dim);
-  problem.initial = part(problem.initial, b, forward.centroids * forward.dim);
-  problem.forward = one_encode_sequence(problem.forward, b);
-  return problem;
-}
-
 /// Bounds are those of the gradients as one vector: what cancels in one of them stands in another.
-void check_reference(GradientArrays& fixture, double bound = 1e-5) {
+void check_reference(EncodeGradientArrays& fixture, double bound = 1e-5) {
   CHECK_RUNS(fixture.problem, fixture.gradients);
   fixture.gradients.snapshot();
   const CentroidEncodeGradientProblem& problem = fixture.problem;
@@ -95,7 +44,7 @@ void for_all_options(const Case& which, PoolStart start, Body body) {
                           (normalize == Normalize::inputs ? " inputs" : "") +
                           (aggregate == Collect::mean ? " mean" : "") +
                           (bits & 1 ? " weights" : "") + (bits & 2 ? " neighbors" : ""));
-        GradientArrays fixture(which, start);
+        EncodeGradientArrays fixture(which, start);
         fixture.problem.forward.normalize = normalize;
         fixture.problem.forward.aggregate = aggregate;
         if (bits & 1) fixture.add_weights();
@@ -120,7 +69,7 @@ Case small_case(int64_t dim) {
 TEST_ONCE("centroid encode gradient: the reference is the derivative of the reference") {
   int64_t steps = 0;
   for (PoolStart start : kStarts) {
-    for_all_options(small_case(3), start, [&](GradientArrays& fixture) {
+    for_all_options(small_case(3), start, [&](EncodeGradientArrays& fixture) {
       CentroidEncodeProblem& forward = fixture.problem.forward;
       forward.steps = 1 + steps++ % 3;
       const std::pair<float*, int64_t> inputs[] = {
@@ -151,7 +100,7 @@ TEST("centroid encode gradient: matches the reference from every start") {
   for (const Case& one : cases()) {
     for (PoolStart start : kStarts) {
       const Scope scope(one.name + " start " + std::to_string(static_cast<int>(start)));
-      GradientArrays fixture(one, start);
+      EncodeGradientArrays fixture(one, start);
       // Two steps of the plain sum let the centroids, and with them rounding, grow.
       fixture.problem.forward.aggregate = Collect::mean;
       check_reference(fixture);
@@ -164,7 +113,7 @@ TEST("centroid encode gradient: matches the reference under all options") {
        {std::pair("prime", PoolStart::given), std::pair("width-1", PoolStart::stride),
         std::pair("tile-48", PoolStart::farthest), std::pair("usual", PoolStart::sample),
         std::pair("more-clusters-than-queries", PoolStart::given)}) {
-    for_all_options(find_case(name), start, [](GradientArrays& fixture) {
+    for_all_options(find_case(name), start, [](EncodeGradientArrays& fixture) {
       fixture.problem.forward.steps = fixture.problem.forward.aggregate == Collect::sum ? 1 : 3;
       check_reference(fixture, 2e-5);
     });
@@ -182,7 +131,7 @@ TEST("centroid encode gradient: few centroids of wide inputs, many of narrow one
         which.heads = heads;
         const Scope scope("dim " + std::to_string(dim) + " centroids " + std::to_string(centroids) +
                           " heads " + std::to_string(heads));
-        GradientArrays fixture(which, PoolStart::stride);
+        EncodeGradientArrays fixture(which, PoolStart::stride);
         fixture.problem.forward.aggregate = Collect::mean;
         check_reference(fixture);
       }
@@ -196,7 +145,7 @@ TEST("centroid encode gradient: an input of weight 0 is never read and has none"
       Case which = find_case("prime");
       which.value_dim = 130;
       which.clusters = centroids;
-      GradientArrays fixture(which, start);
+      EncodeGradientArrays fixture(which, start);
       fixture.add_weights();
       CHECK_RUNS(fixture.problem, fixture.gradients);
       const auto expected = fixture.gradients.snapshot();
@@ -210,7 +159,7 @@ TEST("centroid encode gradient: an input of weight 0 is never read and has none"
 }
 
 TEST("centroid encode gradient: rows of zeros have none") {
-  GradientArrays fixture(find_case("prime"), PoolStart::stride);
+  EncodeGradientArrays fixture(find_case("prime"), PoolStart::stride);
   fixture.add_weights();
   std::fill_n(fixture.weights, 50, 0.0f);  // 3 of 53 inputs are left for 7 centroids
   std::fill_n(fixture.weights + 50, 3, 1.5f);
@@ -222,7 +171,7 @@ TEST("centroid encode gradient: rows of zeros have none") {
 
 TEST("centroid encode gradient: without steps the start's alone is left") {
   for (PoolStart start : kStarts) {
-    GradientArrays fixture(find_case("prime"), start);
+    EncodeGradientArrays fixture(find_case("prime"), start);
     fixture.problem.forward.steps = 0;
     check_reference(fixture, kRelativeL2);
   }
@@ -233,7 +182,7 @@ TEST("centroid encode gradient: what is not wanted does not change the others") 
     Case which = find_case("tile-47");
     which.value_dim = 130;
     which.clusters = centroids;
-    GradientArrays fixture(which, PoolStart::given);
+    EncodeGradientArrays fixture(which, PoolStart::given);
     const CentroidEncodeGradientProblem all = fixture.problem;
     CHECK_RUNS(all, fixture.gradients);
     const auto gradients = [&] {
@@ -263,7 +212,7 @@ TEST("centroid encode gradient: threads, batches, faults, cancellation") {
   for (const char* name : {"ragged", "usual", "long-keys"}) {
     for (PoolStart start : {PoolStart::stride, PoolStart::farthest, PoolStart::given}) {
       const Scope scope(name);
-      GradientArrays fixture(find_case(name), start);
+      EncodeGradientArrays fixture(find_case(name), start);
       fixture.add_weights();
       for (bool neighbors : {false, true}) {
         if (neighbors) fixture.add_neighbors(6);
@@ -272,7 +221,8 @@ TEST("centroid encode gradient: threads, batches, faults, cancellation") {
         CentroidEncodeGradientProblem per_sequence = fixture.problem;
         per_sequence.query_weight = per_sequence.key_weight = nullptr;
         per_sequence.value_weight = per_sequence.output_weight = nullptr;
-        check_alone(per_sequence, fixture.gradients, fixture.problem.forward.batch, one_sequence);
+        check_alone(per_sequence, fixture.gradients, fixture.problem.forward.batch,
+                    one_encode_gradient_sequence);
         check_cancelled(fixture.problem);
         check_allocation_failures(fixture.problem, fixture.gradients);
       }
@@ -281,7 +231,7 @@ TEST("centroid encode gradient: threads, batches, faults, cancellation") {
 }
 
 TEST("centroid encode gradient: NaN and Inf are named") {
-  GradientArrays fixture(find_case("prime"), PoolStart::given);
+  EncodeGradientArrays fixture(find_case("prime"), PoolStart::given);
   const int64_t row = fixture.problem.forward.dim;
   check_non_finite(fixture.problem, fixture.gradients, fixture.inputs, "inputs", 60 * row + 3,
                    61 * row);

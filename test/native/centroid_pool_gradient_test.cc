@@ -6,58 +6,13 @@
 #include "test/native/checks.h"
 #include "test/native/compare.h"
 #include "test/native/finite_differences.h"
-#include "test/native/pool_arrays.h"
+#include "test/native/pool_gradient_arrays.h"
 
 namespace cluster_attention::test {
 
 namespace {
 
-/// A pooling and everything its backward needs.
-struct GradientArrays : PoolArrays {
-  Arrays gradients;
-  CentroidPoolGradientProblem problem;
-  float* output_gradient;
-
-  GradientArrays(const Case& which, Similarity similarity, PoolStart start)
-      : PoolArrays(which, similarity, start) {
-    const CentroidPoolProblem& forward = PoolArrays::problem;
-    output_gradient = gradients.floats(centroid_count(), 77);
-    // Centroids past the clamp are constants: nothing of their gradient may be read.
-    for (int64_t b = 0; b < forward.batch; ++b) {
-      const int64_t real =
-          std::min(forward.centroids, real_length(forward.lengths, b, forward.length));
-      std::fill(output_gradient + (b * forward.centroids + real) * forward.dim,
-                output_gradient + (b + 1) * forward.centroids * forward.dim,
-                std::numeric_limits<float>::quiet_NaN());
-    }
-    problem.output_gradient = output_gradient;
-    problem.inputs = gradients.output<float>(input_count());
-    if (start == PoolStart::given) problem.initial = gradients.output<float>(centroid_count());
-    problem.forward = forward;
-  }
-
-  int64_t input_count() const {
-    const CentroidPoolProblem& p = PoolArrays::problem;
-    return p.batch * p.length * p.dim;
-  }
-  int64_t centroid_count() const {
-    const CentroidPoolProblem& p = PoolArrays::problem;
-    return p.batch * p.centroids * p.dim;
-  }
-  std::vector<float> inputs_gradient() const { return read(problem.inputs, input_count()); }
-  std::vector<float> initial_gradient() const { return read(problem.initial, centroid_count()); }
-};
-
-CentroidPoolGradientProblem one_sequence(CentroidPoolGradientProblem problem, int64_t b) {
-  const CentroidPoolProblem& forward = problem.forward;
-  problem.output_gradient = part(problem.output_gradient, b, forward.centroids * forward.dim);
-  problem.inputs = part(problem.inputs, b, forward.length * forward.dim);
-  problem.initial = part(problem.initial, b, forward.centroids * forward.dim);
-  problem.forward = one_pool_sequence(problem.forward, b);
-  return problem;
-}
-
-void check_reference(GradientArrays& fixture, double bound = 1e-5) {
+void check_reference(PoolGradientArrays& fixture, double bound = 1e-5) {
   CHECK_RUNS(fixture.problem, fixture.gradients);
   fixture.gradients.snapshot();
   const auto expected = reference::centroid_pool_gradient(fixture.problem);
@@ -84,7 +39,7 @@ TEST_ONCE("centroid pool gradient: the reference is the derivative of the refere
         for (float temperature : {0.0f, 0.5f}) {
           const Scope scope(pool_options_name(similarity, start) + " steps " +
                             std::to_string(steps) + " temperature " + std::to_string(temperature));
-          GradientArrays fixture(small_case(), similarity, start);
+          PoolGradientArrays fixture(small_case(), similarity, start);
           CentroidPoolProblem& forward = fixture.problem.forward;
           forward.iterations = steps;
           forward.temperature = temperature;
@@ -116,7 +71,7 @@ TEST("centroid pool gradient: matches the reference") {
     for (Similarity similarity : kSimilarities) {
       for (PoolStart start : kPoolStarts) {
         const Scope scope(one.name + pool_options_name(similarity, start));
-        GradientArrays fixture(one, similarity, start);
+        PoolGradientArrays fixture(one, similarity, start);
         check_reference(fixture);
       }
     }
@@ -128,7 +83,7 @@ TEST("centroid pool gradient: one, eight and no steps") {
     for (PoolStart start : kPoolStarts) {
       for (int64_t steps : {0, 1, 8}) {
         const Scope scope(pool_options_name(similarity, start) + " steps " + std::to_string(steps));
-        GradientArrays fixture(find_case("prime"), similarity, start);
+        PoolGradientArrays fixture(find_case("prime"), similarity, start);
         fixture.problem.forward.iterations = steps;
         check_reference(fixture, steps == 8 ? 1e-4 : 1e-5);
       }
@@ -141,7 +96,7 @@ TEST("centroid pool gradient: a hard assignment takes its labels as constants") 
     for (Similarity similarity : kSimilarities) {
       for (PoolStart start : kPoolStarts) {
         const Scope scope(name + pool_options_name(similarity, start));
-        GradientArrays fixture(find_case(name), similarity, start);
+        PoolGradientArrays fixture(find_case(name), similarity, start);
         fixture.problem.forward.temperature = 0.0f;
         check_reference(fixture);
       }
@@ -150,7 +105,7 @@ TEST("centroid pool gradient: a hard assignment takes its labels as constants") 
 }
 
 TEST("centroid pool gradient: a centroid without mass passes its gradient to the start") {
-  GradientArrays fixture(find_case("prime"), Similarity::euclidean, PoolStart::given);
+  PoolGradientArrays fixture(find_case("prime"), Similarity::euclidean, PoolStart::given);
   fixture.problem.forward.temperature = 0.0f;
   std::fill_n(fixture.initial + 2 * 17, 17, 30.0f);
   check_reference(fixture);
@@ -166,7 +121,7 @@ TEST("centroid pool gradient: a centroid without mass passes its gradient to the
 }
 
 TEST("centroid pool gradient: rows of zeros under the cosine have no direction") {
-  GradientArrays fixture(find_case("prime"), Similarity::cosine, PoolStart::given);
+  PoolGradientArrays fixture(find_case("prime"), Similarity::cosine, PoolStart::given);
   std::fill_n(fixture.inputs, 3 * 17, 0.0f);
   std::fill_n(fixture.initial + 17, 17, 0.0f);
   check_reference(fixture);
@@ -175,7 +130,7 @@ TEST("centroid pool gradient: rows of zeros under the cosine have no direction")
 TEST("centroid pool gradient: data far from the origin") {
   for (Similarity similarity : {Similarity::cosine, Similarity::euclidean}) {
     const Scope scope(pool_options_name(similarity, PoolStart::stride));
-    GradientArrays fixture(find_case("tile-129"), similarity, PoolStart::stride);
+    PoolGradientArrays fixture(find_case("tile-129"), similarity, PoolStart::stride);
     for (int64_t i = 0; i < fixture.input_count(); ++i) fixture.inputs[i] += 20.0f;
     check_reference(fixture, 1e-4);
   }
@@ -183,7 +138,7 @@ TEST("centroid pool gradient: data far from the origin") {
 
 TEST("centroid pool gradient: what is not wanted does not change the others") {
   for (float temperature : {0.0f, 0.5f}) {
-    GradientArrays fixture(find_case("ragged"), Similarity::cosine, PoolStart::given);
+    PoolGradientArrays fixture(find_case("ragged"), Similarity::cosine, PoolStart::given);
     fixture.problem.forward.temperature = temperature;
     CentroidPoolGradientProblem some = fixture.problem;
     CHECK_RUNS(some, fixture.gradients);
@@ -204,10 +159,10 @@ TEST("centroid pool gradient: threads, batches, faults, cancellation") {
     for (Similarity similarity : kSimilarities) {
       for (float temperature : {0.0f, 1.5f}) {
         const Scope scope(name + pool_options_name(similarity, PoolStart::given));
-        GradientArrays fixture(find_case(name), similarity, PoolStart::given);
+        PoolGradientArrays fixture(find_case(name), similarity, PoolStart::given);
         fixture.problem.forward.temperature = temperature;
         check_promises(fixture.problem, fixture.gradients, fixture.problem.forward.batch,
-                       one_sequence);
+                       one_pool_gradient_sequence);
       }
     }
   }
@@ -218,7 +173,7 @@ TEST("centroid pool gradient: NaN and Inf are named") {
     for (float temperature : {0.0f, 2.0f}) {
       const Scope scope(pool_options_name(similarity, PoolStart::given) + " temperature " +
                         std::to_string(temperature));
-      GradientArrays fixture(find_case("prime"), similarity, PoolStart::given);
+      PoolGradientArrays fixture(find_case("prime"), similarity, PoolStart::given);
       fixture.problem.forward.temperature = temperature;
       check_non_finite(fixture.problem, fixture.gradients, fixture.inputs, "inputs", 17 * 53 + 3,
                        17 * 60);

@@ -1,0 +1,62 @@
+#pragma once
+
+// A backward of the learned layer, made from a case of the table.
+
+#include "native/core/gradient_problem.h"
+#include "test/native/encode_arrays.h"
+
+namespace cluster_attention::test {
+
+/// A layer and everything its backward needs.
+struct EncodeGradientArrays : EncodeArrays {
+  Arrays gradients;
+  CentroidEncodeGradientProblem problem;
+  float* output_gradient;
+
+  EncodeGradientArrays(const Case& which, PoolStart start) : EncodeArrays(which, start) {
+    const CentroidEncodeProblem& forward = EncodeArrays::problem;
+    output_gradient = gradients.floats(centroid_count(), 77);
+    problem.output_gradient = output_gradient;
+    problem.inputs = gradients.output<float>(input_count());
+    if (start == PoolStart::given) problem.initial = gradients.output<float>(centroid_count());
+    problem.query_weight = gradients.output<float>(weight_count());
+    problem.key_weight = gradients.output<float>(weight_count());
+    problem.value_weight = gradients.output<float>(weight_count());
+    problem.output_weight = gradients.output<float>(weight_count());
+    problem.forward = forward;
+  }
+
+  void add_weights() {
+    EncodeArrays::add_weights();
+    problem.forward.weights = weights;
+  }
+  void add_neighbors(int64_t count) {
+    EncodeArrays::add_neighbors(count);
+    problem.forward.neighbors = neighbors;
+    problem.forward.neighbor_count = count;
+  }
+  int64_t input_count() const {
+    const CentroidEncodeProblem& p = EncodeArrays::problem;
+    return p.batch * p.length * p.dim;
+  }
+  int64_t centroid_count() const {
+    const CentroidEncodeProblem& p = EncodeArrays::problem;
+    return p.batch * p.centroids * p.dim;
+  }
+  int64_t weight_count() const {
+    const CentroidEncodeProblem& p = EncodeArrays::problem;
+    return p.heads * p.head_dim * p.dim;
+  }
+};
+
+inline CentroidEncodeGradientProblem one_encode_gradient_sequence(
+    CentroidEncodeGradientProblem problem, int64_t b) {
+  const CentroidEncodeProblem& forward = problem.forward;
+  problem.output_gradient = part(problem.output_gradient, b, forward.centroids * forward.dim);
+  problem.inputs = part(problem.inputs, b, forward.length * forward.dim);
+  problem.initial = part(problem.initial, b, forward.centroids * forward.dim);
+  problem.forward = one_encode_sequence(problem.forward, b);
+  return problem;
+}
+
+}  // namespace cluster_attention::test
