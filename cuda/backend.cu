@@ -8,6 +8,7 @@
 #include "cuda/cast_attention.h"
 #include "cuda/centroid_attention.h"
 #include "cuda/centroid_encode.h"
+#include "cuda/centroid_gradient.h"
 #include "cuda/centroid_pool.h"
 #include "cuda/clustered_attention.h"
 #include "cuda/clustered_attention_gradient.h"
@@ -162,6 +163,8 @@ Backend make_backend() {
   operations.attention_gradient = operate<AttentionGradientProblem, attention_gradient>;
   operations.clustered_attention_gradient =
       operate<ClusteredAttentionGradientProblem, clustered_attention_gradient>;
+  operations.centroid_attention_gradient =
+      operate<CentroidAttentionGradientProblem, centroid_attention_gradient>;
   return backend;
 }
 

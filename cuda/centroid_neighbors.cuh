@@ -12,10 +12,8 @@
 // ordered keys, sums in units of 2^-40 of the largest term, so that no inverse lists are needed.
 // Precision: float32, sums of exponentials exact to 2^-40, masses and the objective in double.
 
-#include "cuda/primitives/flags.cuh"
+#include "cuda/neighbor_lists.cuh"
 #include "cuda/primitives/shared_memory.cuh"
-#include "cuda/primitives/warp.cuh"
-#include "cuda/rows.cuh"
 #include "native/core/order.h"
 #include "native/core/problem.h"
 #include "native/core/softmax_state.h"
@@ -68,14 +66,7 @@ struct NeighborParams {
   }
 };
 
-constexpr int kNeighborThreads = 256;
-constexpr int kListsPerBlock = kNeighborThreads / kWarp;
 constexpr double kSumUnit = 1099511627776.0;  // 2^40
-
-/// The list of this warp: batch * M + j, or sequence * M + j.
-__device__ inline int64_t list_of_warp() {
-  return static_cast<int64_t>(blockIdx.x) * kListsPerBlock + warp_index();
-}
 
 /// Checks the lists, drops what counts as none, and clears what the inputs will collect.
 __global__ void __launch_bounds__(kNeighborThreads) prepare_neighbors(const NeighborParams params) {
@@ -89,33 +80,7 @@ __global__ void __launch_bounds__(kNeighborThreads) prepare_neighbors(const Neig
     params.best[i] = 0;
   }
   const int64_t list = list_of_warp();
-  if (list >= params.batch * params.centroids) return;
-  const int64_t batch = list / params.centroids;
-  const bool real = list % params.centroids < params.real_centroids(batch);
-  const int32_t* neighbors = params.neighbors + list * params.slots;
-  for (int64_t slot = lane_index(); slot < params.slots; slot += kWarp) {
-    const int32_t input = real ? neighbors[slot] : -1;
-    if (input < -1 || input >= params.inputs) {
-      mark_fault(params.flags, IndexFault::out_of_range, IndexArgument::neighbors,
-                 list * params.slots + slot);
-    }
-    bool counts = input >= 0 && input < params.real_inputs(batch);
-    counts = counts && params.weight(batch, input) != 0.0f;
-    for (int64_t before = 0; counts && before < slot; ++before) {
-      counts = neighbors[before] != input;
-    }
-    params.lists[list * params.slots + slot] = counts ? input : -1;
-  }
-}
-
-/// q_j.k_i by the whole warp.
-__device__ inline float warp_dot(const Rows& query, int64_t centroid, const Rows& key,
-                                 int64_t input, int64_t dim) {
-  float sum = 0.0f;
-  for (int64_t d = lane_index(); d < dim; d += kWarp) {
-    sum = fmaf(query.element(centroid, d), key.element(input, d), sum);
-  }
-  return warp_sum(sum);
+  if (list < params.batch * params.centroids) clean_list(params, list);
 }
 
 /// output_j = factor * sum over the slots of assignment times value, written by the warp.

@@ -41,8 +41,9 @@ __device__ inline void clear(TileSums& sums) {
   }
 }
 
-/// scores += rows x columns^T over the first `depth` elements (at most 64) of both tiles.
-template <bool kSplit>
+/// scores += rows x columns^T over the first `depth` elements (at most 64) of both tiles. With
+/// kSwapped they have the bits that they would have with rows and columns exchanged.
+template <bool kSplit, bool kSwapped = false>
 __device__ void add_scores(TileSums& scores, const OperandTile<kSplit>& rows,
                            const OperandTile<kSplit>& columns, int64_t depth) {
   // A: lane l names row l % 16 of the warp's rows, at depth 0 or 8; B: row l % 8 (+ 8) of two tiles
@@ -63,7 +64,7 @@ __device__ void add_scores(TileSums& scores, const OperandTile<kSplit>& rows,
         const FragmentB high_b = {b_high[2 * i], b_high[2 * i + 1]};
         if constexpr (kSplit) {
           const FragmentB low_b = {b_low[2 * i], b_low[2 * i + 1]};
-          mma_split_16x8x16(scores[n + i], high, low, high_b, low_b);
+          mma_split_16x8x16<kSwapped>(scores[n + i], high, low, high_b, low_b);
         } else {
           mma_bf16_16x8x16(scores[n + i], high, high_b);
         }
@@ -231,8 +232,8 @@ __device__ inline void write_stored_row(float* data, Storage storage, int64_t ta
 /// scores += rows x columns^T over all of `dim`, 64 elements at a time. `rows` are the tiles of the
 /// block's rows: where there are enough for all of dim they are filled when `load_rows` says so and
 /// stay, else the first one is filled again and again. The positions must be visible, and the tiles
-/// free, to all threads.
-template <bool kSplit>
+/// free, to all threads. kSwapped: see add_scores().
+template <bool kSplit, bool kSwapped = false>
 __device__ void multiply_rows(TileSums& scores, OperandTile<kSplit>* row_tiles, int row_tile_count,
                               bool load_rows, const Rows& rows, const int32_t* row_position,
                               OperandTile<kSplit>& column_tile, const Rows& columns,
@@ -245,7 +246,7 @@ __device__ void multiply_rows(TileSums& scores, OperandTile<kSplit>* row_tiles, 
     fetch_tile(column_tile, columns, column_position, first, dim);
     tiles_arrive();
     __syncthreads();
-    add_scores(scores, row_tile, column_tile, dim - first);
+    add_scores<kSplit, kSwapped>(scores, row_tile, column_tile, dim - first);
   }
 }
 

@@ -164,6 +164,19 @@ std::vector<Case> make_cases(cuda::Session* session, DeviceMemory& memory, int64
   centroid.output = dense_rows(output, Layout::bhld, kHeads, kCentroids, kDim);
   add("centroid", product * n * static_cast<double>(kCentroids),
       [=] { return backend().operations.centroid_attention(session, centroid, call); });
+  CentroidAttentionGradientProblem centroid_gradient;
+  centroid_gradient.forward = centroid;
+  centroid_gradient.output_gradient = centroid.inputs.query;
+  const auto gradient_rows = [&](int64_t rows_of_head) {
+    void* data = memory.allocate(kHeads * rows_of_head * kDim * cuda::storage_bytes(storage));
+    return dense_rows(static_cast<float*>(data), Layout::bhld, kHeads, rows_of_head, kDim);
+  };
+  centroid_gradient.gradients = {gradient_rows(kCentroids), gradient_rows(length),
+                                 gradient_rows(length)};
+  // Five products in the place of the forward's two.
+  add("centroid_gradient", 2.5 * product * n * static_cast<double>(kCentroids), [=] {
+    return backend().operations.centroid_attention_gradient(session, centroid_gradient, call);
+  });
   CastAttentionProblem cast;
   cast.inputs = inputs;
   cast.clusters = length / kClusterSize;

@@ -114,12 +114,19 @@ __device__ inline void split_weights(float first, float second, uint32_t& high, 
   low = pack_bfloat16(first - low_of(high), second - high_of(high));
 }
 
-/// The three products of split operands, small ones first.
+/// The three products of split operands, small ones first. kSwapped: in the order in which those of
+/// B^T A^T are added.
+template <bool kSwapped = false>
 __device__ inline void mma_split_16x8x16(FragmentD& d, const FragmentA& high_a,
                                          const FragmentA& low_a, const FragmentB& high_b,
                                          const FragmentB& low_b) {
-  mma_bf16_16x8x16(d, low_a, high_b);
-  mma_bf16_16x8x16(d, high_a, low_b);
+  if constexpr (kSwapped) {
+    mma_bf16_16x8x16(d, high_a, low_b);
+    mma_bf16_16x8x16(d, low_a, high_b);
+  } else {
+    mma_bf16_16x8x16(d, low_a, high_b);
+    mma_bf16_16x8x16(d, high_a, low_b);
+  }
   mma_bf16_16x8x16(d, high_a, high_b);
 }
 
