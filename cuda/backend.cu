@@ -10,6 +10,7 @@
 #include "cuda/centroid_encode.h"
 #include "cuda/centroid_gradient.h"
 #include "cuda/centroid_pool.h"
+#include "cuda/centroid_pool_gradient.h"
 #include "cuda/clustered_attention.h"
 #include "cuda/clustered_attention_gradient.h"
 #include "cuda/clustering_gradient.h"
@@ -165,6 +166,7 @@ Backend make_backend() {
       operate<ClusteredAttentionGradientProblem, clustered_attention_gradient>;
   operations.centroid_attention_gradient =
       operate<CentroidAttentionGradientProblem, centroid_attention_gradient>;
+  operations.centroid_pool_gradient = operate<CentroidPoolGradientProblem, centroid_pool_gradient>;
   return backend;
 }
 

@@ -18,38 +18,9 @@
 // Precision: norms, means of the origin and squared lengths in double, the rest float32.
 
 #include "cuda/assignment.cuh"
+#include "cuda/pool_params.cuh"
 
 namespace cluster_attention::cuda {
-
-struct PoolParams {
-  AssignmentParams assignment;  // query: the operands
-  Similarity similarity = Similarity::cosine;
-  float* centroids = nullptr;  // (batch,M,d)
-  float* output = nullptr;     // the same as they are stored
-  Storage storage = Storage::float32;
-  float* operands = nullptr;       // (batch,M,d)
-  float* bias = nullptr;           // (batch,M), euclidean
-  float* origin = nullptr;         // (batch,d)
-  double* inverse_norm = nullptr;  // (batch,M), of the starting centroids
-  float* input_scale = nullptr;    // (batch,N), cosine: 1 / |x_i|, 0 for a row of zeros
-  float* masses = nullptr;         // (batch,M), optional result
-};
-
-constexpr int kPoolThreads = 256;
-constexpr int kPoolWarps = kPoolThreads / kWarp;
-
-/// 1 / |row|; 0 for a row of zeros, and for one so short that the quotient is no float. By a warp.
-template <typename Element>
-__device__ double warp_inverse_norm(int64_t dim, const Element& element) {
-  double squared = 0.0;
-  for (int64_t d = lane_index(); d < dim; d += kWarp) {
-    const double value = element(d);
-    squared += value * value;
-  }
-  const double norm = sqrt(warp_sum(squared));
-  constexpr double kLeast = 1.17549435082228750797e-38;
-  return norm < kLeast ? 0.0 : 1.0 / norm;
-}
 
 /// The nearest number with three significant bits: differences of such an origin and short binary
 /// fractions are exact, so exact ties between distances stay ties.
@@ -142,11 +113,17 @@ __global__ void __launch_bounds__(kPoolThreads) update_pool(const PoolParams par
   const int64_t parts = assignment_parts(assignment.real_inputs(batch), centroids);
   const int64_t row = batch * assignment.sum_rows + j;
   const float mass = total_of_parts(assignment.masses + row, parts, centroids);
-  if (mass == 0.0f) return;
+  if (params.step_masses != nullptr && lane_index() == 0) params.step_masses[index] = mass;
+  if (mass == 0.0f && params.before == params.centroids) return;
   for (int64_t d = lane_index(); d < assignment.dim; d += kWarp) {
+    const int64_t place = index * assignment.dim + d;
+    if (mass == 0.0f) {
+      params.centroids[place] = params.before[place];
+      continue;
+    }
     const float sum = total_of_parts(assignment.sums + row * assignment.dim + d, parts,
                                      centroids * assignment.dim);
-    params.centroids[index * assignment.dim + d] = sum / mass;
+    params.centroids[place] = sum / mass;
   }
   __syncwarp();
   open_centroid(params, batch, j);

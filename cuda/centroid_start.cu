@@ -41,6 +41,14 @@ Status launch_start(Session& session, StartParams params) {
   return launch(session, params.batch * params.count, kStartThreads, 0, place_start, params);
 }
 
+Status launch_start_gradient(Session& session, const StartParams& params, const float* gradient,
+                             float* inputs) {
+  if (params.start == PoolStart::given) return Status::success();
+  // grid: one block per centroid
+  return launch(session, params.batch * params.count, kStartThreads, 0, add_start_gradient,
+                StartGradientParams{params, gradient, inputs});
+}
+
 Status launch_find_active(Session& session, const ActiveParams& params, int64_t batch) {
   // grid: one block per batch entry
   return launch(session, batch, kStartThreads, kWarp * static_cast<int64_t>(sizeof(int32_t)),

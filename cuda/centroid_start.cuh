@@ -235,25 +235,33 @@ __global__ void __launch_bounds__(kStartThreads) choose_start_row(const StartPar
   sequence.choose();
 }
 
+/// The rows [begin, end) whose mean centroid j begins with; none where it is padding or given.
+__device__ inline void find_start_rows(const StartParams& params, int64_t batch, int64_t j,
+                                       int64_t* begin, int64_t* end) {
+  const int64_t real = params.real(batch);
+  const int64_t count = params.real_count(batch);
+  if (j >= count || params.start == PoolStart::given) return;
+  if (params.start == PoolStart::stride) {
+    *begin = j * real / count;
+    *end = (j + 1) * real / count;
+    return;
+  }
+  *begin = params.start == PoolStart::sample
+               ? random_position(params.seed, RandomStream::start_positions, real, j)
+               : (j == 0 ? params.first_row(batch) : params.chosen[batch * params.count + j]);
+  *end = *begin + 1;
+}
+
 /// The starting centroids themselves; one block per centroid. Those past the real ones are zeros.
 __global__ void __launch_bounds__(kStartThreads) place_start(const StartParams params) {
   // inputs: (N,d), chosen: (M) -> centroids: (1 of M,d)
   const int64_t batch = blockIdx.x / params.count;
   const int64_t j = blockIdx.x % params.count;
-  const int64_t real = params.real(batch);
   const int64_t count = params.real_count(batch);
   const Rows rows(params.inputs, batch, 0);
   int64_t begin = 0;
   int64_t end = 0;
-  if (params.start == PoolStart::stride && j < count) {
-    begin = j * real / count;
-    end = (j + 1) * real / count;
-  } else if (params.start != PoolStart::given && j < count) {
-    begin = params.start == PoolStart::sample
-                ? random_position(params.seed, RandomStream::start_positions, real, j)
-                : (j == 0 ? params.first_row(batch) : params.chosen[batch * params.count + j]);
-    end = begin + 1;
-  }
+  find_start_rows(params, batch, j, &begin, &end);
   const int64_t place = (batch * params.count + j) * params.dim;
   for (int64_t d = threadIdx.x; d < params.dim; d += kStartThreads) {
     float value = 0.0f;
@@ -270,6 +278,31 @@ __global__ void __launch_bounds__(kStartThreads) place_start(const StartParams p
       store_element(params.output, params.storage, place + d, value);
     }
     if (!(fabsf(value) < INFINITY)) mark_non_finite(params.flags);
+  }
+}
+
+struct StartGradientParams {
+  StartParams start;
+  const float* gradient = nullptr;  // (batch,M,d), by u⁰
+  float* inputs = nullptr;          // (batch,N,d), float32
+};
+
+/// Adds the gradient by u⁰ to that by the rows that it was made of, each of which belongs to one
+/// centroid. One block per centroid.
+__global__ void __launch_bounds__(kStartThreads)
+    add_start_gradient(const StartGradientParams params) {
+  // gradient: (1 of M,d) -> inputs: (rows of 1,d)
+  const StartParams& start = params.start;
+  const int64_t batch = blockIdx.x / start.count;
+  const int64_t j = blockIdx.x % start.count;
+  int64_t begin = 0;
+  int64_t end = 0;
+  find_start_rows(start, batch, j, &begin, &end);
+  const float* gradient = params.gradient + (batch * start.count + j) * start.dim;
+  const float share = 1.0f / static_cast<float>(end - begin);
+  for (int64_t i = begin; i < end; ++i) {
+    float* row = params.inputs + (batch * start.length + start.position(batch, i)) * start.dim;
+    for (int64_t d = threadIdx.x; d < start.dim; d += kStartThreads) row[d] += share * gradient[d];
   }
 }
 

@@ -14,6 +14,11 @@ Status allocate_start(Session& session, DeviceWorkspace::Scope& scope, StartPara
 /// farthest points (one more for unit rows).
 Status launch_start(Session& session, StartParams params);
 
+/// Adds the gradient (batch,M,d) by u⁰ to that by the inputs (batch,N,d), both float32. `params` as
+/// for launch_start(), which has run. One launch; none where the start was given.
+Status launch_start_gradient(Session& session, const StartParams& params, const float* gradient,
+                             float* inputs);
+
 /// One launch.
 Status launch_find_active(Session& session, const ActiveParams& params, int64_t batch);
 
