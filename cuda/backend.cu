@@ -8,6 +8,7 @@
 #include "cuda/cast_attention.h"
 #include "cuda/centroid_attention.h"
 #include "cuda/centroid_encode.h"
+#include "cuda/centroid_encode_gradient.h"
 #include "cuda/centroid_gradient.h"
 #include "cuda/centroid_pool.h"
 #include "cuda/centroid_pool_gradient.h"
@@ -166,6 +167,8 @@ Backend make_backend() {
       operate<ClusteredAttentionGradientProblem, clustered_attention_gradient>;
   operations.centroid_attention_gradient =
       operate<CentroidAttentionGradientProblem, centroid_attention_gradient>;
+  operations.centroid_encode_gradient =
+      operate<CentroidEncodeGradientProblem, centroid_encode_gradient>;
   operations.centroid_pool_gradient = operate<CentroidPoolGradientProblem, centroid_pool_gradient>;
   return backend;
 }

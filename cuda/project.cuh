@@ -1,8 +1,6 @@
 #pragma once
 
-// Dense projections: output[r][c] = sum_k input[r][k] weight[c][k] for many rows and one weight, or
-// for one weight per group (head), each group having its own columns of the rows; or added to the
-// output, times a step.
+// The kernel of project.h.
 //
 // Method: one block per 64 x 64 outputs, 64 of the depth at a time (operand_tile.cuh), float32
 // operands cut in two bfloat16 each. Accumulation is float32. Any sizes and strides.
@@ -10,37 +8,9 @@
 #include "cuda/operand_tile.cuh"
 #include "cuda/primitives/flags.cuh"
 #include "cuda/primitives/shared_memory.cuh"
+#include "cuda/project.h"
 
 namespace cluster_attention::cuda {
-
-struct ProjectionParams {
-  int64_t rows = 0;
-  int64_t columns = 0;  // of a group
-  int64_t depth = 0;
-  int64_t groups = 1;
-  // Input (rows,groups,depth): element k of row r of group g.
-  const float* input = nullptr;
-  int64_t input_row_stride = 0;
-  int64_t input_group_stride = 0;
-  Storage input_storage = Storage::float32;
-  bool round_input = false;  // to bfloat16
-  // Weight (groups,columns,depth).
-  const float* weight = nullptr;
-  int64_t weight_group_stride = 0;
-  int64_t weight_column_stride = 0;
-  int64_t weight_element_stride = 1;
-  bool round_weight = false;
-  // Output (rows,groups,columns), float32.
-  float* output = nullptr;
-  int64_t output_row_stride = 0;
-  int64_t output_group_stride = 0;
-  bool accumulate = false;  // adds step times the product
-  float step = 1.0f;
-  float* stored = nullptr;  // the output once more, as the caller stores it; optional
-  Storage storage = Storage::float32;
-  bool watch = false;  // for NaN and Inf in the output
-  Flags* flags = nullptr;
-};
 
 struct ProjectionLayout {
   int64_t row_position;
@@ -109,8 +79,8 @@ __global__ void __launch_bounds__(kTileThreads) project_rows(const ProjectionPar
       if (row >= params.rows || column >= params.columns) continue;
       const int64_t index =
           row * params.output_row_stride + group * params.output_group_stride + column;
-      float value = sums[n][i];
-      if (params.accumulate) value = params.output[index] + params.step * value;
+      float value = params.step * sums[n][i];
+      if (params.base != nullptr) value += params.base[index];
       bad |= !is_number(value);
       params.output[index] = value;
       if (params.stored != nullptr) store_element(params.stored, params.storage, index, value);
