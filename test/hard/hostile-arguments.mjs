@@ -5,7 +5,7 @@
 // A failed case is run again, alone and in this process, with
 //   node test/hard/hostile-arguments.mjs function=NAME seed=S case=K
 
-import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { fail, figure, figuresOf, inParallel, number, runChild, text } from './support/program.mjs';
@@ -35,7 +35,8 @@ async function attack(names, parameters, folder, figures) {
     return;
   }
   // Not the end that the child chose: it was ended.
-  const [name, index] = readFileSync(progress, 'utf8').trim().split(' ');
+  const noted = existsSync(progress) ? readFileSync(progress, 'utf8').trim() : `${names[0]} start`;
+  const [, name, index] = /^(.*) (.*)$/.exec(noted);
   fail(
     `CRASH (${signal ?? `exit code ${code}`}) in ${name}; again: ` +
       `${SELF} function=${name} seed=${parameters.seed} case=${index}\n${output}`,
