@@ -148,10 +148,12 @@ class AssignmentPass {
 
   __device__ void fetch(int step) {
     const int32_t* position = data(step).position;
-    fetch_tile<kAccess>(key_tiles_[step % kStages], key(), position, 0, params_.dim);
     if (params_.value_dim > 0) {
-      fetch_tile<kAccess>(value_tiles_[step % kStages], value(), position, first_value_,
-                          params_.value_dim);
+      fetch_tiles<kAccess>(key_tiles_[step % kStages], key(), 0, params_.dim,
+                           value_tiles_[step % kStages], value(), first_value_, params_.value_dim,
+                           position);
+    } else {
+      fetch_tile<kAccess>(key_tiles_[step % kStages], key(), position, 0, params_.dim);
     }
   }
 

@@ -1,11 +1,14 @@
 #pragma once
 
-// The best of a long list by one block, a part of the list in its registers at a time.
+// The best of a long list by one block.
 //
-// Method: bisection, bit by bit, of the key that the last one chosen has, by counting the keys that
-// are not below; where that key occurs more often than there is room, likewise of the index. What
-// has been chosen so far joins the next part. Nothing depends on the order of the threads:
-// candidates are distinct (native/core/order.h).
+// Method: few of a list are wanted, so the best of each thread's share are sampled: what as many of
+// them reach as there are candidates wanted is a bound that few others reach, and those are ranked
+// by comparing all with all. Where too many reach it (equal scores), a part of the list at a time
+// is held in registers, and the key that the last one chosen has is bisected bit by bit by counting
+// the keys that are not below; where that key occurs more often than there is room, likewise the
+// index. What has been chosen so far joins the next part. Nothing depends on the order of the
+// threads: candidates are distinct (native/core/order.h).
 
 #include "cuda/primitives/warp.cuh"
 #include "native/core/order.h"

@@ -139,7 +139,11 @@ Status launch_cast(Session& session, CastParams& params) {
   // grid: 128 value columns x tiles of tokens x sequences
   return launch(session, sequences * tiles * value_blocks, kTileThreads,
                 combination_layout<kSplit>(params.query_tiles).bytes,
-                small ? cast_combination<kSplit, true> : cast_combination<kSplit, false>, params);
+                small && params.value_dim % 4 == 0 &&
+                        access_of(params.surrogates, params.dim) == RowAccess::vectors
+                    ? cast_combination<kSplit, true>
+                    : cast_combination<kSplit, false>,
+                params);
 }
 
 }  // namespace

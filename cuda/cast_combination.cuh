@@ -76,12 +76,7 @@ class CombinationBlock {
   __device__ void run() {
 #pragma unroll
     for (int t = 0; t < kValueTiles; ++t) clear(output_[t]);
-    open_rows(columns_->row_position, first_token_, tokens_);
-    if (threadIdx.x < kTile) {
-      const int64_t token = first_token_ + threadIdx.x;
-      columns_->row_factor[threadIdx.x] =
-          token < tokens_ ? params_.query_factor[batch_ * params_.tokens + token] : 0.0f;
-    }
+    if (threadIdx.x >= kTile) open_token(static_cast<int>(threadIdx.x) - kTile);
     if (first_token_ < tokens_) {
       for (int64_t first = 0; first < params_.clusters; first += kTile) add_clusters(first);
     }
@@ -101,20 +96,27 @@ class CombinationBlock {
     return rows;
   }
 
+  /// By one half of the block, while the other one opens the first clusters.
+  __device__ void open_token(int row) {
+    const int64_t token = first_token_ + row;
+    const bool real = token < tokens_;
+    columns_->row_position[row] = real ? static_cast<int32_t>(token) : kNoRow;
+    columns_->row_factor[row] = real ? params_.query_factor[batch_ * params_.tokens + token] : 0.0f;
+  }
+
   __device__ void add_clusters(int64_t first) {
-    __syncthreads();  // the tiles of the clusters before are used up
+    if (first > 0) __syncthreads();  // the tiles of the clusters before are used up
     if (threadIdx.x < kTile) open_cluster(first);
+    unsigned long long terms[2];
+    fetch_memberships(first, terms);
     __syncthreads();
     const int columns =
         static_cast<int>(params_.clusters - first < kTile ? params_.clusters - first : kTile);
     TileSums scores;
     clear(scores);
-    fetch_tile(*value_tile_, inter(), columns_->value_position, first_value_, params_.value_dim);
-    multiply_rows(scores, query_tiles_, params_.query_tiles, first == 0, query(),
-                  columns_->row_position, *key_tile_, surrogates(), columns_->position,
-                  params_.dim);
-    unsigned long long terms[2];
-    find_terms(first, terms);
+    multiply(scores, first);
+    find_terms(terms);
+    Term next[2] = {open_term(terms[0], 0, first), open_term(terms[1], 1, first)};
     finish_scores(scores, columns);
     if (softmax_) {
       softmax_state_.weigh(scores, output_, positive(fabsf(scale_) * kLog2E),
@@ -123,7 +125,7 @@ class CombinationBlock {
     __syncthreads();  // the keys give way to weights
     take_terms(scores, terms);
     __syncwarp();
-    add_terms(terms, first);
+    add_terms(terms, next, first);
     add_values(output_[0], scores, *value_tile_, params_.value_dim - first_value_);
 #pragma unroll
     for (int t = 1; t < kValueTiles; ++t) {
@@ -133,6 +135,28 @@ class CombinationBlock {
       load_tile(*value_tile_, inter(), columns_->value_position, column, params_.value_dim);
       __syncthreads();
       add_values(output_[t], scores, *value_tile_, params_.value_dim - column);
+    }
+  }
+
+  /// Queries times surrogates; the summaries arrive besides.
+  __device__ void multiply(TileSums& scores, int64_t first) {
+    if constexpr (kSmall) {
+      const auto dim = static_cast<int>(params_.dim);
+      const auto value_dim = static_cast<int>(params_.value_dim);
+      VectorLoads keys, values;
+      keys.begin(surrogates(), columns_->position, 0, dim);
+      values.begin(inter(), columns_->value_position, 0, value_dim);
+      if (first == 0) fetch_tile(*query_tiles_, query(), columns_->row_position, 0, dim);
+      keys.end(*key_tile_, surrogates(), columns_->position, 0, dim);
+      values.end(*value_tile_, inter(), columns_->value_position, 0, value_dim);
+      tiles_arrive();
+      __syncthreads();
+      add_scores(scores, *query_tiles_, *key_tile_, dim);
+    } else {
+      fetch_tile(*value_tile_, inter(), columns_->value_position, first_value_, params_.value_dim);
+      multiply_rows(scores, query_tiles_, params_.query_tiles, first == 0, query(),
+                    columns_->row_position, *key_tile_, surrogates(), columns_->position,
+                    params_.dim);
     }
   }
 
@@ -177,20 +201,25 @@ class CombinationBlock {
     return params_.own_cluster[place] == cluster ? params_.own_slot[place] : -1;
   }
 
-  /// Columns of row place.row(half) whose terms are added one by one: clusters that hold the token,
-  /// and those whose summaries are not finite.
-  __device__ void find_terms(int64_t first, unsigned long long (&terms)[2]) {
+  /// Columns of row place.row(half) that hold its token.
+  __device__ void fetch_memberships(int64_t first, unsigned long long (&terms)[2]) const {
+    const TilePlace place;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int64_t token = first_token_ + place.row(half);
+      terms[half] = token < tokens_ ? *params_.membership(batch_, first / kTile, token) : 0;
+    }
+  }
+
+  /// Columns whose terms are added one by one: also those whose summaries are not finite.
+  __device__ void find_terms(unsigned long long (&terms)[2]) {
     const TilePlace place;
     const unsigned long long others =
         static_cast<unsigned long long>(columns_->not_finite[1]) << 32 | columns_->not_finite[0];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int64_t token = first_token_ + place.row(half);
-      terms[half] = 0;
-      if (token >= tokens_) continue;
-      const unsigned long long own = *params_.membership(batch_, first / kTile, token);
-      covered_[half] |= own != 0;
-      terms[half] = own | others;
+      covered_[half] |= terms[half] != 0;
+      if (first_token_ + place.row(half) < tokens_) terms[half] |= others;
     }
   }
 
@@ -228,8 +257,7 @@ class CombinationBlock {
 
   /// Adds the terms: members' rows of R_intra, and summaries that are not finite. The four lanes of
   /// a row go together; while a row is read, the place of the next one is looked up.
-  __device__ void add_terms(unsigned long long (&terms)[2], int64_t first) {
-    Term next[2] = {open_term(terms[0], 0, first), open_term(terms[1], 1, first)};
+  __device__ void add_terms(unsigned long long (&terms)[2], Term (&next)[2], int64_t first) {
     while (any((terms[0] | terms[1]) != 0)) {
       const Term now[2] = {next[0], next[1]};
 #pragma unroll
@@ -349,7 +377,7 @@ class CombinationBlock {
   bool bad_ = false;
 };
 
-/// kSmall: dim and value_dim are at most 64.
+/// kSmall: dim and value_dim are at most 64, surrogates and summaries are read by vectors.
 template <bool kSplit, bool kSmall>
 __global__ void __launch_bounds__(kTileThreads, kSmall ? 4 : 2)
     cast_combination(const CastParams params) {

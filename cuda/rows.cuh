@@ -40,7 +40,8 @@ inline Tensor tensor_of(const InputRows& rows, Storage storage) {
   return {rows.data, rows.batch_stride, rows.head_stride, rows.row_stride, storage, false};
 }
 
-/// How rows are brought to shared memory.
+/// How rows are brought to shared memory. The last two: strides are below 2^31, so that the product
+/// with a row is one instruction.
 enum class RowAccess {
   any,       // found out when they are read
   elements,  // one by one
@@ -52,7 +53,8 @@ enum class RowAccess {
 inline RowAccess access_of(const Tensor& rows, int64_t width) {
   const int64_t bytes = storage_bytes(rows.storage);
   const int64_t strides = rows.batch_stride | rows.head_stride | rows.row_stride | width;
-  if (reinterpret_cast<uintptr_t>(rows.data) % 16 != 0 || strides * bytes % 16 != 0) {
+  const bool near = rows.row_stride == static_cast<int32_t>(rows.row_stride);
+  if (reinterpret_cast<uintptr_t>(rows.data) % 16 != 0 || strides * bytes % 16 != 0 || !near) {
     return RowAccess::elements;
   }
   return rows.storage == Storage::bfloat16 ? RowAccess::copies : RowAccess::vectors;
@@ -92,13 +94,18 @@ struct Rows {
     if (!is_bfloat16 && extra != nullptr) {
       places |= static_cast<int64_t>(reinterpret_cast<uintptr_t>(extra)) + first * bytes;
     }
-    if (places % 16 != 0 || element_stride != 1) return RowAccess::elements;
+    const bool near = stride == static_cast<int32_t>(stride);
+    if (places % 16 != 0 || element_stride != 1 || !near) return RowAccess::elements;
     if (!is_bfloat16) return RowAccess::vectors;
     return origin == nullptr ? RowAccess::copies : RowAccess::elements;
   }
-  /// A row of floats.
-  __device__ const float* plain_row(int64_t row) const {
-    return extra != nullptr && row == kExtraRow ? extra : data + offset + row * stride;
+  /// Elements before a row that is not read one by one.
+  __device__ int64_t near_row(int32_t row) const {
+    return static_cast<int64_t>(row) * static_cast<int32_t>(stride);
+  }
+  /// A row of floats, likewise.
+  __device__ const float* plain_row(int32_t row) const {
+    return extra != nullptr && row == kExtraRow ? extra : data + offset + near_row(row);
   }
   __device__ float element(int64_t row, int64_t column) const {
     float value =

@@ -71,7 +71,7 @@ __device__ void copy_chunks(OperandTile<kSplit>& tile, const Rows& source, const
       continue;
     }
     const int place = row * kTilePitch + column;
-    copy_async_16(tile.high + place, elements + (at < 0 ? 0 : at * source.stride) + column,
+    copy_async_16(tile.high + place, elements + (at < 0 ? 0 : source.near_row(at)) + column,
                   at >= 0 && column < count);
     if constexpr (kSplit) {
       *reinterpret_cast<uint4*>(tile.low + place) = make_uint4(0, 0, 0, 0);
