@@ -33,6 +33,12 @@ struct SortParams {
   Flags* flags;
 };
 
+inline int bits_of_labels(int64_t clusters) {
+  int bits = 0;
+  while (int64_t{1} << bits < clusters) ++bits;
+  return bits;
+}
+
 /// Cuts the sequences of `sort.problem` into parts.
 inline void plan_sort(SortParams& sort) {
   sort.part_rows =
@@ -40,8 +46,7 @@ inline void plan_sort(SortParams& sort) {
   sort.parts = divide_up(sort.problem.length, sort.part_rows);
   if (sort.parts == 0) sort.parts = 1;
   sort.blocks = divide_up(sort.parts, kSortWarps);
-  sort.label_bits = 0;
-  while (int64_t{1} << sort.label_bits < sort.problem.clusters) ++sort.label_bits;
+  sort.label_bits = bits_of_labels(sort.problem.clusters);
 }
 
 __device__ inline int64_t real_rows(const SortProblem& problem, int64_t sequence) {

@@ -21,7 +21,7 @@ namespace cluster_attention::cuda {
 constexpr int64_t kClusterHammingClusters = 1024;
 constexpr int kClusterHammingThreads = 512;
 /// Tiles of 16 hashes that a warp compares at a time, at most.
-constexpr int kMostHashTiles = 4;
+constexpr int kMostHashTiles = 2;
 constexpr int kMostHammingParts = 16;
 /// Hashes that a warp labels before it moves their bits.
 constexpr int kMostMoves = 16 * kMostHashTiles;
@@ -108,9 +108,21 @@ __device__ inline void start_hamming_block(const HammingParams& params, const Ha
   const int thread = static_cast<int>(threadIdx.x);
   const int threads = static_cast<int>(blockDim.x);
   const int whole_rows = static_cast<int>(round_up(block.rows, 16 * kMostHashTiles));
-  for (int i = thread; i < whole_rows; i += threads) {
-    block.hashes[i] = i < block.rows ? sequence.hashes[block.range.begin + i] : 0;
-    block.labels[i] = static_cast<uint16_t>(block.clusters);
+  constexpr int kAtOnce = 4;  // on their way before the first is stored
+  for (int first = thread; first < whole_rows; first += kAtOnce * threads) {
+    uint64_t hashes[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int row = first + i * threads;
+      hashes[i] = row < block.rows ? sequence.hashes[block.range.begin + row] : 0;
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int row = first + i * threads;
+      if (row >= whole_rows) break;
+      block.hashes[row] = hashes[i];
+      block.labels[row] = static_cast<uint16_t>(block.clusters);
+    }
   }
   for (int c = thread; c < block.clusters; c += threads) {
     block.centroids[c] =
@@ -180,8 +192,7 @@ __device__ inline void find_largest_sums(const HammingBlock& block,
 #pragma unroll
   for (int tile = 0; tile < kTiles; ++tile) best[tile][0] = best[tile][1] = kNoCluster;
   const int tiles = (block.clusters + 7) / 8;
-  constexpr int kAtOnce = kTiles == 1 ? 4 : 2;
-#pragma unroll kAtOnce
+#pragma unroll 4
   for (int t = 0; t < tiles; ++t) {
     const uint4 operand = block.operands[t * kWarp + lane];
     const uint32_t low[2] = {operand.x, operand.y};
@@ -189,11 +200,12 @@ __device__ inline void find_largest_sums(const HammingBlock& block,
     const int column = t * 8 + lane % 4 * 2;
     const int32_t left = column < block.clusters ? kSumScale - 1 - column : kNoCluster;
     const int32_t right = column + 1 < block.clusters ? kSumScale - 2 - column : kNoCluster;
+    const int32_t places[4] = {left, right, left, right};
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
-      int32_t sum[4] = {left, right, left, right};
-      mma_s8_16x8x32(sum, a[tile][0], low);
-      mma_s8_16x8x32(sum, a[tile][1], high);
+      int32_t sum[4];
+      mma_s8_16x8x32(sum, a[tile][0], low, places);
+      mma_s8_16x8x32(sum, a[tile][1], high, sum);
       best[tile][0] = max(best[tile][0], max(sum[0], sum[1]));
       best[tile][1] = max(best[tile][1], max(sum[2], sum[3]));
     }
@@ -207,10 +219,9 @@ __device__ inline void find_largest_sums(const HammingBlock& block,
   }
 }
 
-/// A new label for a hash per lane (`valid`), which joins the `count` moves of the warp where it is
-/// another one; returns their number. All lanes of the warp call it.
-__device__ inline int relabel(const HammingBlock& block, int row, int32_t sum, bool valid,
-                              int count) {
+/// A new label for a hash per lane (`valid`), which joins the moves of the warp where it is another
+/// one; returns their number. All lanes of the warp call it.
+__device__ inline int relabel(const HammingBlock& block, int row, int32_t sum, bool valid) {
   const int label = kSumScale - 1 - (sum & (kSumScale - 1));
   const int before = valid ? block.labels[row] : label;
   const bool moves = before != label;
@@ -220,11 +231,11 @@ __device__ inline int relabel(const HammingBlock& block, int row, int32_t sum, b
     atomicAdd(&block.members[label], 1);
     atomicAdd(&block.members[before], -1);
     const uint64_t hash = block.hashes[row];
-    block.moves[count + __popc(movers & ((1u << lane_index()) - 1u))] =
+    block.moves[__popc(movers & ((1u << lane_index()) - 1u))] =
         make_uint4(static_cast<uint32_t>(hash), static_cast<uint32_t>(hash >> 32),
                    static_cast<uint32_t>(before * 32), static_cast<uint32_t>(label * 32));
   }
-  return count + __popc(movers);
+  return __popc(movers);
 }
 
 /// Moves the bits of `count` hashes; all lanes of the warp call it.
@@ -263,26 +274,16 @@ __device__ bool assign_on_tensor_cores(const HammingBlock& block, bool last) {
     int32_t best[kTiles][2];
     spread_hashes<kTiles>(block.hashes + first, a);
     find_largest_sums<kTiles>(block, a, best);
-    // Lane `four` of a group takes the hashes of one tile, or a half of those of one.
+    // Lane `four` of a group takes one of its hashes: of one tile only the first two lanes.
     const int group = lane / 4;
     const int four = lane % 4;
-    constexpr int kOwned = kTiles == 4 ? 2 : 1;
-    int moves = 0;
+    const int half = four / kTiles % 2;
+    int32_t sums[2];
 #pragma unroll
-    for (int i = 0; i < kOwned; ++i) {
-      const int tile = four % kTiles;
-      const int half = kTiles == 4 ? i : four / kTiles % 2;
-      int32_t sums[4];
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        sums[j] = best[j % kTiles][kTiles == 4 ? i : j / kTiles % 2];
-      }
-      const int32_t left = four % 2 == 0 ? sums[0] : sums[1];
-      const int32_t right = four % 2 == 0 ? sums[2] : sums[3];
-      const int row = first + hash_of<kTiles>(tile, half, group);
-      const bool valid = row < block.rows && (kTiles > 1 || four < 2);
-      moves = relabel(block, row, four < 2 ? left : right, valid, moves);
-    }
+    for (int i = 0; i < 2; ++i) sums[i] = four % kTiles == 0 ? best[0][i] : best[kTiles - 1][i];
+    const int row = first + hash_of<kTiles>(four % kTiles, half, group);
+    const bool valid = row < block.rows && four < 2 * kTiles;
+    const int moves = relabel(block, row, half == 0 ? sums[0] : sums[1], valid);
     changed = changed || moves > 0;
     if (!last && moves > 0) move_hamming_bits(block, moves);
   }
@@ -322,9 +323,21 @@ __device__ inline void update_centroids(const HammingBlock& block) {
 
 /// The centroids that other blocks have updated.
 __device__ inline void fetch_centroids(const HammingBlock& block) {
-  for (int i = threadIdx.x; i < block.clusters * 4; i += blockDim.x) {
-    const int owner = i / 4 & (block.parts - 1);  // a power of two
-    if (owner != block.rank) block.operands[i] = in_block(block.operands, owner)[i];
+  constexpr int kAtOnce = 2;  // on their way before the first is stored
+  const int threads = static_cast<int>(blockDim.x);
+  const int count = block.clusters * 4;
+  for (int first = threadIdx.x; first < count; first += kAtOnce * threads) {
+    uint4 operands[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int at = first + i * threads;
+      const int owner = at / 4 & (block.parts - 1);  // a power of two
+      if (at < count) operands[i] = in_block(block.operands, owner)[at];
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      if (first + i * threads < count) block.operands[first + i * threads] = operands[i];
+    }
   }
 }
 
@@ -347,34 +360,30 @@ __device__ inline void store_hamming_block(const HammingParams& params, const Ha
   }
 }
 
+/// All iterations; returns the number of updates. The members of other blocks may be read until the
+/// next sync_cluster().
 template <int kTiles>
-__global__ void __launch_bounds__(kClusterHammingThreads, 1)
-    hamming_cluster_kernel(const HammingParams params) {
-  // cluster of blocks: hashes (length) -> labels (length), counts and centroids (clusters)
-  const HammingBlock block(params);
+__device__ int64_t iterate_hamming(const HammingParams& params, const HammingBlock& block) {
   start_hamming_block(params, block);
   __syncthreads();
   spread_centroids(block);
   __syncthreads();
-  int64_t updates = 0;
-  for (;; ++updates) {
+  for (int64_t updates = 0;; ++updates) {
     const int now = static_cast<int>(updates % 2);
     const bool last = updates == params.problem.max_iterations;
     if (threadIdx.x == 0) block.changed[1 - now] = 0;  // all have read it
     if (assign_on_tensor_cores<kTiles>(block, last)) block.changed[now] = 1;
     sync_cluster();
-    if (last) break;
+    if (last) return updates;
     const int lane = lane_index();
     const bool changed = lane < block.parts && in_block(block.changed, lane)[now] != 0;
     // Where no label has changed, these are the centroids that there are.
     update_centroids(block);
-    if (!any(changed)) break;
+    if (!any(changed)) return updates;
     sync_cluster();
     fetch_centroids(block);
     __syncthreads();
   }
-  store_hamming_block(params, block, updates);
-  sync_cluster();
 }
 
 }  // namespace cluster_attention::cuda

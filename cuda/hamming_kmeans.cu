@@ -1,7 +1,7 @@
 #include <algorithm>
 
-#include "cuda/hamming_cluster.cuh"
 #include "cuda/hamming_kmeans.cuh"
+#include "cuda/hamming_sort.cuh"
 #include "cuda/launch.h"
 
 namespace cluster_attention::cuda {
@@ -43,7 +43,8 @@ bool plan_launches(int64_t sequences, int64_t length, int64_t clusters, const Ha
 }
 
 template <int kTiles>
-Status launch_clusters(Session& session, const HammingParams& params, const HammingPlan& plan) {
+Status launch_clusters(Session& session, const HammingParams& params, const HammingPlan& plan,
+                       const SortProblem* sort) {
   LaunchShape shape{
       params.problem.batch * plan.parts, plan.threads,
       cluster_hamming_layout(divide_up(params.problem.length, plan.parts), params.clusters).bytes,
@@ -56,19 +57,23 @@ Status launch_clusters(Session& session, const HammingParams& params, const Hamm
                           params.clusters, limits, smaller)) {
       plan_launches(problem.batch, problem.length, params.clusters, limits, smaller);
     }
-    return group_hashes(session, problem, params.heads, smaller);
+    return group_hashes(session, problem, params.heads, smaller, sort);
   }
   return launch(session, shape, hamming_cluster_kernel<kTiles>, params);
 }
 
 /// Tiles of 16 hashes for a warp: as many as keep all warps at work.
-Status launch_clusters(Session& session, HammingParams params, const HammingPlan& plan) {
+Status launch_clusters(Session& session, HammingParams params, const HammingPlan& plan,
+                       const SortProblem* sort) {
   params.parts = plan.parts;
+  if (sort != nullptr) {
+    params.sort = *sort;
+    params.label_bits = bits_of_labels(sort->clusters);
+  }
   const int64_t tiles =
       divide_up(divide_up(params.problem.length, plan.parts), int64_t{16} * (plan.threads / kWarp));
-  if (tiles <= 1) return launch_clusters<1>(session, params, plan);
-  if (tiles == 2) return launch_clusters<2>(session, params, plan);
-  return launch_clusters<kMostHashTiles>(session, params, plan);
+  return tiles <= 1 ? launch_clusters<1>(session, params, plan, sort)
+                    : launch_clusters<kMostHashTiles>(session, params, plan, sort);
 }
 
 Status launch_iterations(Session& session, HammingParams params, const HammingPlan& plan) {
@@ -121,24 +126,26 @@ HammingPlan plan_hamming_kmeans(int64_t sequences, int64_t length, int64_t clust
   return plan;
 }
 
-Status group_hashes(Session& session, const HammingKMeansProblem& problem, int64_t heads) {
+Status group_hashes(Session& session, const HammingKMeansProblem& problem, int64_t heads,
+                    const SortProblem* sort) {
   const HammingLimits limits{session.multiprocessors(), session.shared_bytes(),
                              most_cluster_blocks(session)};
+  const int64_t clusters = std::min(problem.clusters, problem.length);
   return group_hashes(session, problem, heads,
-                      plan_hamming_kmeans(problem.batch, problem.length,
-                                          std::min(problem.clusters, problem.length), limits));
+                      plan_hamming_kmeans(problem.batch, problem.length, clusters, limits), sort);
 }
 
 Status group_hashes(Session& session, const HammingKMeansProblem& problem, int64_t heads,
-                    const HammingPlan& plan) {
+                    const HammingPlan& plan, const SortProblem* sort) {
   // grid: a cluster of blocks, or one block, per sequence
   if (problem.batch == 0) return Status::success();
   HammingParams params{};
   params.problem = problem;
   params.heads = heads;
   params.clusters = std::min(problem.clusters, problem.length);
-  return plan.way == HammingPlan::Way::clusters ? launch_clusters(session, params, plan)
-                                                : launch_iterations(session, params, plan);
+  if (plan.way == HammingPlan::Way::clusters) return launch_clusters(session, params, plan, sort);
+  CA_RETURN_IF_ERROR(launch_iterations(session, params, plan));
+  return sort != nullptr ? sort_by_label(session, *sort) : Status::success();
 }
 
 Status hamming_kmeans(Session& session, const HammingKMeansProblem& problem, const Call&) {

@@ -59,6 +59,8 @@ struct HammingParams {
   uint32_t* tickets;    // (batch), of last_block_done()
   int32_t* ones;        // (batch,clusters,kHammingBits)
   int32_t* members;     // (batch,clusters)
+  SortProblem sort;     // of hamming_sort.cuh; without `order` nothing is sorted
+  int label_bits;       // of the largest label
 };
 
 /// One sequence as a block sees it.

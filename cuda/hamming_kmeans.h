@@ -2,7 +2,7 @@
 
 // §2.2 on the device; see hamming_kmeans.cuh for the kernels.
 
-#include "cuda/backend.h"
+#include "cuda/counting_sort.h"
 
 namespace cluster_attention::cuda {
 
@@ -34,12 +34,14 @@ HammingPlan plan_hamming_kmeans(int64_t sequences, int64_t length, int64_t clust
 bool plan_hamming_way(HammingPlan::Way way, int64_t sequences, int64_t length, int64_t clusters,
                       const HammingLimits& limits, HammingPlan& plan);
 
-/// `problem.lengths` holds one length per `heads` consecutive sequences. Launches: 1, or
-/// max_iterations + 2 where a cluster of blocks cannot hold a sequence.
-Status group_hashes(Session& session, const HammingKMeansProblem& problem, int64_t heads);
+/// `problem.lengths` holds one length per `heads` consecutive sequences. With `sort`, the labels
+/// are sorted too, as by sort_by_label(). Launches: 1, or max_iterations + 2 and those of the sort
+/// where a cluster of blocks cannot hold a sequence.
+Status group_hashes(Session& session, const HammingKMeansProblem& problem, int64_t heads,
+                    const SortProblem* sort = nullptr);
 
 /// The same as planned.
 Status group_hashes(Session& session, const HammingKMeansProblem& problem, int64_t heads,
-                    const HammingPlan& plan);
+                    const HammingPlan& plan, const SortProblem* sort = nullptr);
 
 }  // namespace cluster_attention::cuda

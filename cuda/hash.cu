@@ -1,6 +1,6 @@
 #include <algorithm>
 
-#include "cuda/hash_product.cuh"
+#include "cuda/hash_bits.cuh"
 #include "cuda/launch.h"
 
 namespace cluster_attention::cuda {
@@ -21,12 +21,10 @@ Status launch_product(Session& session, const HashParams& hash) {
   // grid: warps that share the tiles of 16 or 32 rows
   constexpr int64_t kSmallThreads = 128;
   const HashSequences& problem = hash.sequences;
-  using Product = HashProduct<kRead>;
   HashProductParams params{};
   params.hash = hash;
-  params.tiles = std::max<int64_t>(divide_up(problem.length, Product::kRows), 1);
-  params.vectors = has_vectors<kRead>(problem.inputs, problem.dim);
-  params.tolerance = product_tolerance(problem.dim, Product::kSplit);
+  params.tiles = std::max<int64_t>(divide_up(problem.length, kHashTileRows<kRead>), 1);
+  params.tolerance = product_tolerance(problem.dim, kRead == Read::float32);
   const int64_t tiles = problem.batch * problem.heads * params.tiles;
   // Each block reads the planes: no more of them than run at once.
   const int64_t resident = session.multiprocessors();
@@ -34,7 +32,10 @@ Status launch_product(Session& session, const HashParams& hash) {
   const int64_t threads = small ? kSmallThreads : kHashProductThreads;
   const int64_t blocks = std::max<int64_t>(divide_up(tiles, threads / kWarp), 1);
   return launch(session, std::min(blocks, small ? blocks : resident), threads,
-                hash_product_layout(problem.dim).bytes, hash_product_kernel<kRead>, params);
+                hash_product_layout(problem.dim).bytes,
+                has_vectors<kRead>(problem.inputs, problem.dim) ? hash_product_kernel<kRead, true>
+                                                                : hash_product_kernel<kRead, false>,
+                params);
 }
 
 template <Read kRead>
@@ -62,7 +63,8 @@ Status launch_hash(Session& session, const HashSequences& problem, const Call& c
                               threshold_layout().bytes, hash_threshold_kernel<>, selection));
     params.own_thresholds = thresholds;
   }
-  if (problem.tensor_cores && session.capability() >= 80 && problem.dim <= kMostProductColumns &&
+  if (problem.tensor_cores && params.own_thresholds == nullptr && session.capability() >= 80 &&
+      problem.dim <= kMostProductColumns &&
       hash_product_layout(problem.dim).bytes <= session.shared_bytes()) {
     return launch_product<kRead>(session, params);
   }

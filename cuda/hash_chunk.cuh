@@ -7,6 +7,15 @@
 
 namespace cluster_attention::cuda {
 
+/// bits << 1 with the sign of a value in its place.
+__device__ inline uint32_t append_sign(uint32_t bits, float value) {
+#if defined(__CUDA_ARCH__)
+  return __funnelshift_l(__float_as_uint(value), bits, 1);
+#else
+  return bits << 1 | __float_as_uint(value) >> 31;
+#endif
+}
+
 /// Eight columns of a row as they are stored.
 template <Read kRead>
 struct HashChunk {

@@ -24,7 +24,6 @@ constexpr int kBitTiles = kHashBits / 8;
 struct HashProductParams {
   HashParams hash;
   int64_t tiles;    // of a warp's rows, per sequence
-  bool vectors;     // rows can be read by 16 bytes
   float tolerance;  // of a sum, per length of the row and of the plane
 };
 
@@ -54,6 +53,10 @@ CA_HOST_DEVICE inline HashProductLayout hash_product_layout(int64_t dim) {
   return {operands, limits, planes, parts.bytes()};
 }
 
+/// Rows of a warp, whole tiles of 16.
+template <Read kRead>
+constexpr int kHashTileRows = kRead == Read::bfloat16 ? 32 : 16;
+
 /// One warp's rows of a sequence.
 struct HashTile {
   int64_t sequence;
@@ -62,12 +65,11 @@ struct HashTile {
   int rows;          // real ones
 };
 
-template <Read kRead>
+template <Read kRead, bool kVectors>
 class HashProduct {
  public:
   static constexpr bool kSplit = kRead == Read::float32;
-  static constexpr int kTiles = kRead == Read::bfloat16 ? 2 : 1;
-  static constexpr int kRows = 16 * kTiles;
+  static constexpr int kTiles = kHashTileRows<kRead> / 16;
 
   __device__ explicit HashProduct(const HashProductParams& params)
       : params_(params), problem_(params.hash.sequences) {
@@ -83,6 +85,8 @@ class HashProduct {
   __device__ bool bad() const { return bad_; }
 
  private:
+  using RowBits = uint32_t[2 * kTiles];  // of this lane's rows
+
   __device__ float plane(int bit, int64_t d) const { return planes_[bit * (problem_.dim + 1) + d]; }
   __device__ int64_t row_at(const HashTile& tile, int row) const {
     return tile.base + row * problem_.inputs.row_stride;
@@ -91,9 +95,11 @@ class HashProduct {
                              HashChunk<kRead>& chunk) const;
   __device__ void multiply(const HashTile& tile);
   __device__ void add_chunk(int chunk, const HashChunk<kRead> (&rows)[kTiles][2]);
-  using RowBits = uint32_t[2 * kTiles];  // of this lane's rows
-  __device__ void compare(const HashTile& rows, RowBits& result, RowBits& unsure) const;
+  __device__ float bound_of(int r) const;
+  __device__ bool compare(RowBits& bits) const;
+  __device__ uint32_t open_bits(int r) const;
   __device__ bool chain_exceeds(const HashTile& tile, int row, int bit) const;
+  __device__ void decide(const HashTile& tile, RowBits& bits);
   __device__ uint32_t look_at_row(const HashTile& tile, int row, uint32_t unsure);
 
   const HashProductParams& params_;
@@ -106,21 +112,32 @@ class HashProduct {
   bool bad_ = false;
 };
 
-template <Read kRead>
-__device__ void HashProduct<kRead>::load_planes() {
+template <Read kRead, bool kVectors>
+__device__ void HashProduct<kRead, kVectors>::load_planes() {
   const int bits = static_cast<int>(problem_.bits);
   const int dim = static_cast<int>(problem_.dim);
   const int thread = static_cast<int>(threadIdx.x);
   const int threads = static_cast<int>(blockDim.x);
-#pragma unroll 16
-  for (int i = thread; i < bits * (dim + 1); i += threads) {
-    const float value = problem_.planes[i];
-    const float rounded = params_.hash.round_planes ? round_to_bfloat16(value) : value;
-    bad_ = bad_ || !is_finite(rounded);
-    planes_[i] = rounded;
+  constexpr int kAtOnce = 12;  // on their way before the first is stored
+  const int count = bits * (dim + 1);
+#pragma unroll 1
+  for (int first = thread; first < count; first += kAtOnce * threads) {
+    float values[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int at = first + i * threads;
+      values[i] = at < count ? problem_.planes[at] : 0.0f;
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      if (params_.hash.round_planes) values[i] = round_to_bfloat16(values[i]);
+      bad_ = bad_ || !is_finite(values[i]);
+      if (first + i * threads < count) planes_[first + i * threads] = values[i];
+    }
   }
   __syncthreads();
   const int steps = (dim + 31) / 32 * 2;
+#pragma unroll 2
   for (int i = thread; i < steps * kBitTiles * kWarp; i += threads) {
     const int bit = i / kWarp % kBitTiles * 8 + i % kWarp / 4;
     const int step = i / kWarp / kBitTiles;
@@ -134,44 +151,47 @@ __device__ void HashProduct<kRead>::load_planes() {
     operands_[i] = operand;
   }
   for (int bit = thread; bit < kHashBits; bit += threads) {
-    float square = 0.0f;
-    for (int d = 0; d < dim && bit < bits; ++d) square = fmaf(plane(bit, d), plane(bit, d), square);
-    // No bound where nothing is known: the chain decides.
-    const float norm = square >= kLeastSquare ? sqrtf(square) : __uint_as_float(0x7f800000u);
     float* limit = reinterpret_cast<float*>(limits_) + bit * 2;
-    limit[0] = bit < bits ? plane(bit, dim) : 0.0f;
-    limit[1] = norm;
+    limit[0] = 0.0f;
+    limit[1] = -1.0f;  // bits that there are none of are sure
+    if (bit >= bits) continue;
+    float square = 0.0f;
+#pragma unroll 4
+    for (int d = 0; d < dim; ++d) square = fmaf(plane(bit, d), plane(bit, d), square);
+    limit[0] = plane(bit, dim);
+    // No bound where nothing is known: the chain decides.
+    limit[1] = square >= kLeastSquare ? square * rsqrtf(square) : __uint_as_float(0x7f800000u);
   }
   __syncthreads();
 }
 
-template <Read kRead>
-__device__ void HashProduct<kRead>::load_chunk(const HashTile& tile, int row, int column,
-                                               HashChunk<kRead>& chunk) const {
+template <Read kRead, bool kVectors>
+__device__ void HashProduct<kRead, kVectors>::load_chunk(const HashTile& tile, int row, int column,
+                                                         HashChunk<kRead>& chunk) const {
   const float* data = problem_.inputs.data;
   const int dim = static_cast<int>(problem_.dim);
   const bool real = row < tile.rows;
-  if (params_.vectors) {
+  if constexpr (kVectors) {
     if (real && column < dim) {
       chunk.load(data, row_at(tile, row) + column);
-      return;
+    } else {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) chunk.set(i, 0.0f);
     }
+  } else {
 #pragma unroll
-    for (int i = 0; i < 8; ++i) chunk.set(i, 0.0f);
-    return;
-  }
-#pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    const bool inside = real && column + i < dim;
-    constexpr Read kStored = kRead == Read::bfloat16 ? Read::bfloat16 : Read::float32;
-    chunk.set(i, inside ? read<kStored>(data, row_at(tile, row) + column + i) : 0.0f);
+    for (int i = 0; i < 8; ++i) {
+      const bool inside = real && column + i < dim;
+      constexpr Read kStored = kRead == Read::bfloat16 ? Read::bfloat16 : Read::float32;
+      chunk.set(i, inside ? read<kStored>(data, row_at(tile, row) + column + i) : 0.0f);
+    }
   }
 }
 
 /// Adds the products of 32 columns.
-template <Read kRead>
-__device__ void HashProduct<kRead>::add_chunk(int chunk,
-                                              const HashChunk<kRead> (&rows)[kTiles][2]) {
+template <Read kRead, bool kVectors>
+__device__ void HashProduct<kRead, kVectors>::add_chunk(int chunk,
+                                                        const HashChunk<kRead> (&rows)[kTiles][2]) {
   uint32_t high[kTiles][2][4];
   uint32_t low[kTiles][2][4];
 #pragma unroll
@@ -202,8 +222,8 @@ __device__ void HashProduct<kRead>::add_chunk(int chunk,
   }
 }
 
-template <Read kRead>
-__device__ void HashProduct<kRead>::multiply(const HashTile& tile) {
+template <Read kRead, bool kVectors>
+__device__ void HashProduct<kRead, kVectors>::multiply(const HashTile& tile) {
 #pragma unroll
   for (int i = 0; i < kTiles * kBitTiles * 4; ++i) {
     sums_[i / 4 / kBitTiles][i / 4 % kBitTiles][i % 4] = 0.0f;
@@ -224,173 +244,6 @@ __device__ void HashProduct<kRead>::multiply(const HashTile& tile) {
     add_chunk(first, rows[0]);
     if (first + 1 < chunks) add_chunk(first + 1, rows[1]);
   }
-}
-
-/// Bits that the sums leave open in a row whose length is no number or next to 0. Sums of zeros are
-/// exact.
-template <Read kRead>
-__device__ uint32_t HashProduct<kRead>::look_at_row(const HashTile& tile, int row,
-                                                    uint32_t unsure) {
-  bool zero = true;
-  for (int64_t d = 0; d < problem_.dim; ++d) {
-    const float value = read<kRead>(problem_.inputs.data, row_at(tile, row) + d);
-    zero = zero && value == 0.0f;
-    bad_ = bad_ || !is_finite(value);
-  }
-  return zero ? 0u : unsure;
-}
-
-/// The bit as the CPU finds it.
-template <Read kRead>
-__device__ bool HashProduct<kRead>::chain_exceeds(const HashTile& tile, int row, int bit) const {
-  const int dim = static_cast<int>(problem_.dim);
-  const float* plane = planes_ + bit * (dim + 1);
-  float sum = 0.0f;
-#pragma unroll 4
-  for (int first = 0; first < dim; first += 8) {
-    HashChunk<kRead> chunk;
-    load_chunk(tile, row, first, chunk);
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      if (first + i < dim) sum = fmaf(chunk.get(i), plane[first + i], sum);
-    }
-  }
-  const float* own = params_.hash.own_thresholds;
-  return sum > (own != nullptr ? own[tile.sequence * kHashBits + bit] : plane[dim]);
-}
-
-/// This lane's 16 bits of each of its rows: bit 2 n + side is bit 8 n + 2 four + side of the hash.
-/// `unsure` gets those that the sum does not decide.
-template <Read kRead>
-__device__ void HashProduct<kRead>::compare(const HashTile& rows, RowBits& result,
-                                            RowBits& unsure) const {
-  const float no_bound = __uint_as_float(0x7f800000u);
-  const float* own = params_.hash.own_thresholds;
-  const int bits = static_cast<int>(problem_.bits);
-  const int four = lane_index() % 4;
-  float bound[2 * kTiles];
-#pragma unroll
-  for (int r = 0; r < 2 * kTiles; ++r) {
-    const float square = squares_[r / 2][r % 2];
-    bound[r] = square >= kLeastSquare ? params_.tolerance * sqrtf(square) : no_bound;
-    result[r] = 0;
-    unsure[r] = 0;
-  }
-#pragma unroll
-  for (int n = 0; n < kBitTiles; ++n) {
-    float4 limit = limits_[n * 4 + four];
-    const int bit = n * 8 + four * 2;
-    if (own != nullptr) {
-      limit.x = bit < bits ? own[rows.sequence * kHashBits + bit] : 0.0f;
-      limit.z = bit + 1 < bits ? own[rows.sequence * kHashBits + bit + 1] : 0.0f;
-    }
-#pragma unroll
-    for (int r = 0; r < 2 * kTiles; ++r) {
-      const float left = sums_[r / 2][n][r % 2 * 2] - limit.x;
-      const float right = sums_[r / 2][n][r % 2 * 2 + 1] - limit.z;
-      if (left > 0.0f) result[r] |= 1u << (2 * n);
-      if (right > 0.0f) result[r] |= 2u << (2 * n);
-      if (!(fabsf(left) > bound[r] * limit.y)) unsure[r] |= 1u << (2 * n);
-      if (!(fabsf(right) > bound[r] * limit.w)) unsure[r] |= 2u << (2 * n);
-    }
-  }
-  // Bits that there are of this lane: all of a tile but the last.
-  const int left = bits - four * 2;
-  const int whole = left <= 0 ? 0 : left / 8;
-  const int rest = left - whole * 8;
-  uint32_t valid = (1u << (2 * whole)) - 1u;
-  if (left > 0 && rest > 0) valid |= (rest > 1 ? 3u : 1u) << (2 * whole);
-#pragma unroll
-  for (int r = 0; r < 2 * kTiles; ++r) {
-    const int row = r * 8 + lane_index() / 4;
-    result[r] &= valid;
-    unsure[r] &= row < rows.rows ? valid : 0u;
-  }
-}
-
-template <Read kRead>
-__device__ void HashProduct<kRead>::hash_tile(const HashTile& tile) {
-  multiply(tile);
-  const int group = lane_index() / 4;
-  const int four = lane_index() % 4;
-  uint64_t* hashes = problem_.hashes + tile.sequence * problem_.length + tile.first_row;
-#pragma unroll
-  for (int r = 0; r < 2 * kTiles; ++r) {
-    squares_[r / 2][r % 2] = warp_sum(squares_[r / 2][r % 2], 4);
-  }
-  RowBits bits;
-  RowBits unsure;
-  compare(tile, bits, unsure);
-#pragma unroll
-  for (int r = 0; r < 2 * kTiles; ++r) {
-    const int row = r * 8 + group;
-    const float square = squares_[r / 2][r % 2];
-    const bool usual = square >= kLeastSquare && is_finite(square);
-    if (unsure[r] != 0 && !usual) unsure[r] = look_at_row(tile, row, unsure[r]);
-    for (; unsure[r] != 0; unsure[r] &= unsure[r] - 1) {
-      const int i = __ffs(static_cast<int>(unsure[r])) - 1;
-      const bool set = chain_exceeds(tile, row, i / 2 * 8 + four * 2 + i % 2);
-      bits[r] = (bits[r] & ~(1u << i)) | static_cast<uint32_t>(set) << i;
-    }
-    uint32_t words[2] = {0, 0};
-#pragma unroll
-    for (int n = 0; n < kBitTiles; ++n) {
-      words[n / 4] |= (bits[r] >> (2 * n) & 3u) << (n % 4 * 8 + 2 * four);
-    }
-    const auto join = [](uint32_t a, uint32_t b) { return a | b; };
-    const uint32_t low = warp_reduce(words[0], join, 4);
-    const uint32_t high = warp_reduce(words[1], join, 4);
-    if (four == 0 && row < tile.rows) hashes[row] = static_cast<uint64_t>(high) << 32 | low;
-  }
-}
-
-/// The rows that are tile `index` of the launch; none past the real ones.
-template <Read kRead>
-__device__ HashTile hash_tile_at(const HashProductParams& params, int64_t index) {
-  constexpr int64_t kRows = HashProduct<kRead>::kRows;
-  const HashSequences& problem = params.hash.sequences;
-  HashTile tile;
-  tile.sequence = index / params.tiles;
-  tile.first_row = index % params.tiles * kRows;
-  tile.rows = 0;
-  if (tile.sequence >= problem.batch * problem.heads) return tile;
-  const int64_t batch = tile.sequence / problem.heads;
-  const int64_t left = real_length(problem.lengths, batch, problem.length) - tile.first_row;
-  tile.rows = static_cast<int>(left < 0 ? 0 : left < kRows ? left : kRows);
-  tile.base = row_offset(problem.inputs, batch, tile.sequence % problem.heads, tile.first_row);
-  return tile;
-}
-
-/// Rows of a tile on their way to the L2 cache, one per lane.
-template <Read kRead>
-__device__ void prefetch_tile(const HashSequences& problem, const HashTile& tile) {
-  constexpr int64_t kElement = kRead == Read::bfloat16 ? 2 : 4;
-  if (lane_index() >= tile.rows) return;
-  const char* row = reinterpret_cast<const char*>(problem.inputs.data) +
-                    (tile.base + lane_index() * problem.inputs.row_stride) * kElement;
-  for (int64_t byte = 0; byte < problem.dim * kElement; byte += 128) prefetch_l2(row + byte);
-}
-
-template <Read kRead>
-__global__ void __launch_bounds__(kHashProductThreads, 1)
-    hash_product_kernel(const HashProductParams params) {
-  // warp: rows (16 or 32,dim) x planes (bits,dim) -> hashes
-  const HashSequences& problem = params.hash.sequences;
-  HashProduct<kRead> product(params);
-  const int64_t warps = static_cast<int64_t>(blockDim.x) / kWarp;
-  const int64_t step = gridDim.x * warps;
-  const int64_t tiles = problem.batch * problem.heads * params.tiles;
-  int64_t index = blockIdx.x * warps + warp_index();
-  HashTile tile = hash_tile_at<kRead>(params, index);
-  prefetch_tile<kRead>(problem, tile);
-  product.load_planes();
-  for (; index < tiles; index += step) {
-    const HashTile next = hash_tile_at<kRead>(params, index + step);
-    prefetch_tile<kRead>(problem, next);
-    if (tile.rows > 0) product.hash_tile(tile);
-    tile = next;
-  }
-  if (product.bad()) mark_non_finite(params.hash.flags);
 }
 
 }  // namespace cluster_attention::cuda

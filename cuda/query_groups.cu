@@ -25,9 +25,12 @@ class Grouper {
 
   Status run() {
     CA_RETURN_IF_ERROR(allocate());
-    if (problem_.grouping == Grouping::hamming) CA_RETURN_IF_ERROR(group_by_hashes());
-    if (problem_.grouping == Grouping::euclidean) CA_RETURN_IF_ERROR(group_by_distance());
-    CA_RETURN_IF_ERROR(sort());
+    if (problem_.grouping == Grouping::hamming) {
+      CA_RETURN_IF_ERROR(group_by_hashes());
+    } else {
+      if (problem_.grouping == Grouping::euclidean) CA_RETURN_IF_ERROR(group_by_distance());
+      CA_RETURN_IF_ERROR(sort_by_label(session_, sorting()));
+    }
     return average();
   }
 
@@ -73,7 +76,8 @@ class Grouper {
     kmeans.counts = counts_;
     CA_RETURN_IF_ERROR(
         scope_.allocate(&kmeans.centroids, checked_size(sequences_, problem_.clusters)));
-    return group_hashes(session_, kmeans, shape_.heads);
+    const SortProblem sort = sorting();
+    return group_hashes(session_, kmeans, shape_.heads, &sort);
   }
 
   Status group_by_distance() {
@@ -95,7 +99,7 @@ class Grouper {
     return cuda::kmeans(session_, kmeans, call_);
   }
 
-  Status sort() {
+  SortProblem sorting() const {
     SortProblem sort;
     sort.sequences = sequences_;
     sort.heads = shape_.heads;
@@ -111,7 +115,7 @@ class Grouper {
     sort.order = groups_.order;
     sort.active = groups_.active;
     sort.active_count = groups_.active_count;
-    return sort_by_label(session_, sort);
+    return sort;
   }
 
   Status average() {

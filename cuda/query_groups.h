@@ -18,7 +18,7 @@ struct QueryGroups {
 };
 
 /// Groups the queries as problem.grouping says and averages them. The arrays live in `scope`.
-/// Launches: the grouping's, one or two to sort, one to average.
+/// Launches: the grouping's, one or two to sort where the grouping does not, one to average.
 Status group_queries(Session& session, const ClusteredAttentionProblem& problem, const Call& call,
                      DeviceWorkspace::Scope& scope, QueryGroups& groups);
 

@@ -45,22 +45,30 @@ CA_HOST_DEVICE inline SortClusterLayout sort_cluster_layout(int64_t warps, int64
 struct SortBlock {
   int64_t sequence;
   int64_t first_row;  // of the block
+  int parts;          // blocks of the sequence
   int rank;
   int warps;
+  int rows;      // labels of the block
+  int run_rows;  // of a warp, whole warps
   int clusters;
-  int run_rows;
-  int32_t* labels;
-  int32_t* placed;
-  int32_t* totals;
-  int32_t* scratch;
+  int counted;  // clusters that may have members
+  int label_bits;
+  int32_t* labels;   // (rows)
+  int32_t* placed;   // (warps,counted)
+  int32_t* totals;   // (counted)
+  int32_t* scratch;  // (32)
 
+  __device__ SortBlock() {}
   __device__ explicit SortBlock(const SortClusterParams& params) {
     warps = static_cast<int>(blockDim.x) / kWarp;
-    clusters = static_cast<int>(params.sort.problem.clusters);
+    clusters = counted = static_cast<int>(params.sort.problem.clusters);
     run_rows = static_cast<int>(params.run_rows);
-    sequence = blockIdx.x / params.parts;
-    rank = static_cast<int>(blockIdx.x % params.parts);
-    first_row = static_cast<int64_t>(rank) * warps * run_rows;
+    rows = warps * run_rows;
+    parts = static_cast<int>(params.parts);
+    sequence = blockIdx.x / static_cast<unsigned>(params.parts);
+    rank = static_cast<int>(blockIdx.x % static_cast<unsigned>(params.parts));
+    first_row = static_cast<int64_t>(rank) * rows;
+    label_bits = params.sort.label_bits;
     const SortClusterLayout layout = sort_cluster_layout(warps, run_rows, clusters);
     labels = dynamic_shared<int32_t>(layout.labels);
     placed = dynamic_shared<int32_t>(layout.placed);
@@ -95,79 +103,82 @@ __device__ inline void count_run(const SortClusterParams& params, const SortBloc
   }
 }
 
-/// The counts of the warps become those of earlier warps, `totals` those of the block.
-__device__ inline void sum_warps(const SortBlock& block) {
-  for (int c = threadIdx.x; c < block.clusters; c += blockDim.x) {
-    int32_t total = 0;
-    for (int warp = 0; warp < block.warps; ++warp) {
-      const int32_t count = block.placed[warp * block.clusters + c];
-      block.placed[warp * block.clusters + c] = total;
-      total += count;
-    }
-    block.totals[c] = total;
+/// Turns the counts of the warps for one label into those of earlier warps; returns their sum.
+__device__ inline int32_t sum_warps(const SortBlock& block, int c) {
+  int32_t total = 0;
+  for (int warp = 0; warp < block.warps; ++warp) {
+    const int32_t count = block.placed[warp * block.counted + c];
+    block.placed[warp * block.counted + c] = total;
+    total += count;
   }
+  return total;
+}
+
+/// Members of a label in the sequence, and in its earlier blocks.
+struct LabelTotal {
+  int32_t all = 0;
+  int32_t earlier = 0;
+};
+__device__ inline LabelTotal total_of_label(const SortBlock& block, int c) {
+  constexpr int kAtOnce = 8;
+  LabelTotal total;
+  if (c >= block.counted) return total;
+  for (int group = 0; group < block.parts; group += kAtOnce) {
+    int32_t counts[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      counts[i] = group + i < block.parts ? in_block(block.totals, group + i)[c] : 0;
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      total.all += counts[i];
+      if (group + i < block.rank) total.earlier += counts[i];
+    }
+  }
+  return total;
 }
 
 /// Adds what is before the block: earlier labels, and the rows of its label in earlier blocks. The
 /// first block stores the offsets and the labels with members.
-__device__ inline void add_places(const SortClusterParams& params, const SortBlock& block) {
-  constexpr int kAtOnce = 8;
-  const SortProblem& problem = params.sort.problem;
-  const int parts = static_cast<int>(params.parts);
+__device__ inline void add_places(const SortProblem& problem, const SortBlock& block) {
   const bool stores = block.rank == 0;
   int32_t* offsets = problem.offsets + block.sequence * (problem.clusters + 1);
   int32_t members = 0;  // of the labels so far
   int32_t active = 0;
   for (int first = 0; first < block.clusters; first += blockDim.x) {
     const int c = first + static_cast<int>(threadIdx.x);
-    const bool valid = c < block.clusters;
-    int32_t total = 0;
-    int32_t earlier = 0;
-    for (int group = 0; group < parts; group += kAtOnce) {
-      int32_t counts[kAtOnce];
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        counts[i] = valid && group + i < parts ? in_block(block.totals, group + i)[c] : 0;
-      }
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        total += counts[i];
-        if (group + i < block.rank) earlier += counts[i];
-      }
-    }
+    const LabelTotal total = total_of_label(block, c);
     int32_t added;
-    const int32_t before = members + block_exclusive_sum(total, block.scratch, &added);
+    const int32_t before = members + block_exclusive_sum(total.all, block.scratch, &added);
     members += added;
-    for (int warp = 0; valid && warp < block.warps; ++warp) {
-      block.placed[warp * block.clusters + c] += before + earlier;
+    for (int warp = 0; c < block.counted && warp < block.warps; ++warp) {
+      block.placed[warp * block.counted + c] += before + total.earlier;
     }
-    if (stores && valid) offsets[c] = before;
+    if (stores && c < block.clusters) offsets[c] = before;
     if (problem.active == nullptr) continue;
-    const int32_t place = active + block_exclusive_sum(total > 0 ? 1 : 0, block.scratch, &added);
+    const int32_t place =
+        active + block_exclusive_sum(total.all > 0 ? 1 : 0, block.scratch, &added);
     active += added;
-    if (stores && total > 0) {
-      problem.active[block.sequence * problem.clusters + place] = c;
-    }
+    if (stores && total.all > 0) problem.active[block.sequence * problem.clusters + place] = c;
   }
   if (!stores || threadIdx.x != 0) return;
   offsets[problem.clusters] = members;
   if (problem.active != nullptr) problem.active_count[block.sequence] = active;
 }
 
-__device__ inline void place_run(const SortClusterParams& params, const SortBlock& block) {
-  const SortProblem& problem = params.sort.problem;
-  const int32_t* labels = block.labels + warp_index() * block.run_rows;
-  int32_t* placed = block.placed + warp_index() * block.clusters;
+/// Places the rows of this warp's run.
+__device__ inline void place_run(const SortProblem& problem, const SortBlock& block) {
+  const int begin = warp_index() * block.run_rows;
+  int32_t* placed = block.placed + warp_index() * block.counted;
   int32_t* order = problem.order + block.sequence * problem.length;
-  const int64_t first = block.first_row + static_cast<int64_t>(warp_index()) * block.run_rows;
-  for (int i = lane_index(); i < block.run_rows; i += kWarp) {
-    const int32_t label = labels[i];
-    const uint32_t lanes = lanes_of_label(label, params.sort.label_bits);
+  for (int i = begin + lane_index(); i < begin + block.run_rows; i += kWarp) {
+    const int32_t label = i < block.rows ? block.labels[i] : -1;
+    const uint32_t lanes = lanes_of_label(label, block.label_bits);
     const uint32_t earlier = lanes & ((1u << lane_index()) - 1u);
     const int32_t place = label >= 0 ? placed[label] : 0;
     __syncwarp();
     if (label >= 0) {
-      order[place + __popc(earlier)] = static_cast<int32_t>(first + i);
+      order[place + __popc(earlier)] = static_cast<int32_t>(block.first_row + i);
       if (earlier == 0) placed[label] = place + __popc(lanes);
     }
     __syncwarp();
@@ -181,11 +192,13 @@ __global__ void __launch_bounds__(kMostSortWarps* kWarp, 1)
   const SortBlock block(params);
   count_run(params, block);
   __syncthreads();
-  sum_warps(block);
+  for (int c = threadIdx.x; c < block.counted; c += blockDim.x) {
+    block.totals[c] = sum_warps(block, c);
+  }
   sync_cluster();
-  add_places(params, block);
+  add_places(params.sort.problem, block);
   __syncthreads();
-  place_run(params, block);
+  place_run(params.sort.problem, block);
   sync_cluster();  // others have read this block's totals
 }
 

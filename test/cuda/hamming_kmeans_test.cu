@@ -3,6 +3,7 @@
 #include "test/cuda/same_as_cpu.h"
 #include "test/native/cases.h"
 #include "test/native/clustering_arrays.h"
+#include "test/native/compare.h"
 
 namespace cluster_attention::test {
 
@@ -59,8 +60,53 @@ constexpr cuda::HammingLimits kHopper{132, 227 * 1024, 16};
 /// How the next call of planned() is cut; operations take no more than a problem.
 cuda::HammingPlan next_plan;
 
+/// The labels of a device sorted, in workspace memory.
+struct Sorted {
+  cuda::SortProblem problem;
+
+  Sorted(cuda::DeviceWorkspace::Scope& scope, const HammingKMeansProblem& kmeans) {
+    problem.sequences = kmeans.batch;
+    problem.length = kmeans.length;
+    problem.clusters = kmeans.clusters;
+    problem.labels = kmeans.labels;
+    problem.lengths = kmeans.lengths;
+    CHECK(scope.allocate(&problem.offsets, kmeans.batch * (kmeans.clusters + 1)).ok());
+    CHECK(scope.allocate(&problem.order, kmeans.batch * kmeans.length).ok());
+    CHECK(scope.allocate(&problem.active, kmeans.batch * kmeans.clusters).ok());
+    CHECK(scope.allocate(&problem.active_count, kmeans.batch).ok());
+  }
+
+  /// All of it as one list, as far as it is defined.
+  std::vector<int32_t> read(cuda::Session* session) const {
+    const auto get = [&](const int32_t* data, int64_t count) {
+      std::vector<int32_t> values(static_cast<size_t>(count));
+      CHECK(
+          Device::backend().download_bytes(session, values.data(), data, count * 4, nullptr).ok());
+      return values;
+    };
+    std::vector<int32_t> all;
+    const auto add = [&](const std::vector<int32_t>& values) {
+      all.insert(all.end(), values.begin(), values.end());
+    };
+    for (int64_t s = 0; s < problem.sequences; ++s) {
+      add(get(problem.offsets + s * (problem.clusters + 1), problem.clusters + 1));
+      add(get(problem.order + s * problem.length, all.back()));
+      add(get(problem.active_count + s, 1));
+      add(get(problem.active + s * problem.clusters, all.back()));
+    }
+    return all;
+  }
+};
+
+/// The labels are sorted on the way, as by a sort of their own.
 Status planned(cuda::Session* session, const HammingKMeansProblem& problem, const cuda::Call&) {
-  return cuda::group_hashes(*session, problem, 1, next_plan);
+  cuda::DeviceWorkspace::Scope scope(session->workspace());
+  const Sorted together(scope, problem);
+  const Sorted alone(scope, problem);
+  CA_RETURN_IF_ERROR(cuda::group_hashes(*session, problem, 1, next_plan, &together.problem));
+  CA_RETURN_IF_ERROR(cuda::sort_by_label(*session, alone.problem, cuda::SortPlan()));
+  CHECK_SAME(together.read(session), alone.read(session));
+  return Status::success();
 }
 
 /// Cut in one way, for a device of `limits`; false where the sizes do not allow it.

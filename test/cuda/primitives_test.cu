@@ -102,7 +102,7 @@ __global__ void byte_product(const ByteProductParams params) {
   for (int i = 0; i < 4; ++i) a[i] = params.a[(group + i % 2 * 8) * 8 + four + i / 2 * 4];
   for (int i = 0; i < 2; ++i) b[i] = params.b[group * 8 + four + i * 4];
   for (int i = 0; i < 4; ++i) d[i] = params.d[(group + i / 2 * 8) * 8 + 2 * four + i % 2];
-  mma_s8_16x8x32(d, a, b);
+  mma_s8_16x8x32(d, a, b, d);
   for (int i = 0; i < 4; ++i) params.d[(group + i / 2 * 8) * 8 + 2 * four + i % 2] = d[i];
 }
 

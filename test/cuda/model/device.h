@@ -215,7 +215,8 @@ namespace cuda_model {
 /// is formed in double and rounded once, which is better than what the hardware promises.
 void mma_bf16_16x8x16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 /// The same for bytes with sign, see cuda/primitives/integer_mma.cuh.
-void mma_s8_16x8x32(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
+void mma_s8_16x8x32(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                    const int32_t (&c)[4]);
 void load_tiles(uint32_t (&r)[4], const void* row, bool transposed);
 
 }  // namespace cuda_model

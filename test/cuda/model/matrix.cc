@@ -50,7 +50,8 @@ void mma_bf16_16x8x16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)
   }
 }
 
-void mma_s8_16x8x32(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+void mma_s8_16x8x32(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                    const int32_t (&c)[4]) {
   const Operands mine{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
   const Exchange exchange(kBytes, 0xffffffffu, &mine, sizeof mine);
   const auto operands = [&](int lane) {
@@ -58,6 +59,7 @@ void mma_s8_16x8x32(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)
   };
   const int group = lane_of_running_thread() / 4;
   const int pair = lane_of_running_thread() % 4 * 2;
+  for (int i = 0; i < 4; ++i) d[i] = c[i];
   for (int side = 0; side < 2; ++side) {
     for (int source = 0; source < 4; ++source) {
       const uint32_t* row = operands(group * 4 + source)->a;

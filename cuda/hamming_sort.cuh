@@ -1,0 +1,67 @@
+#pragma once
+
+// The end of hamming_cluster.cuh where the hashes are to be sorted by label as well: the labels and
+// the members of every block are on chip already, so that the sort of sort_cluster.cuh takes no
+// launch of its own.
+
+#include "cuda/hamming_cluster.cuh"
+#include "cuda/sort_cluster.cuh"
+
+namespace cluster_attention::cuda {
+
+/// Hashes and operands are over: labels and places take their memory. The members of other blocks
+/// are read until the next sync_cluster().
+__device__ inline SortBlock sort_block_of(const HammingParams& params, const HammingBlock& block) {
+  static_assert(kClusterHammingThreads / kWarp <= 16, "operands have 16 words per cluster");
+  SortBlock sort;
+  sort.sequence = block.sequence.index;
+  sort.first_row = block.range.begin;
+  sort.parts = block.parts;
+  sort.rank = block.rank;
+  sort.warps = static_cast<int>(blockDim.x) / kWarp;
+  sort.rows = block.rows;
+  sort.run_rows = (block.rows + kWarp * sort.warps - 1) / (kWarp * sort.warps) * kWarp;
+  sort.clusters = static_cast<int>(params.sort.clusters);
+  sort.counted = block.clusters;
+  sort.label_bits = params.label_bits;
+  sort.labels = reinterpret_cast<int32_t*>(block.hashes);
+  sort.placed = reinterpret_cast<int32_t*>(block.operands);
+  sort.totals = block.members;
+  sort.scratch = reinterpret_cast<int32_t*>(block.moves - warp_index() * kMostMoves);
+  return sort;
+}
+
+/// All threads of all blocks of the cluster call it.
+__device__ inline void sort_hamming_block(const HammingParams& params, const HammingBlock& block) {
+  const SortBlock sort = sort_block_of(params, block);
+  const int begin = warp_index() * sort.run_rows;
+  const int end = begin + sort.run_rows < sort.rows ? begin + sort.run_rows : sort.rows;
+  int32_t* counts = sort.placed + warp_index() * sort.counted;
+  __syncthreads();  // the last update of the centroids is over
+  for (int c = lane_index(); c < sort.counted; c += kWarp) counts[c] = 0;
+  __syncwarp();
+  for (int i = begin + lane_index(); i < end; i += kWarp) {
+    const int32_t label = block.labels[i];
+    sort.labels[i] = label;
+    atomicAdd(&counts[label], 1);
+  }
+  __syncthreads();
+  for (int c = threadIdx.x; c < sort.counted; c += blockDim.x) sum_warps(sort, c);
+  __syncthreads();
+  add_places(params.sort, sort);
+  __syncthreads();
+  place_run(params.sort, sort);
+}
+
+template <int kTiles>
+__global__ void __launch_bounds__(kClusterHammingThreads, kTiles)
+    hamming_cluster_kernel(const HammingParams params) {
+  // cluster of blocks: hashes (length) -> labels (length), counts and centroids (clusters)
+  const HammingBlock block(params);
+  const int64_t updates = iterate_hamming<kTiles>(params, block);
+  store_hamming_block(params, block, updates);
+  if (params.sort.order != nullptr) sort_hamming_block(params, block);
+  sync_cluster();
+}
+
+}  // namespace cluster_attention::cuda
