@@ -22,8 +22,8 @@ using FragmentB = uint32_t[2];
 using FragmentD = float[4];
 
 /// The same on any GPU: each lane fetches the row of A and the columns of B that it needs. It is
-/// called, by values in registers: kernels hold hundreds of products, and with a copy of it in the
-/// place of each, sm_75 takes many times as long to compile and to load.
+/// called, by values in registers: kernels hold hundreds of products, and a copy of it in the place
+/// of each makes sm_75 slow to compile and large.
 __device__ __noinline__ inline float4 multiply_by_shuffles(float4 sums, uint4 a, uint2 b) {
   const int group = lane_index() / 4;
   const int column = lane_index() % 4 * 2;
