@@ -1,7 +1,7 @@
 #pragma once
 
-// §2.4 on the device: the rows are sorted by label (counting_sort.cuh), and every cluster's owner
-// adds its members in index order (member_sums.cuh). Three launches.
+// §2.4 on the device: the rows are sorted by label (counting_sort.h), and every cluster's owner
+// adds its members (member_sums.cuh). Two launches, or three where the sort takes two.
 
 #include "cuda/backend.h"
 

@@ -1,6 +1,6 @@
 #pragma once
 
-// §2.2 on the device; see hamming_kmeans.cuh for the kernels.
+// §2.2 on the device; see hamming_cluster.cuh and hamming_kmeans.cuh for the kernels.
 
 #include "cuda/counting_sort.h"
 

@@ -3,8 +3,8 @@
 // Locality-sensitive hashing (Vyas et al. 2020, section 3.2): bit b of a row is 1 iff
 // x·plane_b > threshold_b, strict.
 //
-// Method: hash_product.cuh, and without tensor cores, or for long rows, this: a block multiplies
-// 128 rows with all planes (fma_tile.cuh) and turns the comparisons into
+// Method: hash_product.cuh, and without tensor cores, for long rows, and for thresholds of the data
+// this: a block multiplies 128 rows with all planes (fma_tile.cuh) and turns the comparisons into
 // bits by ballots. Precision: fp32, one fmaf chain per projection in index order: the CPU's bits.
 // Threshold::data: the projections of every sequence are stored bit by bit; a block per sequence
 // and bit selects the value of rank floor(u_b n) by its ordered key, eight bits of the key per

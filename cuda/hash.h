@@ -1,6 +1,6 @@
 #pragma once
 
-// §2.1 on the device; see hash.cuh for the kernels.
+// §2.1 on the device; see hash.cuh and hash_product.cuh for the kernels.
 
 #include "cuda/backend.h"
 
