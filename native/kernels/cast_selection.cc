@@ -261,7 +261,20 @@ int64_t affinity_scratch(const CastState& state) {
   return state.simd.lanes * (sums_stride(state) + 2 * clusters);
 }
 
+/// A single assignment puts each token somewhere: the clusters must have room for all.
+static Status check_room(const CastAttentionProblem& problem) {
+  const AttentionShape& shape = problem.inputs.shape;
+  for (int64_t b = 0; b < shape.batch; ++b) {
+    const int64_t tokens = real_length(problem.inputs.key_lengths, b, shape.key_length);
+    if (problem.clusters * problem.cluster_size < tokens) {
+      return {StatusCode::shape_mismatch, "clusterSize", -1};
+    }
+  }
+  return Status::success();
+}
+
 Status check_cast_indices(const CastAttentionProblem& problem, Context& context) {
+  if (problem.selection == Selection::single_assignment) return check_room(problem);
   if (problem.selection != Selection::given) return Status::success();
   const AttentionShape& shape = problem.inputs.shape;
   if (shape.batch == 0) return Status::success();  // the other sizes may be huge then

@@ -80,4 +80,13 @@ describe('the addon checks again', () => {
     );
     expect(binding.castAttention(request)).toBeUndefined();
   });
+
+  test('a single assignment of CAST has room for each token', () => {
+    const { minimal } = operations.castAttention;
+    const options = { ...minimal(), selection: 'singleAssignment' };
+    const request = requestOf('castAttention', () => required.castAttentionSync(options));
+    expect(
+      binding.castAttention({ ...request, clusterSize: 0, resultIndices: undefined }),
+    ).toMatchObject({ status: 'shape_mismatch', argument: 'clusterSize' });
+  });
 });
