@@ -6,6 +6,7 @@
 #include "cuda/backend.h"
 #include "cuda/broadcast.h"
 #include "cuda/cast_attention.h"
+#include "cuda/cast_attention_gradient.h"
 #include "cuda/centroid_attention.h"
 #include "cuda/centroid_encode.h"
 #include "cuda/centroid_encode_gradient.h"
@@ -170,6 +171,8 @@ Backend make_backend() {
   operations.centroid_encode_gradient =
       operate<CentroidEncodeGradientProblem, centroid_encode_gradient>;
   operations.centroid_pool_gradient = operate<CentroidPoolGradientProblem, centroid_pool_gradient>;
+  operations.cast_attention_gradient =
+      operate<CastAttentionGradientProblem, cast_attention_gradient>;
   return backend;
 }
 

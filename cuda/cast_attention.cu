@@ -3,13 +3,12 @@
 #include "cuda/cast_attention.h"
 #include "cuda/cast_clusters.cuh"
 #include "cuda/cast_combination.cuh"
+#include "cuda/cast_launch.h"
 #include "cuda/cast_selection.cuh"
 #include "cuda/launch.h"
 #include "native/core/shape.h"
 
 namespace cluster_attention::cuda {
-
-namespace {
 
 CastParams cast_params(Session& session, const CastAttentionProblem& problem, const Call& call) {
   const AttentionInputs& inputs = problem.inputs;
@@ -43,6 +42,14 @@ CastParams cast_params(Session& session, const CastAttentionProblem& problem, co
   params.flags = session.flags();
   return params;
 }
+
+Status launch_given_members(Session& session, const CastParams& params) {
+  // grid: clusters x batch entries
+  return launch(session, params.batch * params.clusters, kSelectionThreads,
+                kWarp * static_cast<int64_t>(sizeof(int32_t)), take_members, params);
+}
+
+namespace {
 
 /// All scratch memory of a call; -1 from checked_size() is refused by allocate().
 Status allocate(DeviceWorkspace::Scope& scope, CastParams& params) {
@@ -102,8 +109,7 @@ Status launch_selection(Session& session, const CastParams& params) {
       return launch(session, params.batch, kSelectionThreads,
                     static_cast<int64_t>(sizeof(RoundData)), assign_members, params);
     case Selection::given:
-      return launch(session, lists, kSelectionThreads,
-                    kWarp * static_cast<int64_t>(sizeof(int32_t)), take_members, params);
+      return launch_given_members(session, params);
   }
   return {StatusCode::unsupported, "assignment", -1};
 }

@@ -86,6 +86,10 @@ struct CastParams {
     if (activation == Activation::laplace) return product_scale;
     return product_scale < 0.0f ? -1.0f : 1.0f;
   }
+  __device__ float gate_logit(int64_t b, int64_t token) const {
+    const float logit = gate[b * tokens + token];
+    return round_gate ? round_to_bfloat16(logit) : logit;
+  }
   __device__ bool selects() const { return selection != Selection::given; }
 };
 
@@ -99,12 +103,14 @@ CA_HOST_DEVICE inline int64_t token_tiles(int64_t tokens) {
   return tokens > 0 ? tiles_of(tokens) : 1;
 }
 
+constexpr float kLaplaceMean = 0.707107f;
+constexpr float kLaplaceInverseWidth =
+    static_cast<float>(1.0 / (0.282095 * 1.41421356237309504880));
+
 /// The Laplace function 0.5 (1 + erf((x - mu) / (sigma sqrt 2))); small results are the tail of a
 /// complementary error function, never 1 - erf.
 __device__ inline float laplace(float x) {
-  constexpr float kMean = 0.707107f;
-  constexpr float kInverseWidth = static_cast<float>(1.0 / (0.282095 * 1.41421356237309504880));
-  return 0.5f * erfcf((kMean - x) * kInverseWidth);
+  return 0.5f * erfcf((kLaplaceMean - x) * kLaplaceInverseWidth);
 }
 
 /// Products, times `factor`, become logits, -Inf past `columns` where a softmax follows (its
@@ -155,8 +161,7 @@ struct Gates {
 /// Gates of one token, in double precision; writes its factors.
 __device__ inline Gates open_gate(const CastParams& params, int64_t batch, int64_t token) {
   const int64_t place = batch * params.tokens + token;
-  const float logit =
-      params.round_gate ? round_to_bfloat16(params.gate[place]) : params.gate[place];
+  const float logit = params.gate_logit(batch, token);
   const double phi = logit;
   const double tail = exp(-fabs(phi));
   const double larger = 1.0 / (1.0 + tail);  // sigma(|phi|)

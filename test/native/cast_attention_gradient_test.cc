@@ -2,80 +2,16 @@
 #include <cmath>
 
 #include "native/reference/cast_attention.h"
-#include "test/native/cast_arrays.h"
+#include "test/native/cast_gradient_arrays.h"
 #include "test/native/checks.h"
 #include "test/native/compare.h"
 #include "test/native/finite_differences.h"
-#include "test/native/gradients.h"
 
 namespace cluster_attention::test {
 
 namespace {
 
-/// A CAST attention that has been run, and everything its backward needs.
-struct GradientArrays : CastArrays {
-  Arrays gradients;
-  CastAttentionGradientProblem problem;
-  float* output_gradient;
-
-  GradientArrays(const Case& which, Selection selection, Activation activation,
-                 bool has_scale = true)
-      : CastArrays(which, selection, activation) {
-    const AttentionShape& shape = inputs.shape;
-    output_gradient = gradients.floats(rows() * shape.value_dim, 77);
-    poison_padding(output_gradient, which, which.key_lengths, shape.key_length, shape.value_dim);
-    CastArrays::problem.has_scale = has_scale;
-    problem.forward = CastArrays::problem;
-    problem.output_gradient = same_view<const float>(output, output_gradient);
-    problem.gradients.query = output_view(inputs.query, shape.head_dim);
-    problem.gradients.key = output_view(inputs.key, shape.head_dim);
-    problem.gradients.value = output_view(inputs.value, shape.value_dim);
-    problem.surrogates = gradients.output<float>(surrogate_count());
-    problem.gate = gradients.output<float>(shape.batch * shape.key_length);
-    run_forward();
-  }
-
-  void run_forward() {
-    CHECK_RUNS(problem.forward, arrays);
-    arrays.snapshot();
-  }
-
-  int64_t rows() const { return inputs.shape.batch * inputs.shape.heads * inputs.shape.key_length; }
-  int64_t surrogate_count() const {
-    return inputs.shape.heads * problem.forward.clusters * inputs.shape.head_dim;
-  }
-  std::vector<float> query_gradient() const { return read_rows(problem.gradients.query); }
-  std::vector<float> key_gradient() const { return read_rows(problem.gradients.key); }
-  std::vector<float> value_gradient() const {
-    return read_view(problem.gradients.value, inputs.shape.batch, inputs.shape.heads,
-                     inputs.shape.key_length, inputs.shape.value_dim);
-  }
-  std::vector<float> surrogates_gradient() const {
-    return read(problem.surrogates, surrogate_count());
-  }
-  std::vector<float> gate_gradient() const {
-    return read(problem.gate, inputs.shape.batch * inputs.shape.key_length);
-  }
-
- private:
-  OutputRows output_view(const InputRows& like, int64_t dim) {
-    return same_view(like, gradients.output<float>(rows() * dim));
-  }
-  std::vector<float> read_rows(const OutputRows& view) const {
-    return read_view(view, inputs.shape.batch, inputs.shape.heads, inputs.shape.key_length,
-                     inputs.shape.head_dim);
-  }
-};
-
-CastAttentionGradientProblem one_batch(CastAttentionGradientProblem problem, int64_t b) {
-  problem.gate = part(problem.gate, b, problem.forward.inputs.shape.key_length);
-  problem.forward = one_cast_batch(problem.forward, b);
-  problem.output_gradient = alone(problem.output_gradient, b);
-  problem.gradients = alone(problem.gradients, b, -1);
-  return problem;
-}
-
-void check_reference(GradientArrays& fixture, double bound = kRelativeL2) {
+void check_reference(CastGradientArrays& fixture, double bound = kRelativeL2) {
   CHECK_RUNS(fixture.problem, fixture.gradients);
   fixture.gradients.snapshot();
   const auto expected = reference::cast_attention_gradient(fixture.problem, fixture.indices());
@@ -109,7 +45,7 @@ TEST_ONCE("CAST gradient: the reference is the derivative of the reference") {
       for (bool has_scale : {true, false}) {
         const Scope scope(cast_options_name(selection, activation) +
                           (has_scale ? "" : " default scale"));
-        GradientArrays fixture(small_case(), selection, activation, has_scale);
+        CastGradientArrays fixture(small_case(), selection, activation, has_scale);
         const AttentionShape& shape = fixture.inputs.shape;
         if (fixture.given != nullptr) std::fill_n(fixture.given, 3, -1);  // an empty cluster
         const std::pair<float*, int64_t> inputs[] = {
@@ -146,7 +82,7 @@ TEST("CAST gradient: matches the reference") {
         for (bool has_scale : {true, false}) {
           const Scope scope(one.name + cast_options_name(selection, activation) +
                             (has_scale ? "" : " default scale"));
-          GradientArrays fixture(one, selection, activation, has_scale);
+          CastGradientArrays fixture(one, selection, activation, has_scale);
           check_reference(fixture);
         }
       }
@@ -163,7 +99,7 @@ TEST("CAST gradient: every head dim, scales of any size and sign") {
         Case which = find_case("width-64-130");
         which.head_dim = dim;
         which.value_dim = 66 - dim;
-        GradientArrays fixture(which, Selection::given, activation);
+        CastGradientArrays fixture(which, Selection::given, activation);
         fixture.problem.forward.inputs.scale = scale / std::sqrt(static_cast<float>(dim));
         check_reference(fixture, 2 * kRelativeL2);
       }
@@ -181,7 +117,7 @@ TEST("CAST gradient: one cluster of all tokens, and a long sequence cut into par
     which.clusters = clusters;
     which.cluster_size = size;
     for (Activation activation : kActivations) {
-      GradientArrays fixture(which, Selection::top_k, activation);
+      CastGradientArrays fixture(which, Selection::top_k, activation);
       check_threads(fixture.problem, fixture.gradients);
       check_reference(fixture);
     }
@@ -189,7 +125,7 @@ TEST("CAST gradient: one cluster of all tokens, and a long sequence cut into par
 }
 
 TEST("CAST gradient: what is not wanted does not change the others") {
-  GradientArrays fixture(find_case("ragged"), Selection::top_k, Activation::softmax);
+  CastGradientArrays fixture(find_case("ragged"), Selection::top_k, Activation::softmax);
   const CastAttentionGradientProblem all = fixture.problem;
   CHECK_RUNS(all, fixture.gradients);
   const std::vector<float> expected[] = {fixture.query_gradient(), fixture.key_gradient(),
@@ -215,23 +151,24 @@ TEST("CAST gradient: threads, batches, faults, cancellation") {
   for (const char* name : {"ragged", "ragged-transposed", "usual", "long-queries", "long-keys"}) {
     for (Selection selection : kSelections) {
       const Scope scope(name + cast_options_name(selection, Activation::softmax));
-      GradientArrays fixture(find_case(name), selection, Activation::softmax);
+      CastGradientArrays fixture(find_case(name), selection, Activation::softmax);
       check_threads(fixture.problem, fixture.gradients);
       // The gradient by the surrogates is a sum over the batch.
       CastAttentionGradientProblem per_sequence = fixture.problem;
       per_sequence.surrogates = nullptr;
-      check_promises(per_sequence, fixture.gradients, fixture.inputs.shape.batch, one_batch);
+      check_promises(per_sequence, fixture.gradients, fixture.inputs.shape.batch,
+                     one_cast_gradient_batch);
     }
   }
 }
 
 TEST("CAST gradient: the surrogates' is the sum over the batch") {
-  GradientArrays fixture(find_case("ragged"), Selection::top_k, Activation::softmax);
+  CastGradientArrays fixture(find_case("ragged"), Selection::top_k, Activation::softmax);
   CHECK_RUNS(fixture.problem, fixture.gradients);
   const std::vector<float> together = fixture.surrogates_gradient();
   std::vector<float> sum(together.size());
   for (int64_t b = 0; b < fixture.inputs.shape.batch; ++b) {
-    CHECK_RUNS(one_batch(fixture.problem, b), fixture.gradients);
+    CHECK_RUNS(one_cast_gradient_batch(fixture.problem, b), fixture.gradients);
     const std::vector<float> alone = fixture.surrogates_gradient();
     for (size_t i = 0; i < sum.size(); ++i) sum[i] += alone[i];
   }
@@ -239,7 +176,7 @@ TEST("CAST gradient: the surrogates' is the sum over the batch") {
 }
 
 TEST("CAST gradient: indices out of range or listed twice are named") {
-  GradientArrays fixture(find_case("prime"), Selection::top_k, Activation::softmax);
+  CastGradientArrays fixture(find_case("prime"), Selection::top_k, Activation::softmax);
   fixture.problem.forward.indices[80] = 53;
   CHECK_EQUAL(describe(run_fresh(fixture.problem, fixture.gradients)), "out_of_range indices[80]");
   fixture.problem.forward.indices[80] = fixture.problem.forward.indices[78];
@@ -247,7 +184,7 @@ TEST("CAST gradient: indices out of range or listed twice are named") {
 }
 
 TEST("CAST gradient: bfloat16 rounds the inputs and the gradient of the output") {
-  GradientArrays fixture(find_case("usual"), Selection::top_k, Activation::softmax);
+  CastGradientArrays fixture(find_case("usual"), Selection::top_k, Activation::softmax);
   const AttentionShape& shape = fixture.inputs.shape;
   check_bfloat16(fixture.problem, fixture.gradients,
                  {{fixture.query, fixture.rows() * shape.head_dim},
@@ -261,7 +198,7 @@ TEST("CAST gradient: bfloat16 rounds the inputs and the gradient of the output")
 TEST("CAST gradient: NaN and Inf are named") {
   for (Activation activation : kActivations) {
     const Scope scope(cast_options_name(Selection::given, activation));
-    GradientArrays fixture(find_case("prime"), Selection::given, activation);
+    CastGradientArrays fixture(find_case("prime"), Selection::given, activation);
     const int64_t token = std::max(0, fixture.problem.forward.indices[1]);
     check_non_finite(fixture.problem, fixture.gradients, fixture.query, "query", 17 * 3 + 3,
                      17 * 4 + 3);

@@ -1,0 +1,124 @@
+#pragma once
+
+// What the blocks of the backward of CAST have in common: 64 rows that attend to tiles of 64
+// columns. Both sides have a row of D numbers, whose product is the score, and one of E numbers,
+// whose product is the gradient by the weight; what is summed over the columns is weighted by
+// either.
+
+#include "cuda/cast_gradient_params.cuh"
+#include "cuda/column_softmax.cuh"
+#include "cuda/primitives/shared_memory.cuh"
+#include "cuda/row_softmax.cuh"
+
+namespace cluster_attention::cuda {
+
+struct CastGradientLayout {
+  int64_t data;
+  int64_t column;
+  int64_t head;
+  int64_t value;
+  int64_t bytes;
+};
+
+/// `Data`: what a kernel knows of its rows and columns. The column tile has room for so many bytes.
+template <typename Data, bool kSplit>
+CA_HOST_DEVICE CastGradientLayout cast_gradient_layout(int head_tiles, int value_tiles,
+                                                       int64_t column_bytes = 0) {
+  constexpr auto kColumn = static_cast<int64_t>(sizeof(OperandTile<kSplit>));
+  SharedLayout parts;
+  CastGradientLayout layout;
+  layout.data = parts.add<Data>(1);
+  layout.column = parts.add<unsigned char>(kColumn > column_bytes ? kColumn : column_bytes);
+  layout.head = parts.add<OperandTile<kSplit>>(head_tiles);
+  layout.value = parts.add<OperandTile<kSplit>>(value_tiles);
+  layout.bytes = parts.bytes();
+  return layout;
+}
+
+/// One side of the products.
+struct CastSide {
+  Rows head;   // D columns
+  Rows value;  // E columns
+  const int32_t* position;
+
+  __device__ CastSide(const Rows& head_rows, const Rows& value_rows, const int32_t* positions)
+      : head(head_rows), value(value_rows), position(positions) {}
+};
+
+template <bool kSplit>
+class CastProducts {
+ public:
+  __device__ CastProducts(const CastGradientParams& params, const CastGradientLayout& layout)
+      : params_(params),
+        column_tile_(dynamic_shared<OperandTile<kSplit>>(layout.column)),
+        head_tiles_(dynamic_shared<OperandTile<kSplit>>(layout.head)),
+        value_tiles_(dynamic_shared<OperandTile<kSplit>>(layout.value)) {}
+
+  /// products = rows.columns of D numbers, changes (where wanted) of E numbers. The positions must
+  /// be visible, and the tiles free, to all threads.
+  __device__ void multiply(TileSums& products, TileSums& changes, bool with_changes,
+                           const CastSide& rows, const CastSide& columns, bool load_rows) {
+    clear(products);
+    clear(changes);
+    if (with_changes) {
+      multiply_rows(changes, value_tiles_, params_.value_tiles, load_rows, rows.value,
+                    rows.position, *column_tile_, columns.value, columns.position,
+                    params_.forward.value_dim);
+      __syncthreads();  // the column tile is used up
+    }
+    multiply_rows(products, head_tiles_, params_.head_tiles, load_rows, rows.head, rows.position,
+                  *column_tile_, columns.head, columns.position, params_.forward.dim);
+    held_ = (tiles_of(params_.forward.dim) - 1) * kTile;
+  }
+
+  /// output += weights x the columns' D numbers from `first` on.
+  __device__ void add_head_rows(TileSums& output, const TileSums& weights, const CastSide& columns,
+                                int64_t first) {
+    if (held_ != first) load(columns.head, columns.position, first, params_.forward.dim);
+    held_ = first;
+    add_values(output, weights, *column_tile_, params_.forward.dim - first);
+  }
+  /// output += weights x the columns' E numbers from `first` on.
+  __device__ void add_value_rows(TileSums& output, const TileSums& weights, const CastSide& columns,
+                                 int64_t first) {
+    load(columns.value, columns.position, first, params_.forward.value_dim);
+    held_ = kNothing;
+    add_values(output, weights, *column_tile_, params_.forward.value_dim - first);
+  }
+
+ private:
+  static constexpr int64_t kNothing = -1;
+
+  __device__ void load(const Rows& rows, const int32_t* position, int64_t first, int64_t width) {
+    __syncthreads();  // the column tile is used up
+    load_tile(*column_tile_, rows, position, first, width);
+    __syncthreads();
+  }
+
+  const CastGradientParams& params_;
+  OperandTile<kSplit>* column_tile_;
+  OperandTile<kSplit>* head_tiles_;
+  OperandTile<kSplit>* value_tiles_;
+  int64_t held_ = kNothing;  // the first of the D numbers in the column tile
+};
+
+/// Rows of a dense (rows,columns) array of floats.
+__device__ inline Rows dense_rows_of(const float* data, int64_t columns) {
+  Rows rows;
+  rows.data = data;
+  rows.stride = columns;
+  return rows;
+}
+
+/// body(n, i, row, column) for every element of this thread.
+template <typename Body>
+__device__ void for_each_sum(Body&& body) {
+  const TilePlace place;
+#pragma unroll
+  for (int n = 0; n < kTileColumns; ++n) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) body(n, i, place.row(i / 2), place.column(n, i % 2));
+  }
+}
+
+}  // namespace cluster_attention::cuda
