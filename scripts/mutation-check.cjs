@@ -1,8 +1,9 @@
 'use strict';
 // Plants one bug at a time (test/mutations.json) in a copy of the package and demands that its tests
 // fail: a test that cannot fail proves nothing. A bug in native/ is met by the native tests with the
-// names in `filter`, one in lib/ by the suites in `suites`.
-//   node scripts/mutation-check.cjs [part of a name, or start of a file]
+// names in `filter`, one in cuda/ by those on the model of a GPU, one in lib/ by the suites in
+// `suites`.
+//   node scripts/mutation-check.cjs [part of a name, or start of a file]      e.g. cuda/
 
 const { spawnSync } = require('node:child_process');
 const { copyFileSync, mkdirSync, readFileSync, writeFileSync } = require('node:fs');
@@ -10,7 +11,7 @@ const { join } = require('node:path');
 const { copyTree, root } = require('./trees.cjs');
 
 const tree = copyTree('mutations');
-const tests = join(tree, 'build', 'native-tests', 'native_tests');
+const NOTHING_RAN = 2; // the exit code of a program none of whose tests was selected
 
 function run(program, args) {
   return spawnSync(program, args, { cwd: tree, encoding: 'utf8', maxBuffer: 1 << 28 });
@@ -18,16 +19,25 @@ function run(program, args) {
 
 const installed = (...parts) => join(root, 'node_modules', ...parts);
 
-const kinds = {
-  native: {
+/** Tests that are a program of their own, in a build folder of their own. */
+function compiled(folder, program, definitions) {
+  return {
     build() {
       const script = join(tree, 'scripts', 'build.cjs');
-      const program = `require(${JSON.stringify(script)}).cmake('build/native-tests', {
-        CA_BUILD_ADDON: 'OFF', CA_BUILD_TESTS: 'ON' })`;
-      return run(process.execPath, ['-e', program]);
+      const all = { CA_BUILD_ADDON: 'OFF', ...definitions };
+      const call = `require(${JSON.stringify(script)}).cmake('build/${folder}', ${JSON.stringify(all)})`;
+      return run(process.execPath, ['-e', call]);
     },
-    test: ({ filter }) => run(tests, filter),
-  },
+    test: ({ filter }) => run(join(tree, 'build', folder, program), filter),
+  };
+}
+
+const kinds = {
+  native: compiled('native-tests', 'native_tests', { CA_BUILD_TESTS: 'ON' }),
+  cuda: compiled('cuda-tests', 'cuda_tests', {
+    CA_BUILD_CUDA_TESTS: 'ON',
+    CA_CUDA_MODEL: 'ON',
+  }),
   lib: {
     // Unchecked: a planted bug may well break a type.
     build: () =>
@@ -41,7 +51,7 @@ const kinds = {
       run(process.execPath, [installed('vitest', 'vitest.mjs'), 'run', ...suites]),
   },
 };
-const kindOf = ({ file }) => (file.startsWith('lib/') ? kinds.lib : kinds.native);
+const kindOf = ({ file }) => kinds[file.split('/')[0]];
 
 /** Builds and runs the tests that should notice; what they said. */
 function verdict(mutation) {
@@ -49,6 +59,7 @@ function verdict(mutation) {
   const built = kind.build();
   if (built.status !== 0) return `does not compile:\n${built.stdout}${built.stderr}`;
   const { status, signal } = kind.test(mutation);
+  if (status === NOTHING_RAN) return 'no test has such a name';
   return status === 0 ? 'SURVIVED' : `caught${signal ? ` (${signal})` : ''}`;
 }
 
@@ -62,14 +73,15 @@ function copyAddon() {
 /** Without a planted bug everything builds, and the tests that are to notice one pass. */
 function checkClean(mutations) {
   for (const kind of new Set(mutations.map(kindOf))) {
-    const { status, stdout, stderr } = kind.build();
-    if (status !== 0) throw new Error(`the tree does not build:\n${stdout}${stderr}`);
+    if (kind === kinds.lib) copyAddon();
+    const built = kind.build();
+    if (built.status !== 0)
+      throw new Error(`the tree does not build:\n${built.stdout}${built.stderr}`);
+    const own = mutations.filter((mutation) => kindOf(mutation) === kind);
+    const unique = (field) => Array.from(new Set(own.flatMap((mutation) => mutation[field] ?? [])));
+    const { status, stdout } = kind.test({ filter: unique('filter'), suites: unique('suites') });
+    if (status !== 0) throw new Error(`the tests fail without a planted bug:\n${stdout}`);
   }
-  const suites = Array.from(new Set(mutations.flatMap((mutation) => mutation.suites ?? [])));
-  if (suites.length === 0) return;
-  copyAddon();
-  const { status, stdout } = kinds.lib.test({ suites });
-  if (status !== 0) throw new Error(`the suites fail without a planted bug:\n${stdout}`);
 }
 
 const all = JSON.parse(readFileSync(join(root, 'test', 'mutations.json'), 'utf8'));
