@@ -18,7 +18,7 @@ namespace cluster_attention::cuda {
 template <bool kSplit>
 constexpr int kMemberStages = kSplit ? 1 : 2;
 
-struct MemberTile {
+struct CastMembers {
   int32_t position[kTile];  // kNoRow past the last one
   float key_factor[kTile];  // softplus1(-phi), where the summary is among the rows
 };
@@ -38,7 +38,7 @@ CA_HOST_DEVICE ClusterLayout cluster_layout(int query_tiles) {
   SharedLayout parts;
   ClusterLayout layout;
   layout.rows = parts.add<int32_t>(kTile);
-  layout.members = parts.add<MemberTile>(kStages + 1);
+  layout.members = parts.add<CastMembers>(kStages + 1);
   layout.keys = parts.add<OperandTile<kSplit>>(kStages);
   layout.values = parts.add<OperandTile<kSplit>>(kStages);
   layout.query = parts.add<OperandTile<kSplit>>(query_tiles);
@@ -72,7 +72,7 @@ class ClusterBlock {
         scale_(params.product_scale(size_)) {
     const ClusterLayout layout = cluster_layout<kSplit>(params.query_tiles);
     row_position_ = dynamic_shared<int32_t>(layout.rows);
-    members_ = dynamic_shared<MemberTile>(layout.members);
+    members_ = dynamic_shared<CastMembers>(layout.members);
     query_tiles_ = dynamic_shared<OperandTile<kSplit>>(layout.query);
     key_tiles_ = dynamic_shared<OperandTile<kSplit>>(layout.keys);
     value_tiles_ = dynamic_shared<OperandTile<kSplit>>(layout.values);
@@ -100,7 +100,7 @@ class ClusterBlock {
   __device__ float key_factor(int32_t token) const {
     return with_summary_ && token >= 0 ? params_.key_factor[batch_ * params_.tokens + token] : 0.0f;
   }
-  __device__ MemberTile& members(int step) { return members_[step % (kStages + 1)]; }
+  __device__ CastMembers& members(int step) { return members_[step % (kStages + 1)]; }
   /// Whether all of the queries stay in shared memory.
   __device__ bool resident() const {
     return kSmall || static_cast<int64_t>(params_.query_tiles) * kTile >= params_.dim;
@@ -209,7 +209,7 @@ class ClusterBlock {
   }
 
   /// The summary's products also have the factors of the keys.
-  __device__ void finish_scores(TileSums& scores, const MemberTile& members, int columns) {
+  __device__ void finish_scores(TileSums& scores, const CastMembers& members, int columns) {
     const TilePlace place;
     if (with_summary_) {
 #pragma unroll
@@ -285,7 +285,7 @@ class ClusterBlock {
   const bool softmax_;
   const float scale_;
   int32_t* row_position_;
-  MemberTile* members_;
+  CastMembers* members_;
   OperandTile<kSplit>* query_tiles_;
   OperandTile<kSplit>* key_tiles_;
   OperandTile<kSplit>* value_tiles_;

@@ -95,6 +95,7 @@ const WITH_GRADIENTS = [
   'clusteredAttention',
   'improvedClusteredAttention',
   'centroidAttention',
+  'castAttention',
   'centroidPool',
   'centroidEncode',
   'aggregate',
