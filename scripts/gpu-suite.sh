@@ -57,6 +57,8 @@ one_sanitized() {
     timeout -k 2 "$((CA_GPU_END + 1 - $(date +%s)))" compute-sanitizer --tool "$1" \
       --error-exitcode 9 --print-limit 20 "$CA_GPU_TESTS" "$2" >"$log" 2>&1
     code=$?
+    # Some tests are of host code alone, which the tools do not count as a success.
+    grep -q 'before first instrumented API call' "$log" && code=0
   fi
   case $code in
     0) echo "clean $2" ;;
@@ -82,6 +84,14 @@ sanitize() {
 if [ -x "$build/cuda_tests" ]; then
   shares tests 8 "$build/cuda_tests"
   wait  # they take seconds: alone, so that the rest of the time is the sanitizers'
+fi
+# Alone, too: it asks for more memory than there is, and others would miss it.
+if [ -e "$bundle" ]; then
+  step javascript "$limit" sh "$bundle"
+else
+  note javascript 'not run: no bundle'
+fi
+if [ -x "$build/cuda_tests" ]; then
   if command -v compute-sanitizer >/dev/null; then
     export CA_GPU_TESTS=$build/cuda_tests CA_GPU_END=$(($(date +%s) + limit))
     sanitize memcheck 6 &
@@ -91,11 +101,6 @@ if [ -x "$build/cuda_tests" ]; then
   else
     note sanitizers 'not run: no compute-sanitizer'
   fi
-fi
-if [ -e "$bundle" ]; then
-  step javascript "$limit" sh "$bundle" &
-else
-  note javascript 'not run: no bundle'
 fi
 wait
 
