@@ -35,30 +35,47 @@ def median_seconds(call, flush):
     return statistics.median(seconds)
 
 
+def result(name, dtype, length, backward, call, flush):
+    """One line: the time and rate of `call`, or why the back end does not do it."""
+    line = {"backend": name, "dtype": str(dtype)[6:], "length": length}
+    if backward:
+        line["backward"] = True
+    try:
+        seconds = median_seconds(call(), flush)
+    except RuntimeError as error:
+        line["unavailable"] = str(error).splitlines()[0][:120]
+    else:
+        line["microseconds"] = round(seconds * 1e6, 1)
+        operations = (10 if backward else 4) * HEADS * DIM * length**2
+        line["tflops"] = round(operations / seconds * 1e-12, 1)
+    print(json.dumps(line), flush=True)
+
+
 def main(lengths):
     flush = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")
     for dtype in (torch.bfloat16, torch.float32):
         for length in lengths:
             torch.manual_seed(1)
             shape = (1, HEADS, length, DIM)
-            tensors = [torch.randn(shape, device="cuda").to(dtype) for _ in range(3)]
+            tensors = [torch.randn(shape, device="cuda").to(dtype) for _ in range(4)]
+            *inputs, gradient = tensors
+
+            def forward():
+                return lambda: scaled_dot_product_attention(*inputs)
+
+            def backward():
+                wanted = [one.detach().requires_grad_() for one in inputs]
+                output = scaled_dot_product_attention(*wanted)
+                return lambda: torch.autograd.grad(output, wanted, gradient, retain_graph=True)
+
             for name, backend in BACKENDS.items():
                 # The plain form stores the whole matrix of weights.
                 if name == "math" and length > 16384:
                     continue
-                result = {"backend": name, "dtype": str(dtype)[6:], "length": length}
-                try:
-                    with sdpa_kernel(backend):
-                        seconds = median_seconds(
-                            lambda: scaled_dot_product_attention(*tensors), flush
-                        )
-                except RuntimeError as error:
-                    result["unavailable"] = str(error).splitlines()[0][:120]
-                else:
-                    result["microseconds"] = round(seconds * 1e6, 1)
-                    operations = 4 * HEADS * DIM * length**2
-                    result["tflops"] = round(operations / seconds * 1e-12, 1)
-                print(json.dumps(result), flush=True)
+                with sdpa_kernel(backend):
+                    result(name, dtype, length, False, forward, flush)
+                    if length <= 16384:  # the slow ones take seconds
+                        result(name, dtype, length, True, backward, flush)
 
 
 if __name__ == "__main__":
