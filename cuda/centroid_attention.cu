@@ -11,8 +11,6 @@
 
 namespace cluster_attention::cuda {
 
-namespace {
-
 AssignmentParams assignment_params(Session& session, const CentroidAttentionProblem& problem,
                                    const CentroidOperands& operands) {
   const AttentionInputs& inputs = problem.inputs;
@@ -39,6 +37,8 @@ AssignmentParams assignment_params(Session& session, const CentroidAttentionProb
   params.flags = session.flags();
   return params;
 }
+
+namespace {
 
 CentroidMergeParams merge_params(const AssignmentParams& assignment,
                                  const CentroidAttentionProblem& problem,

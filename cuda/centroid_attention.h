@@ -25,4 +25,10 @@ struct CentroidOperands {
 Status centroid_attention(Session& session, const CentroidAttentionProblem& problem,
                           const CentroidOperands& operands);
 
+struct AssignmentParams;  // assignment_params.cuh
+
+/// What the passes of the forward and of the backward share.
+AssignmentParams assignment_params(Session& session, const CentroidAttentionProblem& problem,
+                                   const CentroidOperands& operands);
+
 }  // namespace cluster_attention::cuda

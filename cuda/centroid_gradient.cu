@@ -43,31 +43,6 @@ Status launch_passes(Session& session, CentroidGradientParams params) {
   return launch(session, blocks, kTileThreads, bytes, centroid_pass<kSplit>, params);
 }
 
-AssignmentParams assignment_of(Session& session, const CentroidAttentionProblem& problem,
-                               const CentroidGradientOperands& operands) {
-  const AttentionInputs& inputs = problem.inputs;
-  AssignmentParams params;
-  params.sequences = inputs.shape.batch * inputs.shape.heads;
-  params.heads = inputs.shape.heads;
-  params.centroids = inputs.shape.query_length;
-  params.inputs = inputs.shape.key_length;
-  params.dim = inputs.shape.head_dim;
-  params.value_dim = inputs.shape.value_dim;
-  params.query = tensor_of(inputs.query, operands.query);
-  params.key = tensor_of(inputs.key, operands.inputs);
-  params.value = tensor_of(inputs.value, operands.inputs);
-  params.key.round = params.value.round = operands.round_inputs;
-  params.centroid_lengths = inputs.query_lengths;
-  params.input_lengths = inputs.key_lengths;
-  params.sign = inputs.scale < 0.0f ? -1.0f : 1.0f;
-  params.exponent = std::fabs(inputs.scale) * kLog2E;
-  params.weights = problem.weights;
-  params.round_weights = operands.round_weights;
-  params.sum_rows = assignment_sum_rows(params.inputs, params.centroids);
-  params.flags = session.flags();
-  return params;
-}
-
 OutputTermsParams terms_of(Session& session, const CentroidAttentionGradientProblem& problem,
                            const CentroidGradientOperands& operands) {
   const CentroidAttentionProblem& forward = problem.forward;
@@ -79,7 +54,8 @@ OutputTermsParams terms_of(Session& session, const CentroidAttentionGradientProb
   params.masses = forward.masses;
   params.mean = forward.aggregate == Collect::mean;
   CentroidGradientParams& gradient = params.gradient;
-  gradient.assignment = assignment_of(session, forward, operands);
+  gradient.assignment = assignment_params(session, forward, operands);
+  gradient.assignment.labels = nullptr;  // they are the forward's results
   gradient.output_gradient = tensor_of(problem.output_gradient, operands.output);
   // Products round the rows of g; its own product with the output must see the same.
   gradient.output_gradient.round = !operands.split;

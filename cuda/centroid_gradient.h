@@ -4,6 +4,7 @@
 // one for the inputs' side (one before it with more than 64 centroids), two for the queries, one
 // for the weights: at most six. Over lists of neighbors see centroid_neighbor_gradient.h.
 
+#include "cuda/centroid_attention.h"
 #include "cuda/session.h"
 
 namespace cluster_attention::cuda {
@@ -13,14 +14,8 @@ Status centroid_attention_gradient(Session& session,
                                    const Call& call);
 
 /// How the arrays of a backward inside another operation are stored and read.
-struct CentroidGradientOperands {
-  Storage query = Storage::float32;
-  Storage inputs = Storage::float32;
-  Storage output = Storage::float32;     // and the gradient by it
-  Storage gradients = Storage::float32;  // of query, key and value
-  bool split = true;                     // float32 products; else bfloat16 ones
-  bool round_inputs = false;             // keys and values to bfloat16 as they are read
-  bool round_weights = false;
+struct CentroidGradientOperands : CentroidOperands {  // `output`: and the gradient by it
+  Storage gradients = Storage::float32;               // of query, key and value
   bool accumulate = false;  // to the gradients by key and value, which are float32
 };
 
