@@ -68,8 +68,9 @@ napi_value allocate_memory(napi_env env, napi_callback_info info) {
   const int64_t device = request.size("device");
   const DeviceType type = request.choice("type", DeviceType::float64);
   const int64_t elements = request.integer("elements", 0, kMaximumSafeInteger);
-  if (!request.ok()) return nullptr;
-  EnvironmentDevices& devices = Environment::of(env)->devices();
+  Environment* environment = request.environment();
+  if (environment == nullptr) return nullptr;
+  EnvironmentDevices& devices = environment->devices();
   int64_t number = 0;
   const Status status =
       devices.memories.add(devices.sessions, static_cast<int32_t>(device), type, elements, &number);
@@ -84,7 +85,8 @@ napi_value allocate_memory(napi_env env, napi_callback_info info) {
 napi_value release_memory(napi_env env, napi_callback_info info) {
   Request request(env, info);
   const int64_t number = request.integer("memory", 1, kMaximumSafeInteger);
-  if (request.ok()) account(env, -Environment::of(env)->devices().memories.remove(number));
+  Environment* environment = request.environment();
+  if (environment != nullptr) account(env, -environment->devices().memories.remove(number));
   return nullptr;
 }
 

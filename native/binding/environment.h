@@ -64,6 +64,7 @@ class Environment {
   /// Makes the environment's instance when the addon is loaded into it; false with a pending
   /// exception when that fails.
   static bool attach(napi_env env);
+  /// Null when Node-API fails.
   static Environment* of(napi_env env);
 
   /// Queues the call, which now belongs to the environment, and returns its promise; nullptr with

@@ -37,7 +37,9 @@ constexpr int64_t kMaximumDevice = (int64_t{1} << 30);
 inline void decode_device(Request& request, CallFrame& frame) {
   const int64_t device = request.integer("device", -1, kMaximumDevice);
   if (device < 0 || !request.ok()) return;
-  EnvironmentDevices& devices = Environment::of(request.env())->devices();
+  Environment* environment = request.environment();
+  if (environment == nullptr) return;
+  EnvironmentDevices& devices = environment->devices();
   frame.on_device = true;
   frame.device.sessions = &devices.sessions;
   frame.device.device = static_cast<int32_t>(device);

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdio>
 
+#include "native/binding/environment.h"
 #include "native/binding/errors.h"
 
 namespace cluster_attention {
@@ -48,6 +49,12 @@ Request::Request(napi_env env, napi_callback_info info) : env_(env) {
   if (!check(napi_get_cb_info(env, info, &count, &object_, nullptr, nullptr))) return;
   if (!check(napi_typeof(env, object_, &type))) return;
   if (type != napi_object) fail_type("request", "an object");
+}
+
+Environment* Request::environment() {
+  Environment* environment = ok_ ? Environment::of(env_) : nullptr;
+  if (environment == nullptr) check(napi_generic_failure);
+  return environment;
 }
 
 napi_value Request::property(const char* name) {

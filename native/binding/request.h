@@ -21,6 +21,8 @@
 namespace cluster_attention {
 namespace binding {
 
+class Environment;
+
 enum class Presence { required, optional };
 
 /// The largest integer that a JavaScript number holds exactly.
@@ -56,6 +58,9 @@ class Request {
   Request& operator=(const Request&) = delete;
 
   napi_env env() const { return env_; }
+  /// What the addon keeps of the environment; null, and the request is refused, when Node-API does
+  /// not tell.
+  Environment* environment();
   napi_value object() const { return object_; }
 
   /// From here on arrays may be of device memory too: of `device`, those that follow the storage
