@@ -6,9 +6,9 @@
 //   node scripts/mutation-check.cjs [part of a name, or start of a file]      e.g. cuda/
 
 const { spawnSync } = require('node:child_process');
-const { copyFileSync, mkdirSync, readFileSync, writeFileSync } = require('node:fs');
+const { readFileSync, writeFileSync } = require('node:fs');
 const { join } = require('node:path');
-const { copyTree, root } = require('./trees.cjs');
+const { copyTree, replace, root } = require('./trees.cjs');
 
 const tree = copyTree('mutations');
 const NOTHING_RAN = 2; // the exit code of a program none of whose tests was selected
@@ -28,7 +28,7 @@ function compiled(folder, program, definitions) {
       const call = `require(${JSON.stringify(script)}).cmake('build/${folder}', ${JSON.stringify(all)})`;
       return run(process.execPath, ['-e', call]);
     },
-    test: ({ filter }) => run(join(tree, 'build', folder, program), filter),
+    test: ({ filter }) => run(join(tree, 'build', folder, program), ['--stop', ...filter]),
   };
 }
 
@@ -66,8 +66,7 @@ function verdict(mutation) {
 /** The addon of the package, for the suites of lib/. */
 function copyAddon() {
   const addon = ['build', 'Release', 'cluster_attention.node'];
-  mkdirSync(join(tree, 'build', 'Release'), { recursive: true });
-  copyFileSync(join(root, ...addon), join(tree, ...addon));
+  replace(join(root, ...addon), join(tree, ...addon));
 }
 
 /** Without a planted bug everything builds, and the tests that are to notice one pass. */

@@ -30,6 +30,15 @@ function copyTree(name) {
   return tree;
 }
 
+/**
+ * Copies a file or folder to where another may be. That one is removed first: writing into a library
+ * changes the code of the processes that have loaded it.
+ */
+function replace(from, to) {
+  rmSync(to, { recursive: true, force: true });
+  cpSync(from, to, { recursive: true }); // makes the folders above
+}
+
 /** A copy of the package whose addon is built with these CMake definitions. */
 function treeWithAddon(name, definitions) {
   const { addonDefinitions, cmake } = require('./build.cjs');
@@ -42,4 +51,4 @@ function treeWithAddon(name, definitions) {
   return tree;
 }
 
-module.exports = { copyTree, root, treeWithAddon };
+module.exports = { copyTree, replace, root, treeWithAddon };

@@ -8,6 +8,7 @@
 //     (such cases get bounds four times as wide, see compare.h)
 //   --threads=N          of the pool; 8 when not given
 //   --times              also prints how long each test took, those of half a second or more
+//   --stop               ends at the first test that fails
 //   --part=I,N           only every N-th test, from the I-th on (counted from 0)
 
 #include <algorithm>
@@ -46,6 +47,7 @@ std::vector<Test>& registry() {
 
 const char* running = nullptr;
 bool times = false;
+bool stops = false;  // at the first test that fails
 int failures = 0;
 std::vector<std::string> scopes;
 
@@ -134,6 +136,7 @@ int run_tests(const Part& part, int filter_count, const char* const* filters) {
         std::printf("  ... and %d more\n", failures - kPrintedFailures);
       }
       ++(failures == 0 ? passed : failed);
+      if (stops && failed > 0) return failed;
     }
     first = false;
   }
@@ -174,6 +177,8 @@ bool take_option(const char* option, bool& errors, cluster_attention::test::Part
     errors = true;
   } else if (std::strcmp(option, "--times") == 0) {
     print_times();
+  } else if (std::strcmp(option, "--stop") == 0) {
+    stops = true;
   } else if (std::strcmp(option, "--guard=begin") == 0) {
     set_guard(Guard::begin);
   } else if (std::strcmp(option, "--guard=end") == 0) {
