@@ -9,6 +9,7 @@
 #include "native/kernels/counting_sort.h"
 #include "native/kernels/finite.h"
 #include "native/kernels/key_tile_gradient.h"
+#include "native/kernels/prefetch.h"
 #include "native/kernels/query_groups.h"
 #include "native/kernels/top_key_gradient.h"
 #include "native/simd/simd.h"
@@ -23,6 +24,8 @@ constexpr int64_t kKeysPerTask = 256;
 /// Pairs (cluster, top key) whose rows are kept at a time: kSlotsPerKey per key, or kMinimumSlots.
 constexpr int64_t kSlotsPerKey = 2;
 constexpr int64_t kMinimumSlots = 4096;
+/// A sequence of this size stays in the cache from its first reading to its last.
+constexpr int64_t kCachedBytes = int64_t{16} << 20;
 
 class ClusteredGradientKernel {
  public:
@@ -48,6 +51,7 @@ class ClusteredGradientKernel {
     for (int64_t first = 0; first < sequences; first += group) {
       first_ = first;
       count_ = std::min(group, sequences - first);
+      CA_RETURN_IF_ERROR(read_ahead());
       CA_RETURN_IF_ERROR(sum_gradients());
       if (k_ > 0) CA_RETURN_IF_ERROR(differentiate_top_keys());
       CA_RETURN_IF_ERROR(differentiate_means());
@@ -102,6 +106,34 @@ class ClusteredGradientKernel {
   int64_t used_clusters(int64_t place) const {
     const int64_t active = groups_.active_count[first_ + place];
     return active == 0 ? 0 : 1 + groups_.active[(first_ + place) * clusters_ + active - 1];
+  }
+
+  /// Brings the rows of the sequences into the cache in the order of the memory: the steps read
+  /// them in the order of the clusters, several times, at a third of the memory's speed.
+  Status read_ahead() {
+    const int64_t elements =
+        (shape_.query_length + shape_.key_length) * (shape_.head_dim + shape_.value_dim);
+    if (elements == 0 || elements * static_cast<int64_t>(sizeof(float)) > kCachedBytes) {
+      return Status::success();
+    }
+    const auto read = [&](int64_t task, int) {
+      const int64_t batch = (first_ + task / 4) / shape_.heads;
+      const int64_t head = (first_ + task / 4) % shape_.heads;
+      const auto read_rows = [&](const InputRows& rows, int64_t length, int64_t dim) {
+        for (int64_t i = 0; i < length; ++i) read_row(rows.row(batch, head, i), dim);
+      };
+      switch (task % 4) {
+        case 0:
+          return read_rows(forward_.inputs.query, shape_.query_length, shape_.head_dim);
+        case 1:
+          return read_rows(problem_.output_gradient, shape_.query_length, shape_.value_dim);
+        case 2:
+          return read_rows(forward_.inputs.key, shape_.key_length, shape_.head_dim);
+        default:
+          return read_rows(forward_.inputs.value, shape_.key_length, shape_.value_dim);
+      }
+    };
+    return context_.parallel(4 * count_, read, static_cast<double>(count_ * elements));
   }
 
   /// G, the log-sum-exps, and delta of plain clustered attention.
@@ -211,8 +243,10 @@ class ClusteredGradientKernel {
           bool finite = true;
           for (int64_t c = begin; c < end && !context_.cancelled(); ++c) {
             const ClusterTerms terms = terms_of(place, c, chunk * size);
-            if (c + 1 < end) top_keys_.prefetch(terms_of(place, c + 1, chunk * size));
-            if (terms.count > 0) finite &= top_keys_.run(terms, worker);
+            const ClusterTerms next = terms_of(place, std::min(c + 1, end - 1), chunk * size);
+            if (terms.count > 0) {
+              finite &= top_keys_.run(terms, c + 1 < end ? &next : nullptr, worker);
+            }
           }
           if (!finite) context_.mark_non_finite();
         },

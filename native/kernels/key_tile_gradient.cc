@@ -4,6 +4,7 @@
 
 #include "native/core/softmax_state.h"
 #include "native/kernels/finite.h"
+#include "native/kernels/prefetch.h"
 
 namespace cluster_attention::kernels {
 
@@ -141,6 +142,13 @@ void KeyTileGradient::load(const AttendingRows& rows, int64_t first, int64_t col
               shape.value_dim, tile.value);
   std::fill_n(tile.key_sum, shape.head_dim * simd().lanes, 0.0f);
   std::fill_n(tile.value_sum, shape.value_dim * simd().lanes, 0.0f);
+  // finish() writes there.
+  for (int64_t i = 0; gradients_.key.data != nullptr && i < columns; ++i) {
+    prefetch_row(gradients_.key.row(rows.batch, rows.head, first + i), shape.head_dim);
+  }
+  for (int64_t i = 0; gradients_.value.data != nullptr && i < columns; ++i) {
+    prefetch_row(gradients_.value.row(rows.batch, rows.head, first + i), shape.value_dim);
+  }
   tile.finite =
       !rows.causal || rows_are_finite(tile.key_rows, padded_dim_, columns, shape.head_dim);
 }
@@ -309,6 +317,14 @@ bool KeyTileGradient::add_selected(const AttendingRows& rows, int64_t first, int
                                             selected.slots + selected.offsets[key + 1], begin);
     const int64_t* stop = std::lower_bound(slots, selected.slots + selected.offsets[key + 1], end);
     if (slots == stop) continue;
+    // The slots of all keys follow each other: the rows of the next ones are asked for early.
+    const int64_t* limit = selected.slots + selected.offsets[last];
+    const int64_t* ahead = std::min(slots + kPrefetchRows, limit);
+    for (; ahead < std::min(stop + kPrefetchRows, limit); ++ahead) {
+      if (*ahead < begin || *ahead >= end) continue;
+      prefetch_row(selected.key_rows + (*ahead - begin) * selected.key_stride, shape.head_dim);
+      prefetch_row(selected.value_rows + (*ahead - begin) * selected.value_stride, shape.value_dim);
+    }
     if (gradients_.key.data != nullptr) {
       finite &=
           add_slots(slots, stop - slots, begin, selected.key_rows, selected.key_stride,

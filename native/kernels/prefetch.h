@@ -4,16 +4,26 @@
 
 namespace cluster_attention::kernels {
 
-/// Asks the memory for a row that is read soon: for scattered rows of arrays larger than the
-/// caches. GCC takes a function that does nothing but prefetch for one without effect and drops
-/// calls of it: this one, and callers that do nothing else, must be inlined.
+/// Asks the memory for a row that is read or written soon: for scattered rows of arrays larger than
+/// the caches. Into the second-level cache, which takes twice as many lines at a time from the
+/// memory (AMD Zen 4: 13 GB/s of scattered rows; into the first level 7.8, not asked 7.2). GCC
+/// takes a function that does nothing but prefetch for one without effect and drops calls of it:
+/// this one, and callers that do nothing else, must be inlined.
 [[gnu::always_inline]] inline void prefetch_row(const float* row, int64_t size) {
 #if defined(__GNUC__)
-  for (int64_t i = 0; i < size; i += 16) __builtin_prefetch(row + i);
+  constexpr int kSecondLevel = 2;
+  for (int64_t i = 0; i < size; i += 16) __builtin_prefetch(row + i, 0, kSecondLevel);
 #else
   static_cast<void>(row);
   static_cast<void>(size);
 #endif
+}
+
+/// Reads a row for nothing but to have it in the cache: unlike a request, the loads cannot be
+/// dropped and draw the hardware's own prefetching along.
+inline void read_row(const float* row, int64_t size) {
+  const volatile float* first = row;
+  for (int64_t i = 0; i < size; i += 16) static_cast<void>(first[i]);
 }
 
 /// How many entries of a list of rows the memory is asked ahead.

@@ -57,17 +57,42 @@ Status TopKeyGradient::prepare(const ClusteredAttentionGradientProblem& problem,
   return scratch_ == nullptr ? Status::out_of_memory() : Status::success();
 }
 
-void TopKeyGradient::prefetch(const ClusterTerms& cluster) const {
+/// The rows of the tile of queries from `first` on.
+[[gnu::always_inline]] inline void TopKeyGradient::prefetch_members(const ClusterTerms& cluster,
+                                                                    int64_t first) const {
   const AttentionInputs& inputs = problem_->forward.inputs;
-  for (int64_t i = 0; i < std::min(cluster.count, simd().lanes); ++i) {
-    prefetch_row(inputs.query.row(cluster.batch, cluster.head, cluster.members[i]),
-                 inputs.shape.head_dim);
-    prefetch_row(problem_->output_gradient.row(cluster.batch, cluster.head, cluster.members[i]),
+  for (int64_t i = first; i < std::min(cluster.count, first + simd().lanes); ++i) {
+    const int32_t member = cluster.members[i];
+    prefetch_row(inputs.query.row(cluster.batch, cluster.head, member), inputs.shape.head_dim);
+    prefetch_row(problem_->output_gradient.row(cluster.batch, cluster.head, member),
                  inputs.shape.value_dim);
   }
 }
 
-bool TopKeyGradient::run(const ClusterTerms& cluster, int worker) const {
+/// Where the gradients of a tile of queries go.
+[[gnu::always_inline]] inline void TopKeyGradient::prefetch_targets(const ClusterTerms& cluster,
+                                                                    int64_t first,
+                                                                    int64_t columns) const {
+  const OutputRows& target = problem_->gradients.query;
+  if (target.data == nullptr) return;
+  for (int64_t i = first; i < first + columns; ++i) {
+    prefetch_row(target.row(cluster.batch, cluster.head, cluster.members[i]),
+                 problem_->forward.inputs.shape.head_dim);
+  }
+}
+
+[[gnu::always_inline]] inline void TopKeyGradient::prefetch_keys(
+    const ClusterTerms& cluster) const {
+  const AttentionInputs& inputs = problem_->forward.inputs;
+  for (int64_t t = 0; t < problem_->forward.top_k && cluster.top_keys[t] >= 0; ++t) {
+    prefetch_row(inputs.key.row(cluster.batch, cluster.head, cluster.top_keys[t]),
+                 inputs.shape.head_dim);
+    prefetch_row(inputs.value.row(cluster.batch, cluster.head, cluster.top_keys[t]),
+                 inputs.shape.value_dim);
+  }
+}
+
+bool TopKeyGradient::run(const ClusterTerms& cluster, const ClusterTerms* next, int worker) const {
   // members: (count, D), (count, E) in lanes; T_j: (keys, D), (keys, E)
   const AttentionShape& shape = problem_->forward.inputs.shape;
   int64_t size;
@@ -76,6 +101,12 @@ bool TopKeyGradient::run(const ClusterTerms& cluster, int worker) const {
   double mass_gradient = 0.0;
   bool finite = true;
   for (int64_t first = 0; first < cluster.count; first += simd().lanes) {
+    if (first + simd().lanes < cluster.count) {
+      prefetch_members(cluster, first + simd().lanes);
+    } else if (next != nullptr) {
+      prefetch_keys(*next);
+      prefetch_members(*next, 0);
+    }
     finite &= differentiate(cluster, first, top, scratch, mass_gradient);
   }
   if (!wants_change_) return finite;
@@ -124,6 +155,7 @@ bool TopKeyGradient::differentiate(const ClusterTerms& cluster, int64_t first, c
   const int64_t columns = std::min(cpu.lanes, cluster.count - first);
   weigh(cluster, first, columns, top.keys, scratch);
   bool finite = true;
+  prefetch_targets(cluster, first, columns);
   if (wants_change_) {
     for (int64_t i = 0; i < columns; ++i) mass_gradient += static_cast<double>(scratch.total[i]);
     finite = write_queries(cluster, first, columns, top.keys, scratch);

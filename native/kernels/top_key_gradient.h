@@ -37,10 +37,9 @@ class TopKeyGradient {
   /// Takes all the memory that run() needs.
   Status prepare(const ClusteredAttentionGradientProblem& problem, Context& context);
   /// Writes the terms of a cluster, and of dq the part that goes through p. False if a gradient is
-  /// not finite.
-  bool run(const ClusterTerms& cluster, int worker) const;
-  /// Asks the memory for the first rows that run() will read.
-  void prefetch(const ClusterTerms& cluster) const;
+  /// not finite. While it computes, the memory fetches what run() will read first of `next`, the
+  /// cluster after this one; null: there is none.
+  bool run(const ClusterTerms& cluster, const ClusterTerms* next, int worker) const;
 
   int64_t padded_dim() const { return padded_dim_; }
   int64_t padded_value_dim() const { return padded_value_dim_; }
@@ -68,6 +67,9 @@ class TopKeyGradient {
   };
 
   Scratch carve(int worker, int64_t& size) const;
+  void prefetch_members(const ClusterTerms& cluster, int64_t first) const;
+  void prefetch_targets(const ClusterTerms& cluster, int64_t first, int64_t columns) const;
+  void prefetch_keys(const ClusterTerms& cluster) const;
   Top gather(const ClusterTerms& cluster, const Scratch& scratch) const;
   bool differentiate(const ClusterTerms& cluster, int64_t first, const Top& top,
                      const Scratch& scratch, double& mass_gradient) const;
