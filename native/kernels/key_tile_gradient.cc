@@ -75,7 +75,7 @@ bool KeyTileGradient::allocate(Scratch& scratch, Workspace& workspace) const {
   for (KeyTile& one : scratch.tiles) {
     one.key = take(dim * lanes);
     one.value = take(value_dim * lanes);
-    one.key_rows = take(lanes * padded_dim_);
+    one.key_copies = take(lanes * padded_dim_);
     one.key_sum = take(dim * lanes);
     one.value_sum = take(value_dim * lanes);
   }
@@ -131,11 +131,15 @@ void KeyTileGradient::load(const AttendingRows& rows, int64_t first, int64_t col
   const InputRows& value = inputs_->value;
   tile.first = first;
   tile.columns = columns;
-  // Copies: products read whole vectors of these rows, and rows that lie apart share cache sets.
-  for (int64_t i = 0; i < columns; ++i) {
-    float* row = tile.key_rows + i * padded_dim_;
-    std::copy_n(key.row(rows.batch, rows.head, first + i), shape.head_dim, row);
-    std::fill(row + shape.head_dim, row + padded_dim_, 0.0f);
+  tile.key_rows = key.row(rows.batch, rows.head, first);
+  if (key.row_stride != padded_dim_) {
+    // Copies: products read whole vectors of these rows, and rows that lie apart share cache sets.
+    for (int64_t i = 0; i < columns; ++i) {
+      float* row = tile.key_copies + i * padded_dim_;
+      std::copy_n(key.row(rows.batch, rows.head, first + i), shape.head_dim, row);
+      std::fill(row + shape.head_dim, row + padded_dim_, 0.0f);
+    }
+    tile.key_rows = tile.key_copies;
   }
   simd().pack(tile.key_rows, padded_dim_, nullptr, columns, shape.head_dim, tile.key);
   simd().pack(value.row(rows.batch, rows.head, first), value.row_stride, nullptr, columns,

@@ -88,12 +88,13 @@ class KeyTileGradient {
   struct KeyTile {
     int64_t first = 0;
     int64_t columns = 0;
-    float* key = nullptr;        // (D,lanes)
-    float* value = nullptr;      // (E,lanes)
-    float* key_rows = nullptr;   // (lanes, padded D)
-    float* key_sum = nullptr;    // (D,lanes): sum of dz q
-    float* value_sum = nullptr;  // (E,lanes): dv
-    bool finite = true;          // no key is NaN or Inf; known where some are hidden
+    float* key = nullptr;             // (D,lanes)
+    float* value = nullptr;           // (E,lanes)
+    float* key_copies = nullptr;      // (lanes, padded D)
+    const float* key_rows = nullptr;  // (columns, padded D): the copies, or the keys themselves
+    float* key_sum = nullptr;         // (D,lanes): sum of dz q
+    float* value_sum = nullptr;       // (E,lanes): dv
+    bool finite = true;               // no key is NaN or Inf; known where some are hidden
   };
   struct RowBlock {
     int64_t first = 0;
