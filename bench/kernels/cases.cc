@@ -207,7 +207,7 @@ struct ClusteredData : AttentionData {
     std::vector<double> weight = weights(head, mean, all_keys());
     if (k > 0) {
       const int32_t* top = indices.data() + (head * kClusters + cluster) * k;
-      const std::vector<int64_t> keys(top, top + k);
+      const std::vector<int64_t> keys(top, std::find(top, top + k, -1));
       double mass = 0.0;
       for (int64_t key : keys) mass += weight[static_cast<size_t>(key)];
       const std::vector<double> own = weights(head, query_row(head, row), keys);
