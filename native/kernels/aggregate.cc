@@ -44,14 +44,15 @@ bool aggregate_sorted(const float* rows, int64_t row_stride, const int32_t* orde
   bool finite = true;
   for (int64_t c = 0; c < clusters; ++c) {
     const int64_t count = offsets[c + 1] - offsets[c];
-    const double divisor = mean && count > 0 ? static_cast<double>(count) : 1.0;
+    const double divisor = mean && count > 1 ? static_cast<double>(count) : 1.0;
     for (int64_t first = 0; first < dim; first += kDimBlock) {
       const int64_t columns = std::min(kDimBlock, dim - first);
       float* target = output + c * dim + first;
       sum_members(rows + first, row_stride, order + offsets[c], count, nullptr, columns, sums);
-      for (int64_t d = 0; d < columns; ++d) {
-        target[d] = static_cast<float>(sums[d] / divisor);
+      if (divisor != 1.0) {
+        for (int64_t d = 0; d < columns; ++d) sums[d] /= divisor;
       }
+      for (int64_t d = 0; d < columns; ++d) target[d] = static_cast<float>(sums[d]);
       finite = finite && all_finite(target, columns);
     }
   }

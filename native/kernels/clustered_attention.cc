@@ -7,6 +7,7 @@
 #include "native/core/shape.h"
 #include "native/core/softmax_state.h"
 #include "native/kernels/centroid_pass.h"
+#include "native/kernels/finite.h"
 #include "native/kernels/prefetch.h"
 #include "native/kernels/query_groups.h"
 #include "native/simd/simd.h"
@@ -99,10 +100,10 @@ class ClusteredAttentionKernel {
 
   /// Scratch of one worker while it improves a tile.
   struct Scratch {
-    float* query;    // (D, lanes)
-    float* output;   // (E, lanes)
-    float* weights;  // (k + 1, lanes)
-    float* key;      // (k, D)
+    float* query;    // (lanes, D): the tile's queries
+    float* weights;  // (lanes, weight_stride): k of each query, and 1 for the base
+    float* output;   // (lanes, padded E)
+    float* key;      // (weight_stride / lanes, D, lanes): T_j, `lanes` keys at a time in lanes
     float* value;    // (k + 1, padded E): v_t, and at last the base, V^c - sum_t A^c_t v_t
     float* mass;     // (k): A^c at T_j
   };
@@ -114,22 +115,23 @@ class ClusteredAttentionKernel {
   };
 
   Scratch carve(int worker) const {
-    const int64_t k = problem_.top_k;
     Scratch scratch;
     scratch.query = scratch_ + worker * scratch_size_;
-    scratch.output = scratch.query + shape_.head_dim * simd_.lanes;
-    scratch.weights = scratch.output + shape_.value_dim * simd_.lanes;
-    scratch.value = scratch.weights + (k + 1) * simd_.lanes;
-    scratch.key = scratch.value + (k + 1) * padded_value_dim_;
-    scratch.mass = scratch.key + k * shape_.head_dim;
+    scratch.weights = scratch.query + simd_.lanes * round_up(shape_.head_dim, simd_.width);
+    scratch.output = scratch.weights + simd_.lanes * weight_stride_;
+    scratch.key = scratch.output + simd_.lanes * padded_value_dim_;
+    scratch.value = scratch.key + weight_stride_ * shape_.head_dim;
+    scratch.mass = scratch.value + (problem_.top_k + 1) * padded_value_dim_;
     return scratch;
   }
 
   Status improve() {
     const int64_t k = problem_.top_k;
     padded_value_dim_ = round_up(shape_.value_dim, simd_.width);
-    scratch_size_ = round_up((shape_.head_dim + shape_.value_dim + k + 1) * simd_.lanes +
-                                 (k + 1) * padded_value_dim_ + k * (shape_.head_dim + 1),
+    weight_stride_ = round_up(k + 1, simd_.lanes);
+    scratch_size_ = round_up(simd_.lanes * (round_up(shape_.head_dim, simd_.width) +
+                                            weight_stride_ + padded_value_dim_) +
+                                 weight_stride_ * shape_.head_dim + (k + 1) * padded_value_dim_ + k,
                              16);
     scratch_ = context_.workspace().allocate<float>(scratch_size_ * context_.workers());
     if (scratch_ == nullptr) return Status::out_of_memory();
@@ -178,40 +180,35 @@ class ClusteredAttentionKernel {
   }
 
   void improve_tile(const MemberTile& tile, const Selection& selection, const Scratch& scratch) {
-    // queries: (columns, D) in lanes; gathered key: (k, D), value: (k, E) -> output: (columns, E)
+    // query: (columns, D); T_j: key (keys, D) in lanes, value (keys, E) -> output: (columns, E)
     const int64_t batch = tile.sequence / shape_.heads;
     const int64_t head = tile.sequence % shape_.heads;
     const int64_t dim = shape_.head_dim;
-    const float scale_log2 = problem_.inputs.scale * kLog2E;
     const int64_t keys = selection.keys;
-
-    const InputRows& query = problem_.inputs.query;
-    simd_.pack(query.sequence(batch, head), query.row_stride, tile.members, tile.columns, dim,
-               scratch.query);
-    simd_.multiply(scratch.key, dim, 1, keys, dim, scratch.query, simd_.lanes, tile.columns,
-                   scratch.weights, simd_.lanes, false);
-    float maximum[kMaximumLanes];
-    float sum[kMaximumLanes];
-    float minimum[kMaximumLanes];
-    simd_.softmax_rows(scratch.weights, keys, tile.columns, scale_log2, maximum, sum, minimum);
-    const int64_t used = round_up(tile.columns, simd_.width);
-    for (int64_t t = 0; t < keys; ++t) {
-      float* weights = scratch.weights + t * simd_.lanes;
-      for (int64_t i = 0; i < used; ++i) weights[i] *= selection.mass;
-    }
-    std::fill_n(scratch.weights + keys * simd_.lanes, used, 1.0f);  // the base enters once
-    simd_.multiply(scratch.value, 1, padded_value_dim_, shape_.value_dim, keys + 1, scratch.weights,
-                   simd_.lanes, tile.columns, scratch.output, simd_.lanes, false);
-    bool finite = simd_.unpack(scratch.output, tile.columns, shape_.value_dim, nullptr,
-                               problem_.output.sequence(batch, head), problem_.output.row_stride,
-                               tile.members);
     for (int32_t i = 0; i < tile.columns; ++i) {
-      finite = finite && minimum[i] != -std::numeric_limits<float>::infinity();
+      std::copy_n(problem_.inputs.query.row(batch, head, tile.members[i]), dim,
+                  scratch.query + i * dim);
+    }
+    for (int64_t t = 0; t < keys; t += simd_.lanes) {
+      simd_.multiply(scratch.query, dim, 1, tile.columns, dim, scratch.key + t * dim, simd_.lanes,
+                     std::min(simd_.lanes, keys - t), scratch.weights + t, weight_stride_, false);
+    }
+    bool finite = simd_.softmax_lanes(scratch.weights, tile.columns, weight_stride_, keys,
+                                      problem_.inputs.scale * kLog2E, selection.mass);
+    for (int32_t i = 0; i < tile.columns; ++i) {
+      scratch.weights[i * weight_stride_ + keys] = 1.0f;  // the base enters once
+    }
+    simd_.multiply(scratch.weights, weight_stride_, 1, tile.columns, keys + 1, scratch.value,
+                   padded_value_dim_, shape_.value_dim, scratch.output, padded_value_dim_, false);
+    for (int32_t i = 0; i < tile.columns; ++i) {
+      const float* row = scratch.output + i * padded_value_dim_;
+      finite = all_finite(row, shape_.value_dim) && finite;
+      std::copy_n(row, shape_.value_dim, problem_.output.row(batch, head, tile.members[i]));
     }
     if (!finite) context_.mark_non_finite();
   }
 
-  /// Copies the key and value rows of T_j side by side, and the base after the values.
+  /// Packs the keys of T_j, copies their values side by side, and adds the base to these.
   Selection gather(const MemberTile& tile, const Scratch& scratch) const {
     const int64_t batch = tile.sequence / shape_.heads;
     const int64_t head = tile.sequence % shape_.heads;
@@ -219,11 +216,15 @@ class ClusteredAttentionKernel {
     const int32_t* top_keys = pass_.top_keys + cluster * problem_.top_k;
     int64_t keys = 0;
     for (; keys < problem_.top_k && top_keys[keys] >= 0; ++keys) {
-      std::copy_n(problem_.inputs.key.row(batch, head, top_keys[keys]), shape_.head_dim,
-                  scratch.key + keys * shape_.head_dim);
       float* value = scratch.value + keys * padded_value_dim_;
       std::copy_n(problem_.inputs.value.row(batch, head, top_keys[keys]), shape_.value_dim, value);
       std::fill(value + shape_.value_dim, value + padded_value_dim_, 0.0f);
+    }
+    const InputRows& key = problem_.inputs.key;
+    for (int64_t t = 0; t < keys; t += simd_.lanes) {
+      simd_.pack(key.sequence(batch, head), key.row_stride, top_keys + t,
+                 std::min(simd_.lanes, keys - t), shape_.head_dim,
+                 scratch.key + t * shape_.head_dim);
     }
     return {keys, base_output(tile, keys, scratch)};
   }
@@ -298,6 +299,7 @@ class ClusteredAttentionKernel {
   MemberTile* tiles_ = nullptr;
   int64_t tile_count_ = 0;
   int64_t padded_value_dim_ = 0;
+  int64_t weight_stride_ = 0;  // of a query's weights
   int64_t scratch_size_ = 0;
   float* scratch_ = nullptr;
 };

@@ -98,6 +98,12 @@ struct Simd {
   void (*softmax_rows)(float* score, int64_t rows, int64_t columns, float scale_log2,
                        float* maximum, float* sum, float* minimum);
 
+  /// Softmax of every row, along its lanes, in place: score[r][i] -> factor *
+  /// exp(scale*score[r][i]) / sum over i < columns; 0 from there to the end of the vector. False if
+  /// a score is not finite.
+  bool (*softmax_lanes)(float* score, int64_t rows, int64_t row_stride, int64_t columns,
+                        float scale_log2, float factor);
+
   /// Backward of a softmax, in place. share: its values p; change: the gradients by them, from each
   /// of which offset[r] (null: 0) is taken first, leaving x. Then total[i] = sum_r p x,
   ///     change[r][i] = weight[i] p (x - total[i]), the gradients by the logits (times weight),

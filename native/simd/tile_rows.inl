@@ -66,6 +66,48 @@ inline IntVec lane_numbers(int64_t v, Lanes<I...>) {
   return IntVec{I...} + broadcast(static_cast<int32_t>(v * kWidth));
 }
 
+/// One row of softmax_lanes().
+template <bool kLarge>
+void softmax_lane_row(float* score, int64_t columns, Vec scale, Vec maximum, Vec factor) {
+  const int64_t vectors = vectors_of(columns);
+  const IntVec count = broadcast(static_cast<int32_t>(columns));
+  Vec total = {};
+  for (int64_t v = 0; v < vectors; ++v) {
+    const Vec p = weigh<kLarge>(load(score + v * kWidth), scale, maximum);
+    const Vec weight =
+        select(lane_numbers(v, typename MakeLanes<kWidth>::Type{}) < count, p, Vec{});
+    total = total + weight;
+    store(score + v * kWidth, weight);
+  }
+  const Vec share = factor / sum_lanes(total);
+  for (int64_t v = 0; v < vectors; ++v) {
+    store(score + v * kWidth, load(score + v * kWidth) * share);
+  }
+}
+
+bool softmax_lanes(float* score, int64_t rows, int64_t row_stride, int64_t columns,
+                   float scale_log2, float factor) {
+  const Vec scale = broadcast(scale_log2);
+  const IntVec count = broadcast(static_cast<int32_t>(columns));
+  Vec poison = {};
+  for (int64_t r = 0; r < rows; ++r, score += row_stride) {
+    Vec highest = broadcast(-kInfinity);
+    for (int64_t v = 0; v < vectors_of(columns); ++v) {
+      const IntVec exists = lane_numbers(v, typename MakeLanes<kWidth>::Type{}) < count;
+      const Vec x = load(score + v * kWidth);
+      poison = poison + select(exists, x - x, Vec{});
+      highest = max(highest, select(exists, x * scale, broadcast(-kInfinity)));
+    }
+    highest = highest_lane(highest);
+    if (any_large(highest)) {
+      softmax_lane_row<true>(score, columns, scale, highest, broadcast(factor));
+    } else {
+      softmax_lane_row<false>(score, columns, scale, highest, broadcast(factor));
+    }
+  }
+  return !any(poison != Vec{});
+}
+
 template <bool kHidden, bool kChange>
 void attend_gradient_rows(float* score, float* change, int64_t rows, int64_t vectors, Vec scale,
                           const float* maximum, const float* offset, const int32_t* visible) {

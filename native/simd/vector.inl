@@ -131,6 +131,30 @@ inline Vec weigh(Vec x, Vec scale, Vec maximum) {
   return exp2(select(large, rounded, fused));
 }
 
+// ---- across the lanes of a vector -------------------------------------------------------------
+
+/// Lane i of the result is lane i ^ distance of x.
+template <int distance, int... I>
+inline Vec swap_lanes(Vec x, Lanes<I...>) {
+  return __builtin_shufflevector(x, x, (I ^ distance)...);
+}
+
+/// The largest lane, in every lane.
+template <int distance = kWidth / 2>
+inline Vec highest_lane(Vec x) {
+  x = max(x, swap_lanes<distance>(x, typename MakeLanes<kWidth>::Type{}));
+  if constexpr (distance > 1) return highest_lane<distance / 2>(x);
+  return x;
+}
+
+/// The sum of all lanes, in every lane: the same bits, since addition commutes.
+template <int distance = kWidth / 2>
+inline Vec sum_lanes(Vec x) {
+  x = x + swap_lanes<distance>(x, typename MakeLanes<kWidth>::Type{});
+  if constexpr (distance > 1) return sum_lanes<distance / 2>(x);
+  return x;
+}
+
 // ---- transposition of a kWidth x kWidth block ------------------------------------------------
 
 /// One butterfly of Eklundh's transposition: swaps blocks of `distance` lanes between two rows.

@@ -5,6 +5,7 @@
 
 #include "native/reference/aggregate.h"
 #include "native/reference/attention.h"
+#include "native/simd/simd.h"
 #include "test/native/checks.h"
 #include "test/native/clustered_arrays.h"
 #include "test/native/compare.h"
@@ -98,6 +99,24 @@ TEST("clustered attention: matches the reference given the same choices") {
         check_reference(fixture);
       }
     }
+  }
+}
+
+TEST(
+    "clustered attention: as many top keys as a tile has lanes, one less, one more, and all keys") {
+  Case which = find_case("prime");
+  which.query_length = 61;
+  which.key_length = 149;
+  which.clusters = 7;
+  which.query_lengths = {61, 50};
+  which.key_lengths = {149, 97};
+  which.batch = 2;
+  const int64_t lanes = simd().lanes;
+  for (int64_t top_k : {lanes - 1, lanes, lanes + 1, 2 * lanes, 2 * lanes + 1, int64_t{149}}) {
+    const Scope scope("k " + std::to_string(top_k));
+    which.top_k = top_k;
+    Fixture fixture(which, Grouping::hamming, which.clamped_top_k());
+    check_reference(fixture);
   }
 }
 
