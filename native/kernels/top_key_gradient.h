@@ -3,8 +3,9 @@
 // The queries of one cluster and its top keys: what improved clustered attention adds to plain
 // clustered attention, differentiated (clustered_attention_gradient.h).
 //
-// Method: queries in lanes, the k key and value rows gathered once per cluster; per tile of queries
-// five products: scores, x, dq, and the rows of dk and dv.
+// Method: the k key and value rows are gathered once per cluster and packed into lanes; per tile of
+// queries five products: scores and x (queries by keys), dq, and the rows of dk and dv. Queries and
+// gradients stay rows, so that none of them has to be transposed and small clusters waste no lanes.
 
 #include <cstdint>
 
@@ -47,41 +48,43 @@ class TopKeyGradient {
  private:
   /// Scratch of one worker.
   struct Scratch {
-    float* key;             // (k, padded D)
-    float* value;           // (k, padded E)
-    float* share;           // (k): A at T_j
-    float* shared_value;    // (padded E): sum_t A_jt v_t
-    float* query_rows;      // (lanes, padded D)
-    float* gradient_rows;   // (lanes, padded E)
-    float* query;           // (D,lanes)
-    float* gradient;        // (E,lanes)
-    float* weights;         // (k,lanes): p, then m̂ p
-    float* change;          // (k,lanes): x, then y
-    float* query_gradient;  // (D,lanes)
-    float* mass;            // (lanes): m̂ in all of them
+    float* key_rows;        // (k, padded D)
+    float* key;             // (stride / lanes, D, lanes): T_j, `lanes` keys at a time in lanes
+    float* value;           // (stride / lanes, E, lanes)
+    float* share;           // (stride): A at T_j
+    float* slope;           // (stride): G·v_t
+    float* query;           // (lanes, padded D)
+    float* gradient;        // (lanes, padded E)
+    float* weights;         // (lanes, stride): p, then m̂ p
+    float* change;          // (lanes, stride): x, then y
+    float* query_gradient;  // (lanes, padded D)
     float* total;           // (lanes): x̄
   };
   struct Top {
-    int64_t keys;
-    double mass;  // m̂
+    int64_t keys = 0;
+    double mass = 0.0;   // m̂
+    double slope = 0.0;  // sum_t A_jt G·v_t
   };
 
   Scratch carve(int worker, int64_t& size) const;
   void prefetch_members(const ClusterTerms& cluster, int64_t first) const;
-  void prefetch_targets(const ClusterTerms& cluster, int64_t first, int64_t columns) const;
+  void prefetch_targets(const ClusterTerms& cluster, int64_t first, int64_t rows) const;
   void prefetch_keys(const ClusterTerms& cluster) const;
+  void multiply_keys(const float* rows, int64_t row_stride, int64_t count, int64_t dim,
+                     const float* packed, int64_t keys, float* product) const;
   Top gather(const ClusterTerms& cluster, const Scratch& scratch) const;
   bool differentiate(const ClusterTerms& cluster, int64_t first, const Top& top,
                      const Scratch& scratch, double& mass_gradient) const;
-  void weigh(const ClusterTerms& cluster, int64_t first, int64_t columns, int64_t keys,
+  bool weigh(const ClusterTerms& cluster, int64_t first, int64_t rows, const Top& top,
              const Scratch& scratch) const;
-  bool write_queries(const ClusterTerms& cluster, int64_t first, int64_t columns, int64_t keys,
+  bool write_queries(const ClusterTerms& cluster, int64_t first, int64_t rows, int64_t keys,
                      const Scratch& scratch) const;
 
   const ClusteredAttentionGradientProblem* problem_ = nullptr;
   bool wants_change_ = false;  // a gradient that goes through the logits
   int64_t padded_dim_ = 0;
   int64_t padded_value_dim_ = 0;
+  int64_t stride_ = 0;  // of k numbers of a query: whole tiles of lanes
   int64_t scratch_size_ = 0;
   float* scratch_ = nullptr;  // (workers, scratch_size)
 };

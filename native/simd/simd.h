@@ -113,6 +113,11 @@ struct Simd {
   void (*softmax_gradient)(float* share, float* change, int64_t rows, int64_t columns,
                            const float* offset, const float* weight, bool centred, float* total);
 
+  /// Backward of softmax_lanes() with the factor 1, in place: total[r] = sum_i p x,
+  ///     change[r][i]: x -> factor p (x - total[r])        share[r][i]: p -> factor p
+  void (*softmax_lanes_gradient)(float* share, float* change, int64_t rows, int64_t row_stride,
+                                 int64_t columns, float factor, float* total);
+
   /// Backward of a softmax along rows whose log-sum-exps are known, in place:
   ///     score[r][i]  -> p = 2^(score[r][i] * scale_log2 - maximum[r]), at most 1
   ///     change[r][i] -> p (change[r][i] - offset[r])                 (change null: only p)

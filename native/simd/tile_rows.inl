@@ -108,6 +108,24 @@ bool softmax_lanes(float* score, int64_t rows, int64_t row_stride, int64_t colum
   return !any(poison != Vec{});
 }
 
+void softmax_lanes_gradient(float* share, float* change, int64_t rows, int64_t row_stride,
+                            int64_t columns, float factor, float* total) {
+  for (int64_t r = 0; r < rows; ++r, share += row_stride, change += row_stride) {
+    // Lanes past the columns have no share.
+    Vec sum = {};
+    for (int64_t v = 0; v < vectors_of(columns); ++v) {
+      sum = fma(load(share + v * kWidth), load(change + v * kWidth), sum);
+    }
+    sum = sum_lanes(sum);
+    for (int64_t v = 0; v < vectors_of(columns); ++v) {
+      const Vec weighted = load(share + v * kWidth) * broadcast(factor);
+      store(share + v * kWidth, weighted);
+      store(change + v * kWidth, weighted * (load(change + v * kWidth) - sum));
+    }
+    total[r] = sum[0];
+  }
+}
+
 template <bool kHidden, bool kChange>
 void attend_gradient_rows(float* score, float* change, int64_t rows, int64_t vectors, Vec scale,
                           const float* maximum, const float* offset, const int32_t* visible) {
