@@ -88,8 +88,9 @@ void multiply_bfloat16(const PairProduct& t, int64_t rows, int64_t columns) {
 inline int64_t whole(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }
 
 /// The bfloat16 nearest to each float, ties to even, in the upper half of its bits.
-inline IntVec nearest_bfloat16(IntVec bits) {
-  return bits + ((bits >> 16 & broadcast(int32_t{1})) + broadcast(int32_t{0x7fff}));
+inline IntVec nearest_bfloat16(IntVec floats) {
+  const BitVec bits = reinterpret_cast<BitVec>(floats);
+  return reinterpret_cast<IntVec>(bits + ((bits >> 16 & 1u) + 0x7fffu));
 }
 
 inline IntVec pair_of(IntVec low, IntVec high) {

@@ -5,6 +5,8 @@
 
 typedef float Vec __attribute__((vector_size(CA_WIDTH * 4)));
 typedef int32_t IntVec __attribute__((vector_size(CA_WIDTH * 4)));
+/// The bits of floats, whose sums may wrap: in a lane that is a NaN they do.
+typedef uint32_t BitVec __attribute__((vector_size(CA_WIDTH * 4)));
 typedef float UnalignedVec __attribute__((vector_size(CA_WIDTH * 4), aligned(4), may_alias));
 typedef int32_t UnalignedIntVec __attribute__((vector_size(CA_WIDTH * 4), aligned(4), may_alias));
 
@@ -105,8 +107,8 @@ inline Vec exp2(Vec x) {
   p = fma(p, r, broadcast(0x1.ebfbdap-3f));
   p = fma(p, r, broadcast(0x1.62e430p-1f));
   p = fma(p, r, broadcast(1.0f));
-  const IntVec exponent = reinterpret_cast<IntVec>(shifted) << 23;
-  const IntVec bits = reinterpret_cast<IntVec>(p) + exponent;
+  const BitVec exponent = reinterpret_cast<BitVec>(shifted) << 23;
+  const BitVec bits = reinterpret_cast<BitVec>(p) + exponent;
   // What was clamped left no rest, and a NaN leaves itself.
   return x >= broadcast(-126.0f) ? reinterpret_cast<Vec>(bits) : r;
 }
