@@ -221,7 +221,9 @@ Status attend_within_clusters(const CastState& state, int64_t first, int64_t cou
   // tasks: (pair, cluster, chunk of its queries)
   const CastAttentionProblem& problem = state.problem;
   const AttentionShape& shape = problem.inputs.shape;
-  const int64_t chunks = divide_up(problem.cluster_size, kTilesPerChunk * state.simd.lanes);
+  // At least one chunk: it writes the summary, which a cluster without members has too.
+  const int64_t chunks =
+      std::max<int64_t>(divide_up(problem.cluster_size, kTilesPerChunk * state.simd.lanes), 1);
   const double products = static_cast<double>(count * problem.clusters * problem.cluster_size) *
                           static_cast<double>(problem.cluster_size);
   return state.context.parallel(

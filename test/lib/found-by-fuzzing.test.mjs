@@ -89,4 +89,17 @@ describe('the addon checks again', () => {
       binding.castAttention({ ...request, clusterSize: 0, resultIndices: undefined }),
     ).toMatchObject({ status: 'shape_mismatch', argument: 'clusterSize' });
   });
+
+  test('clusters of CAST without room for a token have a summary of zeros', () => {
+    const { minimal } = operations.castAttention;
+    const request = requestOf('castAttention', () => required.castAttentionSync(minimal()));
+    const nothing = { ...request, clusterSize: 0, resultIndices: undefined };
+    // The summaries of the call before were found in the memory of the next.
+    for (let i = 0; i < 20; ++i) {
+      expect(binding.castAttention(request)).toBeUndefined();
+      nothing.output.fill(1);
+      expect(binding.castAttention(nothing)).toBeUndefined();
+      expect(nothing.output).toEqual(new Float32Array(nothing.output.length));
+    }
+  });
 });
