@@ -7,6 +7,7 @@
 #include "native/core/softmax_state.h"
 #include "native/kernels/attention.h"
 #include "native/kernels/cast_activation.h"
+#include "native/kernels/finite.h"
 #include "native/kernels/prefetch.h"
 
 namespace cluster_attention::kernels {
@@ -17,11 +18,17 @@ namespace {
 /// states out of the second-level cache.
 constexpr int64_t kTilesPerChunk = 8;
 
-/// A tile of queries with its state, or the summary (one query, weighted by the gate).
+/// A tile of queries with its state.
 struct ClusterTile {
   AttendScratch state;
   int64_t columns;
-  bool summary;
+};
+
+/// The surrogate's attention, its logits multiplied by key factors. One query would leave the lanes
+/// of a tile empty: its scores are dot products, and the values' elements take the lanes.
+struct Summary {
+  float* output;  // (padded E)
+  SoftmaxState state;
 };
 
 /// Rows of up to kKeyBlock members.
@@ -52,7 +59,8 @@ class ClusterChunk {
     gathered_.value = gathered_.key + kKeyBlock * shape_.head_dim;
     gathered_.key_factor = gathered_.value + kKeyBlock * shape_.value_dim;
     scores_ = gathered_.key_factor + kKeyBlock;
-    tile_memory_ = scores_ + kKeyBlock * lanes;
+    summary_.output = scores_ + kKeyBlock * lanes;
+    tile_memory_ = summary_.output + round_up(shape_.value_dim, state.simd.width);
   }
 
   /// intra: (kappa, E), inter: (E). The first chunk computes the summary too.
@@ -62,8 +70,8 @@ class ClusterChunk {
     end_ = std::min(size_, begin_ + kTilesPerChunk * lanes);
     if (size_ == 0 && chunk == 0) std::fill_n(inter, shape_.value_dim, 0.0f);
     if (begin_ >= end_) return;
-    query_tiles_ = divide_up(end_ - begin_, lanes);
-    tile_count_ = query_tiles_ + (chunk == 0 ? 1 : 0);
+    tile_count_ = divide_up(end_ - begin_, lanes);
+    std::fill_n(summary_.output, shape_.value_dim, 0.0f);
     for (int64_t first = 0; first < size_ && !state_.context.cancelled(); first += kKeyBlock) {
       gather(first);
       for (int64_t t = 0; t < tile_count_; ++t) {
@@ -71,16 +79,24 @@ class ClusterChunk {
         prefetch(first, t);
         advance(tiles_[t]);
       }
+      if (chunk == 0) advance_summary();
     }
     if (state_.context.cancelled()) return;
     for (int64_t t = 0; t < tile_count_; ++t) {
-      float* rows = intra + (begin_ + t * lanes) * shape_.value_dim;
-      finish(tiles_[t], tiles_[t].summary ? inter : rows);
+      finish(tiles_[t], intra + queries_of(t).begin * shape_.value_dim);
     }
+    if (chunk == 0) finish_summary(inter);
   }
 
  private:
-  /// Packs the queries of tile t, or the surrogate after the last of them.
+  /// Queries of tile t, as places among the members: the chunk's, balanced in whole vectors.
+  Range queries_of(int64_t t) const {
+    const int64_t width = state_.simd.width;
+    const Range part = split(divide_up(end_ - begin_, width), tile_count_, t);
+    return {begin_ + part.begin * width, std::min(begin_ + part.end * width, end_)};
+  }
+
+  /// Packs the queries of tile t.
   void start_tile(int64_t t) {
     const int64_t lanes = state_.simd.lanes;
     ClusterTile& tile = tiles_[t];
@@ -92,30 +108,20 @@ class ClusterChunk {
     tile.state.minimum = tile.state.sum + lanes;
     tile.state.scores = scores_;
     tile.state.reset(state_.simd, shape_.value_dim);
-    tile.summary = t == query_tiles_;
     const InputRows& query = problem_.inputs.query;
-    const float packing_scale = laplace_ ? 1.0f : scale_;
-    if (tile.summary) {
-      const float* surrogate =
-          problem_.surrogates + (head_ * problem_.clusters + cluster_) * shape_.head_dim;
-      tile.columns = 1;
-      tile.state.pack_queries(state_.simd, surrogate, shape_.head_dim, nullptr, 1, shape_.head_dim,
-                              packing_scale);
-    } else {
-      const int64_t first = begin_ + t * lanes;
-      tile.columns = std::min(lanes, end_ - first);
-      tile.state.pack_queries(state_.simd, query.sequence(sequence_.batch, head_), query.row_stride,
-                              members_ + first, tile.columns, shape_.head_dim, packing_scale);
-    }
+    const Range queries = queries_of(t);
+    tile.columns = queries.size();
+    tile.state.pack_queries(state_.simd, query.sequence(sequence_.batch, head_), query.row_stride,
+                            members_ + queries.begin, tile.columns, shape_.head_dim,
+                            laplace_ ? 1.0f : scale_);
   }
 
   /// While tile t meets the block of members at `first`: asks for the queries of the next tile if
   /// it has yet to be packed, and for this tile's share of the next block of keys and values.
   [[gnu::always_inline]] void prefetch(int64_t first, int64_t t) const {
-    const int64_t lanes = state_.simd.lanes;
-    if (first == 0) {
-      const int64_t end = std::min(begin_ + (t + 2) * lanes, end_);
-      for (int64_t i = begin_ + (t + 1) * lanes; i < end; ++i) {
+    if (first == 0 && t + 1 < tile_count_) {
+      const Range queries = queries_of(t + 1);
+      for (int64_t i = queries.begin; i < queries.end; ++i) {
         prefetch_row(problem_.inputs.query.row(sequence_.batch, head_, members_[i]),
                      shape_.head_dim);
       }
@@ -145,9 +151,8 @@ class ClusterChunk {
 
   /// Adds the gathered members to what a tile has seen.
   void advance(const ClusterTile& tile) const {
-    const float* factor = tile.summary ? gathered_.key_factor : nullptr;
     if (laplace_) {
-      advance_laplace(tile, factor);
+      advance_laplace(tile);
       return;
     }
     AttendTile block = tile.state.tile(tile.columns, scale_);
@@ -158,20 +163,64 @@ class ClusterChunk {
     block.keys = gathered_.count;
     block.head_dim = shape_.head_dim;
     block.value_dim = shape_.value_dim;
-    block.key_factor = factor;
     block.bfloat16 = state_.context.bfloat16_operands();
     state_.simd.attend(block);
   }
 
-  void advance_laplace(const ClusterTile& tile, const float* factor) const {
+  void advance_laplace(const ClusterTile& tile) const {
     const int64_t lanes = state_.simd.lanes;
     state_.simd.multiply(gathered_.key, shape_.head_dim, 1, gathered_.count, shape_.head_dim,
                          tile.state.packed_query, lanes, tile.columns, scores_, lanes, false);
-    if (!laplace_rows(state_.simd, scores_, gathered_.count, tile.columns, scale_, factor)) {
+    if (!laplace_rows(state_.simd, scores_, gathered_.count, tile.columns, scale_, nullptr)) {
       state_.context.mark_non_finite();
     }
     state_.simd.multiply(gathered_.value, 1, shape_.value_dim, shape_.value_dim, gathered_.count,
                          scores_, lanes, tile.columns, tile.state.output, lanes, true);
+  }
+
+  /// Adds the gathered members to the summary.
+  void advance_summary() {
+    const int64_t lanes = state_.simd.lanes;
+    const int64_t count = gathered_.count;
+    const float* surrogate =
+        problem_.surrogates + (head_ * problem_.clusters + cluster_) * shape_.head_dim;
+    for (int64_t i = 0; i < count; ++i) {
+      scores_[i] = gathered_.key_factor[i] *
+                   state_.simd.dot(surrogate, gathered_.key + i * shape_.head_dim, shape_.head_dim);
+    }
+    bool finite = all_finite(scores_, count);
+    if (laplace_) {
+      // A row of scores is read as rows of whole tiles of lanes, and a shorter one.
+      const int64_t whole = count / lanes;
+      finite &= laplace_rows(state_.simd, scores_, whole, lanes, scale_, nullptr);
+      finite &=
+          laplace_rows(state_.simd, scores_ + whole * lanes, 1, count % lanes, scale_, nullptr);
+    } else {
+      weigh_summary(count);
+    }
+    if (!finite) state_.context.mark_non_finite();
+    state_.simd.multiply(scores_, count, 1, 1, count, gathered_.value, shape_.value_dim,
+                         shape_.value_dim, summary_.output, shape_.value_dim, true);
+  }
+
+  /// Scores -> weights relative to the new maximum, to which the sums so far shrink.
+  void weigh_summary(int64_t count) {
+    const float scale_log2 = scale_ * kLog2E;
+    SoftmaxState block;
+    for (int64_t i = 0; i < count; ++i) {
+      block.maximum = std::max(block.maximum, scores_[i] * scale_log2);
+    }
+    block.maximum = std::max(block.maximum, summary_.state.maximum);
+    state_.simd.weigh(scores_, count, scale_log2, block.maximum);
+    for (int64_t i = 0; i < count; ++i) block.sum += scores_[i];
+    const float shrink = summary_.state.merge(block).mine;
+    for (int64_t e = 0; e < shape_.value_dim; ++e) summary_.output[e] *= shrink;
+  }
+
+  void finish_summary(float* row) const {
+    const float factor = laplace_ ? 1.0f : summary_.state.normalizer();
+    for (int64_t e = 0; e < shape_.value_dim; ++e) row[e] = summary_.output[e] * factor;
+    if (!all_finite(row, shape_.value_dim)) state_.context.mark_non_finite();
   }
 
   void finish(const ClusterTile& tile, float* rows) const {
@@ -199,13 +248,13 @@ class ClusterChunk {
 
   int64_t begin_ = 0;  // queries of the chunk, as places among the members
   int64_t end_ = 0;
-  int64_t query_tiles_ = 0;
-  int64_t tile_count_ = 0;  // with the summary
+  int64_t tile_count_ = 0;
 
   GatheredRows gathered_;
   float* scores_;       // (kKeyBlock, lanes)
   float* tile_memory_;  // of each tile: packed_query, output, maximum, sum, minimum
-  ClusterTile tiles_[kTilesPerChunk + 1];
+  Summary summary_;
+  ClusterTile tiles_[kTilesPerChunk];
 };
 
 }  // namespace
@@ -214,7 +263,8 @@ int64_t cluster_scratch(const CastState& state) {
   const AttentionShape& shape = state.problem.inputs.shape;
   const int64_t lanes = state.simd.lanes;
   const int64_t dims = shape.head_dim + shape.value_dim;
-  return kKeyBlock * (dims + 1 + lanes) + (kTilesPerChunk + 1) * (dims + 3) * lanes;
+  return kKeyBlock * (dims + 1 + lanes) + round_up(shape.value_dim, state.simd.width) +
+         kTilesPerChunk * (dims + 3) * lanes;
 }
 
 Status attend_within_clusters(const CastState& state, int64_t first, int64_t count) {

@@ -6,7 +6,7 @@
 //   R_inter = f(tau (K_g s) * softplus1(-phi_g))^T V_g, s the cluster's surrogate
 //
 // Method: the members' keys and values are gathered block by block, once for a chunk of the
-// cluster's queries; the summary is one more query of the cluster's first chunk. fp32 accumulation,
+// cluster's queries; the first chunk adds them to the summary, a single row. fp32 accumulation,
 // sums over keys are two-level (blocks of kKeyBlock).
 
 #include "native/kernels/cast_state.h"
