@@ -20,8 +20,8 @@ namespace {
 struct MemberTile {
   int64_t sequence;
   int32_t cluster;
-  int32_t columns;
-  const int32_t* members;  // (columns): positions in the sequence
+  int32_t queries;
+  const int32_t* members;  // (queries): positions in the sequence
 };
 
 /// Consecutive tiles of one task: while one is improved, the memory fetches the rows of the next.
@@ -61,8 +61,8 @@ class ClusteredAttentionKernel {
       for (int32_t a = 0; a < groups_.active_count[s]; ++a) {
         const int32_t cluster = active[a];
         for (int64_t first = offsets[cluster]; first < offsets[cluster + 1]; first += simd_.lanes) {
-          const int64_t columns = std::min<int64_t>(simd_.lanes, offsets[cluster + 1] - first);
-          tiles_[tile_count_++] = {s, cluster, static_cast<int32_t>(columns), order + first};
+          const int64_t queries = std::min<int64_t>(simd_.lanes, offsets[cluster + 1] - first);
+          tiles_[tile_count_++] = {s, cluster, static_cast<int32_t>(queries), order + first};
         }
       }
     }
@@ -89,7 +89,7 @@ class ClusteredAttentionKernel {
           const MemberTile& tile = tiles_[task];
           const int64_t cluster = tile.sequence * problem_.clusters + tile.cluster;
           const float* value = pass_.values + cluster * shape_.value_dim;
-          for (int32_t i = 0; i < tile.columns; ++i) {
+          for (int32_t i = 0; i < tile.queries; ++i) {
             std::copy_n(value, shape_.value_dim,
                         problem_.output.row(tile.sequence / shape_.heads,
                                             tile.sequence % shape_.heads, tile.members[i]));
@@ -161,7 +161,7 @@ class ClusteredAttentionKernel {
   [[gnu::always_inline]] void prefetch_members(const MemberTile& tile) const {
     const int64_t batch = tile.sequence / shape_.heads;
     const int64_t head = tile.sequence % shape_.heads;
-    for (int32_t i = 0; i < tile.columns; ++i) {
+    for (int32_t i = 0; i < tile.queries; ++i) {
       prefetch_row(problem_.inputs.query.row(batch, head, tile.members[i]), shape_.head_dim);
       prefetch_row(problem_.output.row(batch, head, tile.members[i]), shape_.value_dim);
     }
@@ -180,27 +180,27 @@ class ClusteredAttentionKernel {
   }
 
   void improve_tile(const MemberTile& tile, const Selection& selection, const Scratch& scratch) {
-    // query: (columns, D); T_j: key (keys, D) in lanes, value (keys, E) -> output: (columns, E)
+    // query: (queries, D); T_j: key (keys, D) in lanes, value (keys, E) -> output: (queries, E)
     const int64_t batch = tile.sequence / shape_.heads;
     const int64_t head = tile.sequence % shape_.heads;
     const int64_t dim = shape_.head_dim;
     const int64_t keys = selection.keys;
-    for (int32_t i = 0; i < tile.columns; ++i) {
+    for (int32_t i = 0; i < tile.queries; ++i) {
       std::copy_n(problem_.inputs.query.row(batch, head, tile.members[i]), dim,
                   scratch.query + i * dim);
     }
     for (int64_t t = 0; t < keys; t += simd_.lanes) {
-      simd_.multiply(scratch.query, dim, 1, tile.columns, dim, scratch.key + t * dim, simd_.lanes,
+      simd_.multiply(scratch.query, dim, 1, tile.queries, dim, scratch.key + t * dim, simd_.lanes,
                      std::min(simd_.lanes, keys - t), scratch.weights + t, weight_stride_, false);
     }
-    bool finite = simd_.softmax_lanes(scratch.weights, tile.columns, weight_stride_, keys,
+    bool finite = simd_.softmax_lanes(scratch.weights, tile.queries, weight_stride_, keys,
                                       problem_.inputs.scale * kLog2E, selection.mass);
-    for (int32_t i = 0; i < tile.columns; ++i) {
+    for (int32_t i = 0; i < tile.queries; ++i) {
       scratch.weights[i * weight_stride_ + keys] = 1.0f;  // the base enters once
     }
-    simd_.multiply(scratch.weights, weight_stride_, 1, tile.columns, keys + 1, scratch.value,
+    simd_.multiply(scratch.weights, weight_stride_, 1, tile.queries, keys + 1, scratch.value,
                    padded_value_dim_, shape_.value_dim, scratch.output, padded_value_dim_, false);
-    for (int32_t i = 0; i < tile.columns; ++i) {
+    for (int32_t i = 0; i < tile.queries; ++i) {
       const float* row = scratch.output + i * padded_value_dim_;
       finite = all_finite(row, shape_.value_dim) && finite;
       std::copy_n(row, shape_.value_dim, problem_.output.row(batch, head, tile.members[i]));
