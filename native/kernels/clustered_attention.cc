@@ -34,6 +34,8 @@ class ClusteredAttentionKernel {
 
   Status run() {
     CA_RETURN_IF_ERROR(group_queries(problem_, context_, groups_));
+    CA_RETURN_IF_ERROR(
+        average_queries(problem_, groups_, {0, shape_.batch * shape_.heads}, context_));
     CA_RETURN_IF_ERROR(centroid_pass(problem_, groups_, context_, pass_));
     CA_RETURN_IF_ERROR(list_tiles());
     clear_unlabelled();

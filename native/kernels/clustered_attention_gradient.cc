@@ -52,6 +52,7 @@ class ClusteredGradientKernel {
       first_ = first;
       count_ = std::min(group, sequences - first);
       CA_RETURN_IF_ERROR(read_ahead());
+      CA_RETURN_IF_ERROR(average_queries(forward_, groups_, {first, first + count_}, context_));
       CA_RETURN_IF_ERROR(sum_gradients());
       if (k_ > 0) CA_RETURN_IF_ERROR(differentiate_top_keys());
       CA_RETURN_IF_ERROR(differentiate_means());

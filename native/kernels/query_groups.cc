@@ -35,8 +35,7 @@ class Grouper {
         CA_RETURN_IF_ERROR(group_by_distance());
         break;
     }
-    CA_RETURN_IF_ERROR(sort());
-    return average();
+    return sort();
   }
 
  private:
@@ -114,7 +113,7 @@ class Grouper {
     problem.start = KMeansStart::sample;
     problem.inputs = problem_.inputs.query;
     problem.lengths = problem_.inputs.query_lengths;
-    problem.centroids = groups_.means;  // overwritten by average()
+    problem.centroids = groups_.means;  // overwritten by average_queries()
     problem.labels = groups_.labels;
     problem.counts = workspace.allocate<int32_t>(sequences_ * problem_.clusters);
     if (problem.counts == nullptr) return Status::out_of_memory();
@@ -144,26 +143,6 @@ class Grouper {
         static_cast<double>(sequences_ * shape_.query_length));
   }
 
-  Status average() {
-    constexpr int64_t kClustersPerTask = 16;
-    const int64_t clusters = problem_.clusters;
-    const int64_t blocks = divide_up(clusters, kClustersPerTask);
-    return context_.parallel(
-        sequences_ * blocks,
-        [&](int64_t task, int) {
-          const int64_t s = task / blocks;
-          const int64_t first = task % blocks * kClustersPerTask;
-          const bool finite = aggregate_sorted(
-              problem_.inputs.query.sequence(s / shape_.heads, s % shape_.heads),
-              problem_.inputs.query.row_stride, groups_.order + s * shape_.query_length,
-              groups_.offsets + s * (clusters + 1) + first,
-              std::min(kClustersPerTask, clusters - first), shape_.head_dim, true,
-              groups_.means + (s * clusters + first) * shape_.head_dim);
-          if (!finite) context_.mark_non_finite();
-        },
-        static_cast<double>(sequences_ * shape_.query_length * shape_.head_dim));
-  }
-
   const ClusteredAttentionProblem& problem_;
   const AttentionShape& shape_;
   const int64_t sequences_;
@@ -176,6 +155,28 @@ class Grouper {
 Status group_queries(const ClusteredAttentionProblem& problem, Context& context,
                      QueryGroups& groups) {
   return Grouper(problem, context, groups).run();
+}
+
+Status average_queries(const ClusteredAttentionProblem& problem, const QueryGroups& groups,
+                       Range sequences, Context& context) {
+  constexpr int64_t kClustersPerTask = 16;
+  const AttentionShape& shape = problem.inputs.shape;
+  const int64_t clusters = problem.clusters;
+  const int64_t blocks = divide_up(clusters, kClustersPerTask);
+  return context.parallel(
+      sequences.size() * blocks,
+      [&](int64_t task, int) {
+        const int64_t s = sequences.begin + task / blocks;
+        const int64_t first = task % blocks * kClustersPerTask;
+        const bool finite =
+            aggregate_sorted(problem.inputs.query.sequence(s / shape.heads, s % shape.heads),
+                             problem.inputs.query.row_stride, groups.order + s * shape.query_length,
+                             groups.offsets + s * (clusters + 1) + first,
+                             std::min(kClustersPerTask, clusters - first), shape.head_dim, true,
+                             groups.means + (s * clusters + first) * shape.head_dim);
+        if (!finite) context.mark_non_finite();
+      },
+      static_cast<double>(sequences.size() * shape.query_length * shape.head_dim));
 }
 
 }  // namespace cluster_attention::kernels

@@ -2,6 +2,7 @@
 
 #include "native/core/context.h"
 #include "native/core/problem.h"
+#include "native/core/shape.h"
 
 namespace cluster_attention::kernels {
 
@@ -15,9 +16,12 @@ struct QueryGroups {
   float* means = nullptr;           // (B,H,C,D): mean query of each cluster
 };
 
-/// Groups the queries as problem.grouping says and averages them. The arrays live in the context's
-/// workspace.
+/// Groups the queries as problem.grouping says. The arrays live in the context's workspace; means
+/// are left to average_queries().
 Status group_queries(const ClusteredAttentionProblem& problem, Context& context,
                      QueryGroups& groups);
+/// Writes the mean queries of some sequences.
+Status average_queries(const ClusteredAttentionProblem& problem, const QueryGroups& groups,
+                       Range sequences, Context& context);
 
 }  // namespace cluster_attention::kernels
