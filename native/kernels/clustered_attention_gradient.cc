@@ -118,23 +118,20 @@ class ClusteredGradientKernel {
       return Status::success();
     }
     const auto read = [&](int64_t task, int) {
-      const int64_t batch = (first_ + task / 4) / shape_.heads;
-      const int64_t head = (first_ + task / 4) % shape_.heads;
+      const int64_t batch = (first_ + task / 2) / shape_.heads;
+      const int64_t head = (first_ + task / 2) % shape_.heads;
       const auto read_rows = [&](const InputRows& rows, int64_t length, int64_t dim) {
         for (int64_t i = 0; i < length; ++i) read_row(rows.row(batch, head, i), dim);
       };
-      switch (task % 4) {
-        case 0:
-          return read_rows(forward_.inputs.query, shape_.query_length, shape_.head_dim);
-        case 1:
-          return read_rows(problem_.output_gradient, shape_.query_length, shape_.value_dim);
-        case 2:
-          return read_rows(forward_.inputs.key, shape_.key_length, shape_.head_dim);
-        default:
-          return read_rows(forward_.inputs.value, shape_.key_length, shape_.value_dim);
+      if (task % 2 == 0) {
+        read_rows(forward_.inputs.query, shape_.query_length, shape_.head_dim);
+        read_rows(problem_.output_gradient, shape_.query_length, shape_.value_dim);
+      } else {
+        read_rows(forward_.inputs.key, shape_.key_length, shape_.head_dim);
+        read_rows(forward_.inputs.value, shape_.key_length, shape_.value_dim);
       }
     };
-    return context_.parallel(4 * count_, read, static_cast<double>(count_ * elements));
+    return context_.parallel(2 * count_, read, static_cast<double>(count_ * elements));
   }
 
   /// G, the log-sum-exps, and delta of plain clustered attention.
