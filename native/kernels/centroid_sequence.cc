@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "native/core/softmax_state.h"
+#include "native/kernels/prefetch.h"
 #include "native/simd/simd.h"
 
 namespace cluster_attention::kernels {
@@ -65,10 +66,7 @@ void pack_inputs(const float* rows, int64_t row_stride, const int32_t* index, in
 }
 
 void prefetch_rows(const float* rows, int64_t row_stride, int64_t count, int64_t dim) {
-  constexpr int64_t kLine = 64 / sizeof(float);
-  for (int64_t i = 0; i < count; ++i) {
-    for (int64_t d = 0; d < dim; d += kLine) __builtin_prefetch(rows + i * row_stride + d);
-  }
+  for (int64_t i = 0; i < count; ++i) prefetch_row(rows + i * row_stride, dim);
 }
 
 void negate(float* packed, int64_t count) {
