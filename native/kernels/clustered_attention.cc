@@ -26,6 +26,8 @@ struct MemberTile {
 
 /// Consecutive tiles of one task: while one is improved, the memory fetches the rows of the next.
 constexpr int64_t kTilesPerTask = 8;
+/// Queries to which one task hands out the values of their clusters.
+constexpr int64_t kQueriesPerTask = 512;
 
 class ClusteredAttentionKernel {
  public:
@@ -37,9 +39,9 @@ class ClusteredAttentionKernel {
     CA_RETURN_IF_ERROR(
         average_queries(problem_, groups_, {0, shape_.batch * shape_.heads}, context_));
     CA_RETURN_IF_ERROR(centroid_pass(problem_, groups_, context_, pass_));
-    CA_RETURN_IF_ERROR(list_tiles());
-    clear_unlabelled();
     if (problem_.top_k > 0) {
+      clear_unlabelled();
+      CA_RETURN_IF_ERROR(list_tiles());
       CA_RETURN_IF_ERROR(improve());
     } else {
       CA_RETURN_IF_ERROR(broadcast());
@@ -83,21 +85,27 @@ class ClusteredAttentionKernel {
     }
   }
 
-  /// Clustered attention: every query takes V^c of its cluster.
+  /// Clustered attention: every query takes V^c of its cluster, one in no cluster 0.
   Status broadcast() {
+    const int64_t chunks = divide_up(shape_.query_length, kQueriesPerTask);
+    const int64_t sequences = shape_.batch * shape_.heads;
     return context_.parallel(
-        tile_count_,
+        sequences * chunks,
         [&](int64_t task, int) {
-          const MemberTile& tile = tiles_[task];
-          const int64_t cluster = tile.sequence * problem_.clusters + tile.cluster;
-          const float* value = pass_.values + cluster * shape_.value_dim;
-          for (int32_t i = 0; i < tile.queries; ++i) {
-            std::copy_n(value, shape_.value_dim,
-                        problem_.output.row(tile.sequence / shape_.heads,
-                                            tile.sequence % shape_.heads, tile.members[i]));
+          const int64_t s = task / chunks;
+          const int64_t begin = task % chunks * kQueriesPerTask;
+          const int32_t* labels = groups_.labels + s * shape_.query_length;
+          const float* values = pass_.values + s * problem_.clusters * shape_.value_dim;
+          for (int64_t i = begin; i < std::min(begin + kQueriesPerTask, shape_.query_length); ++i) {
+            float* row = problem_.output.row(s / shape_.heads, s % shape_.heads, i);
+            if (labels[i] < 0) {
+              std::fill_n(row, shape_.value_dim, 0.0f);
+            } else {
+              std::copy_n(values + labels[i] * shape_.value_dim, shape_.value_dim, row);
+            }
           }
         },
-        static_cast<double>(shape_.batch * shape_.heads * shape_.query_length * shape_.value_dim));
+        static_cast<double>(sequences * shape_.query_length * shape_.value_dim));
   }
 
   /// Scratch of one worker while it improves a tile.
