@@ -20,6 +20,16 @@ constexpr int64_t kClustersPerTask = 8;
 /// Rows whose gradients one task writes.
 constexpr int64_t kRowsPerTask = 1024;
 
+/// Writes the sum or the mean of a cluster of `count` members, and leaves it in `sums`; false if a
+/// value is not finite.
+bool write_cluster(double* sums, int64_t count, bool mean, int64_t dim, float* target) {
+  if (mean && count > 1) {
+    for (int64_t d = 0; d < dim; ++d) sums[d] /= static_cast<double>(count);
+  }
+  for (int64_t d = 0; d < dim; ++d) target[d] = static_cast<float>(sums[d]);
+  return all_finite(target, dim);
+}
+
 }  // namespace
 
 void sum_members(const float* rows, int64_t row_stride, const int32_t* members, int64_t count,
@@ -44,17 +54,25 @@ bool aggregate_sorted(const float* rows, int64_t row_stride, const int32_t* orde
   bool finite = true;
   for (int64_t c = 0; c < clusters; ++c) {
     const int64_t count = offsets[c + 1] - offsets[c];
-    const double divisor = mean && count > 1 ? static_cast<double>(count) : 1.0;
     for (int64_t first = 0; first < dim; first += kDimBlock) {
       const int64_t columns = std::min(kDimBlock, dim - first);
-      float* target = output + c * dim + first;
       sum_members(rows + first, row_stride, order + offsets[c], count, nullptr, columns, sums);
-      if (divisor != 1.0) {
-        for (int64_t d = 0; d < columns; ++d) sums[d] /= divisor;
-      }
-      for (int64_t d = 0; d < columns; ++d) target[d] = static_cast<float>(sums[d]);
-      finite = finite && all_finite(target, columns);
+      finite &= write_cluster(sums, count, mean, columns, output + c * dim + first);
     }
+  }
+  return finite;
+}
+
+bool aggregate_labelled(const float* rows, int64_t row_stride, const int32_t* labels,
+                        int64_t length, const int32_t* offsets, Range clusters, int64_t dim,
+                        bool mean, double* sums, float* output) {
+  std::fill_n(sums, clusters.size() * dim, 0.0);
+  simd().sum_labelled_rows(rows, row_stride, labels, length, static_cast<int32_t>(clusters.begin),
+                           static_cast<int32_t>(clusters.size()), dim, sums);
+  bool finite = true;
+  for (int64_t c = 0; c < clusters.size(); ++c) {
+    const int64_t count = offsets[clusters.begin + c + 1] - offsets[clusters.begin + c];
+    finite &= write_cluster(sums + c * dim, count, mean, dim, output + c * dim);
   }
   return finite;
 }

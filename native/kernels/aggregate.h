@@ -11,6 +11,7 @@
 #include "native/core/context.h"
 #include "native/core/gradient_problem.h"
 #include "native/core/problem.h"
+#include "native/core/shape.h"
 
 namespace cluster_attention::kernels {
 
@@ -26,6 +27,17 @@ bool aggregate_sorted(const float* rows,  // (length,dim), row_stride apart
                       const int32_t* offsets,  // (clusters+1)
                       int64_t clusters, int64_t dim, bool mean,
                       float* output);  // (clusters,dim)
+
+/// The same for clusters [clusters.begin, clusters.end), `offsets` of all of them, from the labels
+/// as they are: the rows are read in the order of the memory, which is quicker where `sums` stays
+/// in the cache.
+bool aggregate_labelled(const float* rows,  // (length,dim), row_stride apart
+                        int64_t row_stride,
+                        const int32_t* labels,  // (length), -1 for none
+                        int64_t length, const int32_t* offsets, Range clusters, int64_t dim,
+                        bool mean,
+                        double* sums,    // (clusters.size(),dim), scratch
+                        float* output);  // (clusters.size(),dim)
 
 /// sums[d] = sum over the members, in the order given, of rows[member][d] in double; with `scales`
 /// (a factor per row) of rows[member][d] * scales[member].

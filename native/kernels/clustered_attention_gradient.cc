@@ -4,7 +4,6 @@
 #include <limits>
 
 #include "native/core/shape.h"
-#include "native/kernels/aggregate.h"
 #include "native/kernels/attention_gradient.h"
 #include "native/kernels/counting_sort.h"
 #include "native/kernels/finite.h"
@@ -136,21 +135,13 @@ class ClusteredGradientKernel {
 
   /// G, the log-sum-exps, and delta of plain clustered attention.
   Status sum_gradients() {
-    const int64_t blocks = divide_up(clusters_, kClustersPerTask);
+    CA_RETURN_IF_ERROR(aggregate_queries(forward_, groups_, {first_, first_ + count_},
+                                         problem_.output_gradient, shape_.value_dim, false,
+                                         gradients_, context_));
     return context_.parallel(
-        count_ * blocks,
-        [&](int64_t task, int) {
-          const int64_t place = task / blocks;
-          const int64_t begin = task % blocks * kClustersPerTask;
-          const int64_t end = std::min(begin + kClustersPerTask, clusters_);
-          aggregate_sorted(problem_.output_gradient.sequence((first_ + place) / shape_.heads,
-                                                             (first_ + place) % shape_.heads),
-                           problem_.output_gradient.row_stride, order(place),
-                           offsets(place) + begin, end - begin, shape_.value_dim, false,
-                           gradients_ + (place * clusters_ + begin) * shape_.value_dim);
-          for (int64_t c = begin; c < end; ++c) find_offset(place, c);
-        },
-        static_cast<double>(count_ * shape_.query_length * shape_.value_dim));
+        count_ * clusters_,
+        [&](int64_t task, int) { find_offset(task / clusters_, task % clusters_); },
+        static_cast<double>(2 * count_ * clusters_ * shape_.value_dim));
   }
 
   void find_offset(int64_t place, int64_t cluster) {

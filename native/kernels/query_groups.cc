@@ -13,6 +13,9 @@ namespace cluster_attention::kernels {
 
 namespace {
 
+/// As many sums stay in the second-level cache.
+constexpr int64_t kCachedSums = 32 * 1024;
+
 class Grouper {
  public:
   Grouper(const ClusteredAttentionProblem& problem, Context& context, QueryGroups& groups)
@@ -52,6 +55,11 @@ class Grouper {
     const bool complete = groups_.labels != nullptr && groups_.offsets != nullptr &&
                           groups_.order != nullptr && groups_.active != nullptr &&
                           groups_.active_count != nullptr && groups_.means != nullptr;
+    const int64_t sums = problem_.clusters * std::max(shape_.head_dim, shape_.value_dim);
+    if (complete && sums <= kCachedSums) {
+      groups_.sums = workspace.allocate<double>(context_.workers() * sums);
+      if (groups_.sums == nullptr) return Status::out_of_memory();
+    }
     return complete ? Status::success() : Status::out_of_memory();
   }
 
@@ -157,26 +165,43 @@ Status group_queries(const ClusteredAttentionProblem& problem, Context& context,
   return Grouper(problem, context, groups).run();
 }
 
-Status average_queries(const ClusteredAttentionProblem& problem, const QueryGroups& groups,
-                       Range sequences, Context& context) {
+Status aggregate_queries(const ClusteredAttentionProblem& problem, const QueryGroups& groups,
+                         Range sequences, const InputRows& rows, int64_t dim, bool mean,
+                         float* output, Context& context) {
   constexpr int64_t kClustersPerTask = 16;
   const AttentionShape& shape = problem.inputs.shape;
   const int64_t clusters = problem.clusters;
-  const int64_t blocks = divide_up(clusters, kClustersPerTask);
+  const int64_t size = clusters * std::max(shape.head_dim, shape.value_dim);
+  // A task reads all labels, or its clusters' members alone.
+  const int64_t wanted = groups.sums != nullptr
+                             ? divide_up(context.workers(), std::max<int64_t>(sequences.size(), 1))
+                             : divide_up(clusters, kClustersPerTask);
+  const int64_t blocks = std::min(wanted, clusters);
   return context.parallel(
       sequences.size() * blocks,
-      [&](int64_t task, int) {
+      [&](int64_t task, int worker) {
         const int64_t s = sequences.begin + task / blocks;
-        const int64_t first = task % blocks * kClustersPerTask;
+        const Range block = split(clusters, blocks, task % blocks);
+        const float* first = rows.sequence(s / shape.heads, s % shape.heads);
+        const int32_t* offsets = groups.offsets + s * (clusters + 1);
+        float* target = output + (task / blocks * clusters + block.begin) * dim;
         const bool finite =
-            aggregate_sorted(problem.inputs.query.sequence(s / shape.heads, s % shape.heads),
-                             problem.inputs.query.row_stride, groups.order + s * shape.query_length,
-                             groups.offsets + s * (clusters + 1) + first,
-                             std::min(kClustersPerTask, clusters - first), shape.head_dim, true,
-                             groups.means + (s * clusters + first) * shape.head_dim);
+            groups.sums != nullptr
+                ? aggregate_labelled(first, rows.row_stride, groups.labels + s * shape.query_length,
+                                     shape.query_length, offsets, block, dim, mean,
+                                     groups.sums + worker * size, target)
+                : aggregate_sorted(first, rows.row_stride, groups.order + s * shape.query_length,
+                                   offsets + block.begin, block.size(), dim, mean, target);
         if (!finite) context.mark_non_finite();
       },
-      static_cast<double>(sequences.size() * shape.query_length * shape.head_dim));
+      static_cast<double>(sequences.size() * shape.query_length * dim));
+}
+
+Status average_queries(const ClusteredAttentionProblem& problem, const QueryGroups& groups,
+                       Range sequences, Context& context) {
+  const int64_t dim = problem.inputs.shape.head_dim;
+  return aggregate_queries(problem, groups, sequences, problem.inputs.query, dim, true,
+                           groups.means + sequences.begin * problem.clusters * dim, context);
 }
 
 }  // namespace cluster_attention::kernels

@@ -158,6 +158,12 @@ struct Simd {
   void (*sum_rows)(const float* rows, int64_t row_stride, const int32_t* index, int64_t count,
                    int64_t dim, double* sums);
 
+  /// sums[labels[i] - first][d] += rows[i][d], in order and in double, for the labels in [first,
+  /// first + clusters).
+  void (*sum_labelled_rows)(const float* rows, int64_t row_stride, const int32_t* labels,
+                            int64_t count, int32_t first, int32_t clusters, int64_t dim,
+                            double* sums);
+
   /// `repeats` multiply-adds of `width` lanes in each of kMultiplyAddChains chains, in registers
   /// alone: the limit that the kernels are measured by. The result only keeps the work alive.
   float (*multiply_adds)(float start, int64_t repeats);

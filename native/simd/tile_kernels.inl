@@ -54,4 +54,5 @@ constexpr Simd kSimd = {CA_SIMD_NAME,
                         weigh_array,
                         dot,
                         sum_rows,
+                        sum_labelled_rows,
                         multiply_adds};

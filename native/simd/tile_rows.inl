@@ -255,3 +255,22 @@ void sum_rows(const float* rows, int64_t row_stride, const int32_t* index, int64
     sums[first] = sum;
   }
 }
+
+void sum_labelled_rows(const float* rows, int64_t row_stride, const int32_t* labels, int64_t count,
+                       int32_t first, int32_t clusters, int64_t dim, double* sums) {
+  constexpr int64_t kHalf = kWidth / 2;
+  for (int64_t i = 0; i < count; ++i) {
+    const int32_t cluster = labels[i] - first;
+    if (cluster < 0 || cluster >= clusters) continue;
+    const float* row = rows + i * row_stride;
+    double* sum = sums + cluster * dim;
+    int64_t d = 0;
+    for (; d + kHalf <= dim; d += kHalf) {
+      Doubles total;
+      __builtin_memcpy(&total, sum + d, sizeof total);
+      total = total + load_doubles(row + d);
+      __builtin_memcpy(sum + d, &total, sizeof total);
+    }
+    for (; d < dim; ++d) sum[d] += static_cast<double>(row[d]);
+  }
+}

@@ -120,6 +120,20 @@ TEST(
   }
 }
 
+TEST("clustered attention: more clusters than sums fit in a cache") {
+  Case which = find_case("prime");
+  which.query_length = 901;
+  which.key_length = 67;
+  which.head_dim = 48;
+  which.clusters = 700;
+  which.query_lengths.clear();
+  which.key_lengths.clear();
+  for (int64_t top_k : {0, 3}) {
+    Fixture fixture(which, Grouping::hamming, top_k);
+    check_reference(fixture);
+  }
+}
+
 TEST("clustered attention: Hamming labels equal the reference on integers") {
   for (const Case& one : cases()) {
     for (Threshold threshold : {Threshold::normal, Threshold::data}) {
