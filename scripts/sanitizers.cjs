@@ -1,18 +1,20 @@
 'use strict';
 // The suites under tools that see what a test cannot.
-//   node scripts/sanitizers.cjs asan [native filter ...]   AddressSanitizer and UBSan: native tests,
-//                                                          then the JavaScript suite's quick share
-//   node scripts/sanitizers.cjs tsan [native filter ...]   ThreadSanitizer: native tests with 1, 2,
-//                                                          3, 8 and 16 threads
-//   node scripts/sanitizers.cjs valgrind                   memcheck: a sample of the native tests
+//   node scripts/sanitizers.cjs asan       AddressSanitizer and UBSan: test/lib and test/hard, and
+//                                          all native tests
+//   node scripts/sanitizers.cjs tsan       ThreadSanitizer: all native tests but the comparisons with
+//                                          references, whose plain loops are slow there, with 1, 2,
+//                                          3, 8 and 16 threads, each on another instruction set
+//   node scripts/sanitizers.cjs valgrind   memcheck: a sample of the native tests
+// After asan and tsan may stand "quick", for a share that takes minutes, or parts of the names of
+// native tests, and then only those are run. On a core of its own each takes about half an hour.
 // Each first proves itself awake: test/hooks/planted.cc has a bug for each tool, and the addon that
 // is built for asan one for the sanitizer inside Node.
 
 const { spawnSync } = require('node:child_process');
-const { copyFileSync, mkdirSync } = require('node:fs');
 const { join } = require('node:path');
 const { addonDefinitions, cmake } = require('./build.cjs');
-const { copyTree, root } = require('./trees.cjs');
+const { copyTree, replace, root } = require('./trees.cjs');
 
 const FLAGS = {
   asan: '-fsanitize=address,undefined -fno-sanitize-recover=undefined',
@@ -21,20 +23,28 @@ const FLAGS = {
 };
 const ADDON = 'cluster_attention.node';
 const THREADS = [1, 2, 3, 8, 16];
-/** Tests of the pool and of what runs on it; every operation promises the same bits on any number. */
-const TSAN_FILTERS = ['threads', 'thread pool', 'workspace'];
+/** What AddressSanitizer or UBSan, whichever sees it first, says of a read outside of an array. */
+const READ_OUTSIDE = /heap-buffer-overflow|insufficient space/;
+/** For tsan: tests of the pool and of what runs on it. */
+const QUICK_FILTERS = {
+  asan: ['threads', 'order', 'workspace'],
+  tsan: ['threads', 'thread pool', 'workspace'],
+};
 const VALGRIND_FILTERS = ['order', 'top-k: ', 'softmax', 'hash: ', 'broadcast: '];
-/** Suites that reach all operations without fresh processes of their own. */
-const SUITES = [
-  'hostile-input',
-  'arguments',
-  'gradients',
-  'non-finite',
-  'vjp',
-  'async',
-  'options',
-  'found',
-];
+/** Suites of the addon, not of the programs around it; `quick`: those without fresh processes. */
+const SUITES = {
+  all: ['test/lib', 'test/hard'],
+  quick: [
+    'test/lib/hostile-input',
+    'test/lib/arguments',
+    'test/lib/gradients',
+    'test/lib/non-finite',
+    'test/lib/vjp',
+    'test/lib/async',
+    'test/lib/options',
+    'test/lib/found',
+  ],
+};
 
 function start(program, args, environment = {}) {
   return spawnSync(program, args, {
@@ -101,12 +111,20 @@ function runNative(tool, program, args, environment) {
 /** Where the compiler keeps a library. */
 const library = (name) => start('c++', [`-print-file-name=${name}`]).stdout.trim();
 
-/** A copy of the package with the addon of build('asan'), and what Node needs to load it. */
+/**
+ * A copy of the package with the addon of build('asan'), and what Node needs to load it. The
+ * stand-in for the CUDA backend is instrumented too; the model of a GPU, which switches stacks, is
+ * not.
+ */
 function makeTree() {
   const tree = copyTree('asan');
-  const folder = join(tree, 'build', 'Release');
-  mkdirSync(folder, { recursive: true });
-  copyFileSync(join(root, 'build', 'asan-addon', ADDON), join(folder, ADDON));
+  const built = join(root, 'build');
+  replace(join(built, 'asan-addon', ADDON), join(tree, 'build', 'Release', ADDON));
+  const tests = join(tree, 'build', 'native-tests');
+  replace(join(built, 'asan-native', 'stub'), join(tests, 'stub'));
+  const model = { CA_BUILD_ADDON: 'OFF', CA_BUILD_CUDA_TESTS: 'ON', CA_CUDA_MODEL: 'ON' };
+  cmake('build/native-tests', model, 'cluster_attention_cuda_model');
+  replace(join(built, 'native-tests', 'model'), join(tests, 'model'));
   const environment = {
     LD_PRELOAD: `${library('libasan.so')} ${library('libubsan.so')}`,
     // Node leaks on purpose, and has its own handlers of signals.
@@ -120,17 +138,17 @@ function proveAwakeInNode({ tree, environment }) {
   const script = `require(${JSON.stringify(join(tree, 'build', 'Release', ADDON))}).readOutside()`;
   const options = { encoding: 'utf8', env: environment };
   const { status, stderr } = spawnSync(process.execPath, ['-e', script], options);
-  const found = status !== 0 && /heap-buffer-overflow/.test(stderr);
+  const found = status !== 0 && READ_OUTSIDE.test(stderr);
   if (!found) fail(`asan sleeps inside Node\n${stderr}`);
   figure('asan: planted bug inside Node', found ? 'found' : 'MISSED');
 }
 
 /** The JavaScript suites on an addon with the address sanitizer, whose library comes first. */
-function runSuites({ tree, environment }) {
+function runSuites({ tree, environment }, suites) {
   const vitest = join(root, 'node_modules', 'vitest', 'vitest.mjs');
   const { status, stdout, stderr } = spawnSync(
     process.execPath,
-    [vitest, 'run', '--testTimeout=600000', ...SUITES.map((suite) => `test/lib/${suite}`)],
+    [vitest, 'run', '--testTimeout=600000', ...suites],
     { cwd: tree, encoding: 'utf8', env: environment, maxBuffer: 1 << 28 },
   );
   // oxlint-disable-next-line no-control-regex
@@ -140,26 +158,28 @@ function runSuites({ tree, environment }) {
 }
 
 const tools = {
-  asan(filters) {
+  asan({ quick, filters }) {
     proveAwake('asan', {
-      heap: /heap-buffer-overflow|insufficient space/, // whichever of the two sees it first
+      heap: READ_OUTSIDE,
       free: /heap-use-after-free/,
       overflow: /signed integer overflow/,
     });
     const program = join(build('asan'), 'native_tests');
-    const tree = makeTree();
-    proveAwakeInNode(tree);
-    runSuites(tree);
-    runNative('asan', program, filters);
+    if (filters.length === 0) {
+      const tree = makeTree();
+      proveAwakeInNode(tree);
+      runSuites(tree, quick ? SUITES.quick : SUITES.all);
+    }
+    runNative('asan', program, quick ? QUICK_FILTERS.asan : filters);
   },
-  tsan(filters) {
+  tsan({ quick, filters }) {
     proveAwake('tsan', { race: /data race/ });
     const program = join(build('tsan'), 'native_tests');
-    for (const threads of THREADS) {
-      runNative('tsan', program, [
-        `--threads=${threads}`,
-        ...(filters.length > 0 ? filters : TSAN_FILTERS),
-      ]);
+    for (const [i, threads] of THREADS.entries()) {
+      const chosen = quick ? QUICK_FILTERS.tsan : filters;
+      // One instruction set after the other: what threads do is the same code in all.
+      const share = chosen.length > 0 ? chosen : [`--set=${i}`, '--without=reference'];
+      runNative('tsan', program, [`--threads=${threads}`, ...share]);
     }
   },
   valgrind() {
@@ -170,10 +190,12 @@ const tools = {
   },
 };
 
-const [tool, ...filters] = process.argv.slice(2);
+const [tool, ...rest] = process.argv.slice(2);
+const quick = rest[0] === 'quick';
+const filters = quick ? [] : rest;
 if (tools[tool] === undefined) {
   console.error(`usage: node scripts/sanitizers.cjs ${Object.keys(tools).join('|')}`);
   process.exitCode = 2;
 } else {
-  tools[tool](filters);
+  tools[tool]({ quick, filters });
 }

@@ -8,6 +8,8 @@
 //     (such cases get bounds four times as wide, see compare.h)
 //   --threads=N          of the pool; 8 when not given
 //   --times              also prints how long each test took, those of half a second or more
+//   --set=I              only on the I-th instruction set (from 0 on, modulo their number)
+//   --without=PART       no test whose name contains this
 //   --stop               ends at the first test that fails
 //   --part=I,N           only every N-th test, from the I-th on (counted from 0)
 
@@ -48,6 +50,8 @@ std::vector<Test>& registry() {
 const char* running = nullptr;
 bool times = false;
 bool stops = false;  // at the first test that fails
+int64_t only_set = -1;
+const char* left_out = nullptr;
 int failures = 0;
 std::vector<std::string> scopes;
 
@@ -60,10 +64,12 @@ std::vector<std::string> instruction_sets() {
   for (std::string name; std::getline(list, name, ',');) {
     names.push_back(name.substr(name.find_first_not_of(' ')));
   }
+  if (only_set >= 0) return {names[static_cast<size_t>(only_set) % names.size()]};
   return names;
 }
 
 bool selected(const char* name, int filter_count, const char* const* filters) {
+  if (left_out != nullptr && std::strstr(name, left_out) != nullptr) return false;
   for (int i = 0; i < filter_count; ++i) {
     if (std::strstr(name, filters[i]) != nullptr) return true;
   }
@@ -179,6 +185,10 @@ bool take_option(const char* option, bool& errors, cluster_attention::test::Part
     print_times();
   } else if (std::strcmp(option, "--stop") == 0) {
     stops = true;
+  } else if (std::sscanf(option, "--set=%lld", &first) == 1 && first >= 0) {
+    only_set = first;
+  } else if (std::strncmp(option, "--without=", 10) == 0) {
+    left_out = option + 10;
   } else if (std::strcmp(option, "--guard=begin") == 0) {
     set_guard(Guard::begin);
   } else if (std::strcmp(option, "--guard=end") == 0) {
