@@ -10,6 +10,7 @@
 #include "cuda/primitives/platform.cuh"
 #include "cuda/staging.h"
 #include "cuda/workspace.h"
+#include "native/core/abort.h"
 
 namespace cluster_attention::cuda {
 
@@ -39,7 +40,7 @@ class Session {
 
   /// Before the launches of an operation: the flag that launch() polls.
   Status begin(const volatile int32_t* abort);
-  bool cancelled() const { return abort_ != nullptr && *abort_ != 0; }
+  bool cancelled() const { return is_raised(abort_); }
 
   Status allocate(int64_t bytes, void** memory);
   void release(void* memory);

@@ -3,6 +3,7 @@
 #include <new>
 
 #include "native/binding/errors.h"
+#include "native/core/abort.h"
 #include "native/core/thread_pool.h"
 #include "native/core/wait.h"
 
@@ -111,7 +112,7 @@ void Environment::clean_up(void* data) {
     PendingCall* call = environment->calls_;
     environment->calls_ = call->next_;
     const napi_ref request = call->request_;
-    if (call->abort_ != nullptr) *call->abort_ = 1;
+    if (call->abort_ != nullptr) raise_flag(call->abort_);
     PendingCall::Phase phase = PendingCall::Phase::queued;
     if (call->phase_.compare_exchange_strong(phase, PendingCall::Phase::abandoned)) {
       // It now belongs to the thread that will find it, and may be gone already.

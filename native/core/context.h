@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "native/core/abort.h"
 #include "native/core/status.h"
 #include "native/core/thread_pool.h"
 #include "native/core/workspace.h"
@@ -21,7 +22,7 @@ class Context {
   int workers() const { return threads_; }
   Workspace& workspace() { return workspace_; }
 
-  bool cancelled() const { return abort_ != nullptr && *abort_ != 0; }
+  bool cancelled() const { return is_raised(abort_); }
 
   /// Set when precision: 'bfloat16' has rounded the operands of the call's problem; intermediate
   /// values are float32 all the same.

@@ -10,6 +10,7 @@
 #include <system_error>
 #include <thread>
 
+#include "native/core/abort.h"
 #include "native/core/wait.h"
 
 namespace cluster_attention {
@@ -73,7 +74,7 @@ struct Job {
   template <typename Leave>
   void work(int worker, Leave&& leave) {
     for (;;) {
-      if (abort != nullptr && *abort != 0) {
+      if (is_raised(abort)) {
         next.store(count, std::memory_order_relaxed);
         return;
       }

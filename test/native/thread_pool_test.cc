@@ -5,6 +5,7 @@
 #include <thread>
 #include <vector>
 
+#include "native/core/abort.h"
 #include "native/core/context.h"
 #include "test/native/harness.h"
 
@@ -118,7 +119,7 @@ TEST_ONCE("thread pool: a raised abort flag drops the tasks not yet begun") {
     std::atomic<int> runs{0};
     Context context(workers, &abort);
     const Status status = context.parallel(10000, [&](int64_t, int) {
-      if (++runs == 10) abort = 1;
+      if (++runs == 10) raise_flag(&abort);
     });
     CHECK(status.code == StatusCode::cancelled);
     CHECK(runs < 10000);
