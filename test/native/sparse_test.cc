@@ -18,7 +18,8 @@ TEST("sparse: both products match the reference") {
       CHECK_RUNS(fixture.dot, fixture.arrays);
       CHECK_CLOSE(fixture.dots(), reference::sparse_dot(fixture.dot));
       CHECK_RUNS(fixture.sum, fixture.arrays);
-      CHECK_CLOSE(fixture.sums(), reference::sparse_weighted_sum(fixture.sum));
+      // Where a single sum is all there is, and cancels, its terms are the measure.
+      CHECK_CLOSE(fixture.sums(), reference::sparse_weighted_sum(fixture.sum), kRelativeL2, 0.1);
       fixture.arrays.snapshot();
     }
   }
