@@ -6,7 +6,7 @@
 const { spawnSync } = require('node:child_process');
 const { join } = require('node:path');
 const { cmake } = require('./build.cjs');
-const { root, treeWithAddon } = require('./trees.cjs');
+const { replace, root, treeWithAddon } = require('./trees.cjs');
 
 const nativeTests = join(root, 'build', 'native-tests', 'native_tests');
 
@@ -21,6 +21,9 @@ const PARTS = {
   hostile: () => [program('hostile-arguments.mjs', { cases: 10_000, pairs: 'all' })],
   faults: () => {
     const tree = treeWithAddon('hooks', { CA_BUILD_TEST_HOOKS: 'ON' });
+    buildNativeTests(); // the stand-in for the CUDA backend
+    const stub = join('build', 'native-tests', 'stub');
+    replace(join(root, stub), join(tree, stub));
     return [program('faults.mjs', {}, tree)];
   },
   workers: () => [program('workers.mjs', { terminations: 1000, processes: 4 })],
