@@ -9,6 +9,7 @@ const { cmake, has } = require('./build.cjs');
 const folder = 'build/arm-tests';
 const compiler = 'aarch64-linux-gnu-g++';
 const emulators = ['qemu-aarch64-static', 'qemu-aarch64'];
+const libraries = '/usr/aarch64-linux-gnu'; // the compiler's package brings them along
 
 /** The program that runs the tests: an emulator that is there. */
 function findEmulator() {
@@ -26,14 +27,15 @@ try {
     CMAKE_SYSTEM_NAME: 'Linux',
     CMAKE_SYSTEM_PROCESSOR: 'aarch64',
     CMAKE_CXX_COMPILER: compiler,
-    CMAKE_EXE_LINKER_FLAGS: '-static', // no Arm libraries are needed to run it
     CA_BUILD_ADDON: 'OFF',
     CA_BUILD_TESTS: 'ON',
   });
   const program = join(__dirname, '..', folder, 'native_tests');
-  const { status, signal } = spawnSync(emulator, [program, ...process.argv.slice(2)], {
-    stdio: 'inherit',
-  });
+  const { status, signal } = spawnSync(
+    emulator,
+    ['-L', libraries, program, ...process.argv.slice(2)],
+    { stdio: 'inherit' },
+  );
   if (signal) console.error(`Arm tests: ended by ${signal}`);
   process.exitCode = status ?? 1;
 } catch (error) {

@@ -47,7 +47,7 @@ void assign_hamming(const uint64_t* hashes, int64_t count, const uint64_t* centr
     }
   }
 }
-#elif defined(__AVX512BW__) || defined(__AVX2__) || defined(__aarch64__)
+#elif defined(__AVX512BW__) || defined(__AVX2__) || (defined(__aarch64__) && CA_WIDTH == 4)
 // Codes lie in byte lanes, cut into nibbles: the distance to a centroid is the sum of one look-up
 // per nibble in a table of sixteen bytes, popcount(nibble ^ centroid's nibble), which is all that
 // this takes of the centroid. Without a population count of vectors nothing else is as quick.
