@@ -68,6 +68,8 @@ void check_groups(ClusteredFixture& fixture, const DeviceSettings& settings = {}
   Context context(2);
   kernels::QueryGroups on_cpu;
   CHECK_EQUAL(describe(kernels::group_queries(problem, context, on_cpu)), "ok");
+  const Range all{0, problem.inputs.shape.batch * problem.inputs.shape.heads};
+  CHECK_EQUAL(describe(kernels::average_queries(problem, on_cpu, all, context)), "ok");
   const Groups expected(on_cpu, problem, [](const auto* data, int64_t count) {
     return std::vector<std::decay_t<decltype(*data)>>(data, data + count);
   });
