@@ -84,14 +84,12 @@ void differentiate_laplace_rows(const Simd& simd, float* score, float* change, i
 
 }  // namespace
 
-bool laplace_rows(const Simd& simd, float* score, int64_t rows, int64_t columns, float scale,
-                  const float* factor) {
+bool laplace_rows(const Simd& simd, float* score, int64_t rows, int64_t columns, float scale) {
   // score: (rows, columns) of a (rows, lanes) tile
   alignas(64) float exponent[kMaximumLanes];
   uint32_t non_finite = 0;
   for (int64_t r = 0; r < rows; ++r) {
-    const float row_scale = factor != nullptr ? scale * factor[r] : scale;
-    non_finite |= laplace_row(simd, score + r * simd.lanes, columns, row_scale, exponent);
+    non_finite |= laplace_row(simd, score + r * simd.lanes, columns, scale, exponent);
   }
   return non_finite == 0;
 }
@@ -100,7 +98,7 @@ bool activate_rows(const Simd& simd, Activation activation, float* score, int64_
                    int64_t columns, float scale) {
   // score: (rows, columns) of a (rows, lanes) tile
   if (activation == Activation::laplace) {
-    return laplace_rows(simd, score, rows, columns, scale, nullptr);
+    return laplace_rows(simd, score, rows, columns, scale);
   }
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
   alignas(64) float maximum[kMaximumLanes];

@@ -171,7 +171,7 @@ class ClusterChunk {
     const int64_t lanes = state_.simd.lanes;
     state_.simd.multiply(gathered_.key, shape_.head_dim, 1, gathered_.count, shape_.head_dim,
                          tile.state.packed_query, lanes, tile.columns, scores_, lanes, false);
-    if (!laplace_rows(state_.simd, scores_, gathered_.count, tile.columns, scale_, nullptr)) {
+    if (!laplace_rows(state_.simd, scores_, gathered_.count, tile.columns, scale_)) {
       state_.context.mark_non_finite();
     }
     state_.simd.multiply(gathered_.value, 1, shape_.value_dim, shape_.value_dim, gathered_.count,
@@ -192,9 +192,8 @@ class ClusterChunk {
     if (laplace_) {
       // A row of scores is read as rows of whole tiles of lanes, and a shorter one.
       const int64_t whole = count / lanes;
-      finite &= laplace_rows(state_.simd, scores_, whole, lanes, scale_, nullptr);
-      finite &=
-          laplace_rows(state_.simd, scores_ + whole * lanes, 1, count % lanes, scale_, nullptr);
+      finite &= laplace_rows(state_.simd, scores_, whole, lanes, scale_);
+      finite &= laplace_rows(state_.simd, scores_ + whole * lanes, 1, count % lanes, scale_);
     } else {
       weigh_summary(count);
     }

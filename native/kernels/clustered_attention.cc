@@ -1,8 +1,6 @@
 #include "native/kernels/clustered_attention.h"
 
 #include <algorithm>
-#include <cmath>
-#include <limits>
 
 #include "native/core/shape.h"
 #include "native/core/softmax_state.h"

@@ -52,7 +52,6 @@ struct AttendTile {
   int64_t value_dim = 0;
   float scale_log2 = 0.0f;           // scale * log2(e)
   const int32_t* visible = nullptr;  // (lanes): a lane sees its first visible[lane] keys; null: all
-  const float* key_factor = nullptr;  // (keys), optional: multiplies the logit of each key
   const float* key_weight = nullptr;  // (keys), optional: multiplies exp(logit) of each key, > 0
   TileSelector* selector = nullptr;   // optional: sees the dot products, before the scale
   bool bfloat16 = false;  // queries, keys and values are bfloat16: weights may be rounded to it too

@@ -104,15 +104,6 @@ void attend(const AttendTile& t) {
     const bool hidden = first + rows > fewest;
     score_block(t, t.key + first * t.key_stride, rows);
     if (t.selector != nullptr) select_scores(t.scores, rows, t.columns, *t.selector, first);
-    if (t.key_factor != nullptr) {
-      for (int64_t r = 0; r < rows; ++r) {
-        const Vec factor = broadcast(t.key_factor[first + r]);
-        for (int64_t v = 0; v < vectors; ++v) {
-          float* score = t.scores + r * kLanes + v * kWidth;
-          store(score, load(score) * factor);
-        }
-      }
-    }
     const float* weight = t.key_weight != nullptr ? t.key_weight + first : nullptr;
     for (int64_t v = 0; v < vectors; ++v) {
       const IntVec visible =
