@@ -7,7 +7,6 @@ namespace cluster_attention::cuda {
 namespace {
 
 constexpr int64_t kAlignment = 256;
-constexpr int64_t kSmallestBlock = int64_t{1} << 20;
 
 }  // namespace
 
@@ -40,7 +39,7 @@ Status DeviceWorkspace::allocate_bytes(int64_t bytes, void** memory) {
 
 Status DeviceWorkspace::add_block(int64_t bytes) {
   if (block_count_ == kMaximumBlocks) return Status::out_of_memory();
-  const int64_t size = bytes > kSmallestBlock ? bytes : kSmallestBlock;
+  const int64_t size = bytes > smallest_block_ ? bytes : smallest_block_;
   void* memory = nullptr;
   CA_RETURN_IF_ERROR(session_.allocate(size, &memory));
   blocks_[block_count_++] = {static_cast<char*>(memory), size};

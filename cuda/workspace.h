@@ -59,12 +59,17 @@ class DeviceWorkspace {
   /// or launch any more.
   void free_all();
 
+  /// For fault tests: how short a block may be. With 1 byte every part is an allocation of its own,
+  /// until the outermost scope ends.
+  void set_smallest_block(int64_t bytes) { smallest_block_ = bytes; }
+
  private:
   struct Block {
     char* memory = nullptr;
     int64_t bytes = 0;
   };
   static constexpr int kMaximumBlocks = 64;
+  static constexpr int64_t kSmallestBlock = int64_t{1} << 20;
 
   Status allocate_bytes(int64_t bytes, void** memory);
   Status add_block(int64_t bytes);
@@ -72,6 +77,7 @@ class DeviceWorkspace {
   void join_blocks();
 
   Session& session_;
+  int64_t smallest_block_ = kSmallestBlock;
   Block blocks_[kMaximumBlocks];
   int block_count_ = 0;
   int depth_ = 0;  // open scopes

@@ -2,6 +2,7 @@
 #include <cmath>
 #include <utility>
 
+#include "native/core/absorption.h"
 #include "native/reference/centroid_encode.h"
 #include "test/cuda/promises.h"
 #include "test/native/cases.h"
@@ -218,7 +219,7 @@ TEST_ONCE("CUDA encode gradient: the same bits in every order and batch") {
   }
 }
 
-TEST_ONCE("CUDA encode gradient: failed allocations and cancellation") {
+TEST_ONCE("CUDA encode gradient: cancellation") {
   for (int64_t centroids : {2, 40}) {  // absorbed, projected
     Case which = find_case("prime");
     which.value_dim = 40;
@@ -226,8 +227,38 @@ TEST_ONCE("CUDA encode gradient: failed allocations and cancellation") {
     EncodeGradientArrays fixture(which, PoolStart::farthest);
     fixture.add_weights();
     check_cancelled_on(fixture.problem, fixture.gradients, kGradient, on_device(fixture));
-    check_allocation_failures_on(fixture.problem, fixture.gradients, kGradient, on_device(fixture));
   }
+}
+
+/// In both storages; at least `least` allocations are made.
+void check_encode_allocations(EncodeGradientArrays& fixture, int64_t least) {
+  const DeviceSettings all_settings[] = {{}, {cuda::Storage::bfloat16, Precision::bfloat16}};
+  for (const DeviceSettings& settings : all_settings) {
+    const Scope scope(settings.name());
+    check_allocation_failures_on(fixture.problem, fixture.gradients, kGradient, on_device(fixture),
+                                 least, settings);
+  }
+}
+
+TEST_ONCE("CUDA encode gradient: every allocation may fail, and the next call is right") {
+  Case which = find_case("prime");
+  which.heads = 2;
+  which.key_length = 12;
+  which.head_dim = 3;
+  which.value_dim = 5;
+  for (int64_t centroids : {1, 5}) {  // absorbed, projected
+    which.clusters = centroids;
+    for_all_options(which, PoolStart::stride, [&](EncodeGradientArrays& fixture) {
+      CHECK_EQUAL(absorbing_is_cheaper(fixture.problem.forward), centroids == 1);
+      check_encode_allocations(fixture, 19);
+    });
+    EncodeGradientArrays farthest(which, PoolStart::farthest);
+    check_encode_allocations(farthest, 25);
+  }
+  which.key_length = 66;
+  which.clusters = 65;  // several tiles
+  EncodeGradientArrays fixture(which, PoolStart::given);
+  check_encode_allocations(fixture, 19);
 }
 
 TEST_ONCE("CUDA encode gradient: NaN and Inf in rows that are read show") {

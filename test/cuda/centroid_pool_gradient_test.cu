@@ -162,13 +162,40 @@ TEST_ONCE("CUDA pool gradient: the same bits in every order and batch") {
   }
 }
 
-TEST_ONCE("CUDA pool gradient: failed allocations and cancellation") {
+TEST_ONCE("CUDA pool gradient: cancellation") {
   for (float temperature : {0.0f, 1.0f}) {
     PoolGradientArrays fixture(find_case("prime"), Similarity::cosine, PoolStart::farthest);
     fixture.problem.forward.temperature = temperature;
     check_cancelled_on(fixture.problem, fixture.gradients, kGradient, on_device(fixture));
-    check_allocation_failures_on(fixture.problem, fixture.gradients, kGradient, on_device(fixture));
   }
+}
+
+/// The options by which a pooling and its backward choose what they allocate.
+void check_pool_allocations(const Case& which, Similarity similarity, PoolStart start) {
+  const DeviceSettings all_settings[] = {{}, {cuda::Storage::bfloat16, Precision::bfloat16}};
+  for (float temperature : {0.0f, 1.0f}) {
+    for (const DeviceSettings& settings : all_settings) {
+      const Scope scope(pool_options_name(similarity, start) + " temperature " +
+                        std::to_string(temperature) + settings.name());
+      PoolGradientArrays fixture(which, similarity, start);
+      fixture.problem.forward.temperature = temperature;
+      check_allocation_failures_on(fixture.problem, fixture.gradients, kGradient,
+                                   on_device(fixture), 13, settings);
+    }
+  }
+}
+
+TEST_ONCE("CUDA pool gradient: every allocation may fail, and the next call is right") {
+  Case which = find_case("prime");
+  which.key_length = 12;
+  which.head_dim = 5;
+  which.clusters = 3;
+  for (Similarity similarity : kSimilarities) {
+    for (PoolStart start : kPoolStarts) check_pool_allocations(which, similarity, start);
+  }
+  which.key_length = 66;
+  which.clusters = 65;  // several tiles
+  check_pool_allocations(which, Similarity::euclidean, PoolStart::stride);
 }
 
 TEST_ONCE("CUDA pool gradient: NaN and Inf in rows that are read show") {

@@ -4,6 +4,7 @@
 // plain structs, map(problem, device) is the problem with the device's pointers, and outputs are
 // bytes in Arrays.
 
+#include "cuda/session.h"
 #include "test/cuda/same_as_cpu.h"
 #if defined(CA_CUDA_MODEL)
 #include "test/cuda/model/faults.h"
@@ -72,12 +73,14 @@ void check_cancelled_on(const Problem& problem, Arrays& arrays, cuda::Operation<
 }
 
 /// Fails the first, the second, ... allocation of a call until it succeeds: each time it reports
-/// out_of_memory, nothing leaks, and the next call is right. At least `least` of them are made.
+/// out_of_memory, nothing leaks, and the next call is right. Every part of the workspace is an
+/// allocation of its own here, so that each of them fails once. At least `least` are made.
 template <typename Problem, typename Map>
 void check_allocation_failures_on(const Problem& problem, Arrays& arrays,
-                                  cuda::Operation<Problem> operation, Map map, int64_t least = 1) {
+                                  cuda::Operation<Problem> operation, Map map, int64_t least = 1,
+                                  const DeviceSettings& settings = {}) {
 #if defined(CA_CUDA_MODEL)
-  CHECK_EQUAL(describe(run_on(problem, arrays, operation, map)), "ok");
+  CHECK_EQUAL(describe(run_on(problem, arrays, operation, map, nullptr, settings)), "ok");
   const auto expected = arrays.snapshot();
   const int64_t objects = cuda_model::live_objects();
   for (int64_t k = 1; k < 1000; ++k) {
@@ -85,15 +88,16 @@ void check_allocation_failures_on(const Problem& problem, Arrays& arrays,
     bool done = false;
     {
       arrays.poison();
-      Device device;
+      Device device(settings.storage);
+      device.session()->workspace().set_smallest_block(1);
       const Problem there = map(problem, device);
       cuda_model::fail_allocation(k);
-      const Status status = device.run(operation, there);
+      const Status status = device.run(operation, there, settings.precision);
       cuda_model::fail_allocation(0);
       done = status.ok();
       if (!done) {
         CHECK_EQUAL(describe(status), "out_of_memory");
-        CHECK_EQUAL(describe(device.run(operation, there)), "ok");
+        CHECK_EQUAL(describe(device.run(operation, there, settings.precision)), "ok");
       }
       device.fetch(arrays);
       check_same_bytes(arrays.snapshot(), expected, "a failed allocation");
@@ -105,7 +109,7 @@ void check_allocation_failures_on(const Problem& problem, Arrays& arrays,
   }
   fail(__FILE__, __LINE__, "still fails after 1000 allocations");
 #else
-  (void)problem, (void)arrays, (void)operation, (void)map, (void)least;
+  (void)problem, (void)arrays, (void)operation, (void)map, (void)least, (void)settings;
 #endif
 }
 

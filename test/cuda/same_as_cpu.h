@@ -2,6 +2,7 @@
 
 // Operations whose results on the device must have the CPU's bits.
 
+#include "cuda/session.h"
 #include "native/simd/simd.h"
 #include "test/cuda/device.h"
 #include "test/native/checks.h"
@@ -29,6 +30,9 @@ inline Fill comparable_fill() { return cpu_fuses_products() ? Fill::gaussian : F
 struct DeviceSettings {
   cuda::Storage storage = cuda::Storage::float32;
   Precision precision = Precision::float32;
+
+  /// For a Scope.
+  const char* name() const { return storage == cuda::Storage::bfloat16 ? " bfloat16" : " float32"; }
 };
 
 /// Runs on the CPU, then on the device in several orders of threads, and expects the same bytes in
@@ -69,13 +73,15 @@ void check_notices_non_finite(const Problem& problem, Arrays& arrays,
 }
 
 /// On the model, fails the first, the second, ... allocation until run(device) succeeds: each time
-/// it reports out_of_memory, and the next call works. On a GPU it runs once.
+/// it reports out_of_memory, and the next call works. Every part of the workspace is an allocation
+/// of its own here. On a GPU it runs once.
 template <typename Run>
 void check_device_allocations(Run run) {
 #if defined(CA_CUDA_MODEL)
   for (int64_t k = 1; k < 100; ++k) {
     const Scope scope("allocation " + std::to_string(k));
     Device device;
+    device.session()->workspace().set_smallest_block(1);
     const std::string status = describe(run(device, [&] { cuda_model::fail_allocation(k); }));
     cuda_model::fail_allocation(0);
     if (status == "ok") {
