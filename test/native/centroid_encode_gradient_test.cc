@@ -2,6 +2,7 @@
 #include <cmath>
 #include <utility>
 
+#include "native/core/absorption.h"
 #include "native/reference/centroid_encode.h"
 #include "test/native/cases.h"
 #include "test/native/checks.h"
@@ -226,6 +227,24 @@ TEST("centroid encode gradient: threads, batches, faults, cancellation") {
         check_cancelled(fixture.problem);
         check_allocation_failures(fixture.problem, fixture.gradients);
       }
+    }
+  }
+}
+
+TEST("centroid encode gradient: every allocation may fail") {
+  for (int64_t centroids : {2, 40}) {  // absorbed, projected
+    Case which = find_case("tile-47");
+    which.value_dim = 70;
+    which.clusters = centroids;
+    for (PoolStart start : kStarts) {
+      for_all_options(which, start, [&](EncodeGradientArrays& fixture) {
+        const CentroidEncodeProblem& forward = fixture.problem.forward;
+        CHECK(forward.neighbors != nullptr || absorbing_is_cheaper(forward) == (centroids == 2));
+        for (Precision precision : {Precision::float32, Precision::bfloat16}) {
+          const Scope scope(precision == Precision::bfloat16 ? "bfloat16" : "float32");
+          check_allocation_failures(fixture.problem, fixture.gradients, 40, {{}, precision});
+        }
+      });
     }
   }
 }

@@ -181,6 +181,27 @@ TEST("centroid pool gradient: threads, batches, faults, cancellation") {
   }
 }
 
+TEST("centroid pool gradient: every allocation may fail") {
+  Case many = find_case("usual");
+  many.clusters = 70;
+  for (const Case& which : {find_case("prime"), many}) {
+    for (Similarity similarity : kSimilarities) {
+      for (PoolStart start : kPoolStarts) {
+        for (float temperature : {0.0f, 1.5f}) {
+          for (Precision precision : {Precision::float32, Precision::bfloat16}) {
+            const Scope scope(which.name + pool_options_name(similarity, start) + " temperature " +
+                              std::to_string(temperature) +
+                              (precision == Precision::bfloat16 ? " bfloat16" : ""));
+            PoolGradientArrays fixture(which, similarity, start);
+            fixture.problem.forward.temperature = temperature;
+            check_allocation_failures(fixture.problem, fixture.gradients, 20, {{}, precision});
+          }
+        }
+      }
+    }
+  }
+}
+
 TEST("centroid pool gradient: NaN and Inf are named") {
   for (Similarity similarity : kSimilarities) {
     for (float temperature : {0.0f, 2.0f}) {

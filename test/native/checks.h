@@ -74,17 +74,21 @@ void check_cancelled(const Problem& problem) {
 }
 
 /// Fails the first, the second, ... allocation until the call succeeds: each time it reports
-/// out_of_memory and gives everything back, and the next call is right.
+/// out_of_memory and gives everything back, and the call after them is right. At least `least`
+/// are made.
 template <typename Problem>
-void check_allocation_failures(const Problem& problem, Arrays& arrays) {
-  CHECK_EQUAL(describe(run_fresh(problem, arrays)), "ok");
+void check_allocation_failures(const Problem& problem, Arrays& arrays, int64_t least = 0,
+                               const CallSettings& settings = {}) {
+  CHECK_EQUAL(describe(run_fresh(problem, arrays, 2, settings)), "ok");
   const auto expected = arrays.snapshot();
   for (int64_t k = 1; k < 1000; ++k) {
+    const Scope scope("allocation " + std::to_string(k));
     fail_workspace_allocation(k);
-    const Status status = run_fresh(problem, arrays);
+    const Status status = run_fresh(problem, arrays, 2, settings);
     fail_workspace_allocation(0);
     CHECK_EQUAL(workspace_bytes_in_use(), 0);
     if (status.ok()) {
+      CHECK(k > least);
       check_same_bytes(arrays.snapshot(), expected, "a failed allocation before");
       return;
     }
