@@ -1,6 +1,8 @@
 #include <algorithm>
 
 #include "cuda/kmeans.cuh"
+#include "cuda/kmeans_plus_plus.cuh"
+#include "cuda/kmeans_start.cuh"
 #include "cuda/launch.h"
 
 namespace cluster_attention::cuda {

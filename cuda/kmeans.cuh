@@ -10,9 +10,12 @@
 // Both are the CPU's bits, so that the labels are. Limits: any dim, length and number of clusters.
 
 #include "cuda/counting_sort.cuh"
+#include "cuda/exact.cuh"
 #include "cuda/fma_tile.cuh"
-#include "cuda/kmeans_start.cuh"
+#include "cuda/kmeans_params.cuh"
 #include "cuda/member_sums.cuh"
+#include "cuda/primitives/shared_memory.cuh"
+#include "cuda/primitives/warp.cuh"
 
 namespace cluster_attention::cuda {
 
