@@ -89,7 +89,7 @@ Status attention(Session& session, const AttentionProblem& problem, const Call& 
   params.flags = session.flags();
   return with_width(shape.head_dim, shape.value_dim, [&](auto width) {
     DeviceWorkspace::Scope scope(session.workspace());
-    CA_RETURN_IF_ERROR(prepare_operands(session, scope, inputs, call, &params.operands));
+    CA_RETURN_IF_ERROR(make_operands(session, scope, inputs, call, &params.operands));
     return with_split(cut_in_two(call), [&](auto split) {
       return choose_kernel<decltype(width)::value, decltype(split)::value>(session, params,
                                                                            sequences);

@@ -1,6 +1,7 @@
 #include "cuda/clustered_attention.h"
 #include "cuda/improve.cuh"
 #include "cuda/launch.h"
+#include "cuda/operands.cuh"
 #include "cuda/spread.cuh"
 #include "cuda/widths.h"
 #include "native/core/shape.h"
@@ -62,10 +63,13 @@ Status clustered_attention(Session& session, const ClusteredAttentionProblem& pr
   if (shape.value_dim > kMaximumWidth) return {StatusCode::unsupported, "valueDim", -1};
   if (sequences == 0) return Status::success();
   DeviceWorkspace::Scope scope(session.workspace());
-  QueryGroups groups;
-  CA_RETURN_IF_ERROR(group_queries(session, problem, call, scope, groups));
   KeysAndValues operands;
-  CA_RETURN_IF_ERROR(prepare_operands(session, scope, inputs, call, &operands));
+  PackParams packing;
+  CA_RETURN_IF_ERROR(plan_operands(session, scope, inputs, call, &operands, &packing));
+  GroupExtras extras;
+  extras.packing = &packing;
+  QueryGroups groups;
+  CA_RETURN_IF_ERROR(group_queries(session, problem, call, scope, groups, extras));
   ClusteredPass pass;
   CA_RETURN_IF_ERROR(clustered_pass(session, scope, problem, call, groups, operands, &pass));
   if (problem.top_k == 0) return spread_values(session, problem, call, groups, pass);

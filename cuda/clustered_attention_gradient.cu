@@ -8,7 +8,6 @@
 #include "cuda/counting_sort.h"
 #include "cuda/gradient_pass.h"
 #include "cuda/launch.h"
-#include "cuda/member_sums.h"
 #include "cuda/top_key_gradient.h"
 #include "cuda/widths.h"
 
@@ -116,19 +115,11 @@ class ClusteredGradient {
     ClusteredAttentionProblem given = forward_;
     given.grouping = Grouping::given;
     given.given_labels = forward_.labels;
-    CA_RETURN_IF_ERROR(group_queries(session_, given, call_, scope_, groups_));
-    MemberSumsProblem sums;
-    sums.sequences = sequences_;
-    sums.heads = shape_.heads;
-    sums.length = shape_.query_length;
-    sums.clusters = clusters_;
-    sums.dim = shape_.value_dim;
-    sums.reduce = Reduce::sum;
-    sums.inputs = problem_.output_gradient;
-    sums.offsets = groups_.offsets;
-    sums.order = groups_.order;
-    sums.output = gradients_;
-    return sum_members(session_, sums, call_);
+    GroupExtras extras;
+    extras.rows = problem_.output_gradient;
+    extras.dim = shape_.value_dim;
+    extras.sums = gradients_;
+    return group_queries(session_, given, call_, scope_, groups_, extras);
   }
 
   OperandSource cluster_rows(const float* rows, int64_t dim) const {

@@ -25,12 +25,7 @@ Status sort_in_two_launches(Session& session, const SortProblem& problem) {
 
 Status sort_in_clusters(Session& session, const SortProblem& problem, const SortPlan& plan) {
   // grid: a cluster of blocks per sequence
-  SortClusterParams params{};
-  params.sort.problem = problem;
-  plan_sort(params.sort);
-  params.sort.flags = session.flags();
-  params.parts = plan.parts;
-  params.run_rows = plan.run_rows;
+  const SortClusterParams params = sort_cluster_params(session, problem, plan);
   const LaunchShape shape{problem.sequences * plan.parts, plan.warps * kWarp,
                           sort_cluster_layout(plan.warps, plan.run_rows, problem.clusters).bytes,
                           plan.parts};

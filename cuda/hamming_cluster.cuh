@@ -100,10 +100,8 @@ __device__ inline uint32_t signs_of_bits(uint32_t four) {
   return ((four & 15u) * 0x10204080u & 0x80808080u) ^ 0xc0c0c0c0u;
 }
 
-/// Loads the hashes, draws the first centroids, and clears the counters. What is past the real
-/// length and the clamp is written to memory.
-__device__ inline void start_hamming_block(const HammingParams& params, const HammingBlock& block) {
-  const HammingKMeansProblem& problem = params.problem;
+/// Loads the hashes.
+__device__ inline void load_hashes(const HammingBlock& block) {
   const HammingSequence& sequence = block.sequence;
   const int thread = static_cast<int>(threadIdx.x);
   const int threads = static_cast<int>(blockDim.x);
@@ -124,12 +122,22 @@ __device__ inline void start_hamming_block(const HammingParams& params, const Ha
       block.labels[row] = static_cast<uint16_t>(block.clusters);
     }
   }
+}
+
+/// Draws the first centroids, where hash_at(position) is a hash of the sequence, and clears the
+/// counters. What is past the real length and the clamp is written to memory.
+template <typename HashAt>
+__device__ void start_hamming_block(const HammingParams& params, const HammingBlock& block,
+                                    const HashAt& hash_at) {
+  const HammingKMeansProblem& problem = params.problem;
+  const HammingSequence& sequence = block.sequence;
+  const int thread = static_cast<int>(threadIdx.x);
+  const int threads = static_cast<int>(blockDim.x);
   for (int c = thread; c < block.clusters; c += threads) {
-    block.centroids[c] =
-        problem.initial != nullptr
-            ? problem.initial[sequence.index * problem.clusters + c]
-            : sequence.hashes[random_position(problem.seed, RandomStream::start_positions,
-                                              sequence.length, c)];
+    block.centroids[c] = problem.initial != nullptr
+                             ? problem.initial[sequence.index * problem.clusters + c]
+                             : hash_at(random_position(problem.seed, RandomStream::start_positions,
+                                                       sequence.length, c));
   }
   for (int c = thread; c <= block.clusters; c += threads) block.members[c] = 0;
   for (int i = thread; i < (block.clusters + 1) * 32; i += threads) block.pairs[i] = 0;
@@ -360,11 +368,10 @@ __device__ inline void store_hamming_block(const HammingParams& params, const Ha
   }
 }
 
-/// All iterations; returns the number of updates. The members of other blocks may be read until the
-/// next sync_cluster().
+/// All iterations of a block that has been started; returns the number of updates. The members of
+/// other blocks may be read until the next sync_cluster().
 template <int kTiles>
 __device__ int64_t iterate_hamming(const HammingParams& params, const HammingBlock& block) {
-  start_hamming_block(params, block);
   __syncthreads();
   spread_centroids(block);
   __syncthreads();

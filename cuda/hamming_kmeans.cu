@@ -62,25 +62,17 @@ Status launch_clusters(Session& session, const HammingParams& params, const Hamm
   return launch(session, shape, hamming_cluster_kernel<kTiles>, params);
 }
 
-/// Tiles of 16 hashes for a warp: as many as keep all warps at work.
-Status launch_clusters(Session& session, HammingParams params, const HammingPlan& plan,
+Status launch_clusters(Session& session, const HammingParams& params, const HammingPlan& plan,
                        const SortProblem* sort) {
-  params.parts = plan.parts;
-  if (sort != nullptr) {
-    params.sort = *sort;
-    params.label_bits = bits_of_labels(sort->clusters);
-  }
-  const int64_t tiles =
-      divide_up(divide_up(params.problem.length, plan.parts), int64_t{16} * (plan.threads / kWarp));
-  return tiles <= 1 ? launch_clusters<1>(session, params, plan, sort)
-                    : launch_clusters<kMostHashTiles>(session, params, plan, sort);
+  return hash_tiles_of_a_warp(params.problem.length, plan) == 1
+             ? launch_clusters<1>(session, params, plan, sort)
+             : launch_clusters<kMostHashTiles>(session, params, plan, sort);
 }
 
 Status launch_iterations(Session& session, HammingParams params, const HammingPlan& plan) {
   // grid: `parts` blocks per sequence and iteration
   const HammingKMeansProblem& problem = params.problem;
   const int64_t bytes = HammingLayout(params.clusters, plan.shared_counters).bytes;
-  params.parts = plan.parts;
   DeviceWorkspace::Scope scope(session.workspace());
   CA_RETURN_IF_ERROR(session.tickets(problem.batch, &params.tickets));
   CA_RETURN_IF_ERROR(scope.allocate(&params.state, problem.batch));
@@ -139,10 +131,7 @@ Status group_hashes(Session& session, const HammingKMeansProblem& problem, int64
                     const HammingPlan& plan, const SortProblem* sort) {
   // grid: a cluster of blocks, or one block, per sequence
   if (problem.batch == 0) return Status::success();
-  HammingParams params{};
-  params.problem = problem;
-  params.heads = heads;
-  params.clusters = std::min(problem.clusters, problem.length);
+  const HammingParams params = hamming_cluster_params(problem, heads, plan, sort);
   if (plan.way == HammingPlan::Way::clusters) return launch_clusters(session, params, plan, sort);
   CA_RETURN_IF_ERROR(launch_iterations(session, params, plan));
   return sort != nullptr ? sort_by_label(session, *sort) : Status::success();

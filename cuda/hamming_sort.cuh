@@ -9,6 +9,25 @@
 
 namespace cluster_attention::cuda {
 
+inline HammingParams hamming_cluster_params(const HammingKMeansProblem& problem, int64_t heads,
+                                            const HammingPlan& plan, const SortProblem* sort) {
+  HammingParams params{};
+  params.problem = problem;
+  params.heads = heads;
+  params.clusters = problem.clusters < problem.length ? problem.clusters : problem.length;
+  params.parts = plan.parts;
+  if (sort == nullptr) return params;
+  params.sort = *sort;
+  params.label_bits = bits_of_labels(sort->clusters);
+  return params;
+}
+
+/// Tiles of 16 hashes for a warp: as many as keep all warps at work.
+inline int hash_tiles_of_a_warp(int64_t length, const HammingPlan& plan) {
+  const int64_t rows = divide_up(length, plan.parts);
+  return divide_up(rows, int64_t{16} * (plan.threads / kWarp)) <= 1 ? 1 : kMostHashTiles;
+}
+
 /// Hashes and operands are over: labels and places take their memory. The members of other blocks
 /// are read until the next sync_cluster().
 __device__ inline SortBlock sort_block_of(const HammingParams& params, const HammingBlock& block) {
@@ -58,6 +77,9 @@ __global__ void __launch_bounds__(kClusterHammingThreads, kTiles)
     hamming_cluster_kernel(const HammingParams params) {
   // cluster of blocks: hashes (length) -> labels (length), counts and centroids (clusters)
   const HammingBlock block(params);
+  load_hashes(block);
+  start_hamming_block(params, block,
+                      [&](int64_t position) { return block.sequence.hashes[position]; });
   const int64_t updates = iterate_hamming<kTiles>(params, block);
   store_hamming_block(params, block, updates);
   if (params.sort.order != nullptr) sort_hamming_block(params, block);

@@ -7,15 +7,6 @@ namespace cluster_attention::cuda {
 
 namespace {
 
-/// Whether every row begins at a multiple of 16 bytes and is made of whole ones.
-template <Read kRead>
-bool has_vectors(const InputRows& rows, int64_t dim) {
-  const int64_t elements = kRead == Read::bfloat16 ? 8 : 4;
-  return reinterpret_cast<uintptr_t>(rows.data) % 16 == 0 && dim % 8 == 0 &&
-         rows.batch_stride % elements == 0 && rows.head_stride % elements == 0 &&
-         rows.row_stride % elements == 0;
-}
-
 template <Read kRead>
 Status launch_product(Session& session, const HashParams& hash) {
   // grid: warps that share the tiles of 16 or 32 rows

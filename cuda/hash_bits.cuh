@@ -127,11 +127,11 @@ __device__ void HashProduct<kRead, kVectors>::decide(const HashTile& tile, RowBi
 }
 
 template <Read kRead, bool kVectors>
-__device__ void HashProduct<kRead, kVectors>::hash_tile(const HashTile& tile) {
+template <typename Store>
+__device__ void HashProduct<kRead, kVectors>::hash_tile(const HashTile& tile, const Store& store) {
   multiply(tile);
   const int group = lane_index() / 4;
   const int four = lane_index() % 4;
-  uint64_t* hashes = problem_.hashes + tile.sequence * problem_.length + tile.first_row;
 #pragma unroll
   for (int r = 0; r < 2 * kTiles; ++r) {
     squares_[r / 2][r % 2] = warp_sum(squares_[r / 2][r % 2], 4);
@@ -149,7 +149,7 @@ __device__ void HashProduct<kRead, kVectors>::hash_tile(const HashTile& tile) {
     const uint32_t low = warp_reduce(spread(bits[r] & 0xffu), join, 4);
     const uint32_t high = warp_reduce(spread(bits[r] >> 8), join, 4);
     const int row = r * 8 + group;
-    if (four == 0 && row < tile.rows) hashes[row] = static_cast<uint64_t>(high) << 32 | low;
+    if (four == 0 && row < tile.rows) store(row, static_cast<uint64_t>(high) << 32 | low);
   }
 }
 
@@ -196,7 +196,12 @@ __global__ void __launch_bounds__(kHashProductThreads, 1)
   for (; index < tiles; index += step) {
     const HashTile next = hash_tile_at<kRead>(params, index + step);
     prefetch_tile<kRead>(problem, next);
-    if (tile.rows > 0) product.hash_tile(tile);
+    if (tile.rows > 0) {
+      product.hash_tile(tile, [&](int row, uint64_t hash) {
+        uint64_t* hashes = problem.hashes + tile.sequence * problem.length + tile.first_row;
+        hashes[row] = hash;
+      });
+    }
     tile = next;
   }
   if (product.bad()) mark_non_finite(params.hash.flags);

@@ -39,6 +39,15 @@ inline float product_tolerance(int64_t dim, bool split_rows) {
 /// Rows and planes shorter than this are left to the chain: nothing underflows above it.
 constexpr float kLeastSquare = 1e-30f;
 
+/// Whether every row begins at a multiple of 16 bytes and is made of whole ones.
+template <Read kRead>
+bool has_vectors(const InputRows& rows, int64_t dim) {
+  const int64_t elements = kRead == Read::bfloat16 ? 8 : 4;
+  return reinterpret_cast<uintptr_t>(rows.data) % 16 == 0 && dim % 8 == 0 &&
+         rows.batch_stride % elements == 0 && rows.head_stride % elements == 0 &&
+         rows.row_stride % elements == 0;
+}
+
 struct HashProductLayout {
   int64_t operands;  // uint4 (2 chunks of 32 columns,8,32): high and low parts of the planes
   int64_t limits;    // float4 (bits / 2): threshold and |plane| of two bits
@@ -71,17 +80,20 @@ class HashProduct {
   static constexpr bool kSplit = kRead == Read::float32;
   static constexpr int kTiles = kHashTileRows<kRead> / 16;
 
-  __device__ explicit HashProduct(const HashProductParams& params)
+  /// `shared`: offset of the layout in shared memory.
+  __device__ explicit HashProduct(const HashProductParams& params, int64_t shared = 0)
       : params_(params), problem_(params.hash.sequences) {
     const HashProductLayout layout = hash_product_layout(problem_.dim);
-    operands_ = dynamic_shared<uint4>(layout.operands);
-    limits_ = dynamic_shared<float4>(layout.limits);
-    planes_ = dynamic_shared<float>(layout.planes);
+    operands_ = dynamic_shared<uint4>(shared + layout.operands);
+    limits_ = dynamic_shared<float4>(shared + layout.limits);
+    planes_ = dynamic_shared<float>(shared + layout.planes);
   }
 
   /// The planes as second operands, and their lengths; all threads of the block call it.
   __device__ void load_planes();
-  __device__ void hash_tile(const HashTile& tile);
+  /// store(row, hash) gets the hash of every real row of the tile.
+  template <typename Store>
+  __device__ void hash_tile(const HashTile& tile, const Store& store);
   __device__ bool bad() const { return bad_; }
 
  private:

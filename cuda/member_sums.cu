@@ -8,14 +8,6 @@ namespace cluster_attention::cuda {
 
 namespace {
 
-/// Whether a lane can read two neighbouring columns at once.
-template <Read kRead>
-bool has_pairs(const InputRows& rows, int64_t dim) {
-  constexpr uintptr_t kBytes = kRead == Read::bfloat16 ? 4 : 8;
-  return dim > kWarp && dim % 2 == 0 && reinterpret_cast<uintptr_t>(rows.data) % kBytes == 0 &&
-         rows.batch_stride % 2 == 0 && rows.head_stride % 2 == 0 && rows.row_stride % 2 == 0;
-}
-
 template <Read kRead, int kColumns>
 Status launch_sums(Session& session, MemberSumsParams params) {
   // grid: a block per cluster and 32 or 64 columns
@@ -25,7 +17,7 @@ Status launch_sums(Session& session, MemberSumsParams params) {
   const int64_t usual = divide_up(problem.length, std::max<int64_t>(problem.clusters, 1));
   const int64_t warps = std::clamp<int64_t>(divide_up(usual, 4), 1, kMemberParts);
   return launch(session, problem.sequences * problem.clusters * params.slices, warps * kWarp,
-                kMemberParts * kColumns * kWarp * static_cast<int64_t>(sizeof(double)),
+                kSliceSums<kColumns> * static_cast<int64_t>(sizeof(double)),
                 member_sums_kernel<kRead, kColumns>, params);
 }
 
@@ -38,8 +30,8 @@ Status sum_members(Session& session, const MemberSumsProblem& problem, const Cal
   if (problem.sequences * problem.clusters * problem.dim == 0) return Status::success();
   return with_read(call, [&](auto read) {
     constexpr Read kRead = decltype(read)::value;
-    return has_pairs<kRead>(problem.inputs, problem.dim) ? launch_sums<kRead, 2>(session, params)
-                                                         : launch_sums<kRead, 1>(session, params);
+    const bool pairs = problem.dim > kWarp && has_pairs<kRead>(problem.inputs, problem.dim);
+    return pairs ? launch_sums<kRead, 2>(session, params) : launch_sums<kRead, 1>(session, params);
   });
 }
 

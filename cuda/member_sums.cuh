@@ -28,6 +28,14 @@ struct MemberSumsParams {
   Flags* flags;
 };
 
+/// Whether a lane can read two neighbouring columns at once.
+template <Read kRead>
+bool has_pairs(const InputRows& rows, int64_t dim) {
+  constexpr uintptr_t kBytes = kRead == Read::bfloat16 ? 4 : 8;
+  return dim % 2 == 0 && reinterpret_cast<uintptr_t>(rows.data) % kBytes == 0 &&
+         rows.batch_stride % 2 == 0 && rows.head_stride % 2 == 0 && rows.row_stride % 2 == 0;
+}
+
 /// Sum of column `column` over `count` members in the order of their list, with `scales` (a factor
 /// per row) times their factors; all lanes of the warp call it, each with a column of its own or
 /// past the end (`column` < 0).
@@ -142,39 +150,109 @@ __device__ void store_member_sum(const MemberSumsParams& params, int64_t place, 
   if (!finite) mark_non_finite(params.flags);
 }
 
+/// The members of a cluster, and the columns of them that a block owns.
+template <int kColumns>
+struct MemberSlice {
+  int64_t count;
+  const int32_t* members;
+  int64_t column;  // of this lane, the first one
+  bool inside;     // there is such a column
+  int64_t base;    // its place in row 0
+  int parts;
+
+  /// `cluster`: sequence * clusters + c; `slice`: of kWarp * kColumns columns.
+  __device__ MemberSlice(const MemberSumsProblem& problem, int64_t cluster, int64_t slice) {
+    const int64_t sequence = cluster / problem.clusters;
+    const int32_t* offsets = problem.offsets + cluster + sequence;  // one more per sequence
+    count = offsets[1] - offsets[0];
+    members = problem.order + sequence * problem.length + offsets[0];
+    column = (slice * kWarp + lane_index()) * kColumns;
+    inside = column < problem.dim;
+    base =
+        row_offset(problem.inputs, sequence / problem.heads, sequence % problem.heads, 0) + column;
+    const int64_t pieces = divide_up(count, kWarp);
+    parts = static_cast<int>(pieces < kMemberParts ? pieces : kMemberParts);
+  }
+};
+
+/// Doubles of shared memory for the parts of a slice.
+template <int kColumns>
+constexpr int kSliceSums = kMemberParts* kColumns* kWarp;
+
+/// Sums part `part` of the slice into its place in `partial` (kMemberParts,kColumns,32); by a warp.
+template <Read kRead, int kColumns>
+__device__ void sum_part_of_slice(const MemberSumsProblem& problem,
+                                  const MemberSlice<kColumns>& slice, int part, double* partial) {
+  double sum[kColumns] = {};
+  sum_part<kRead, kColumns>(problem.inputs, slice.base, slice.members, slice.count, part,
+                            slice.inside, sum);
+  for (int i = 0; i < kColumns; ++i) {
+    partial[(part * kColumns + i) * kWarp + lane_index()] = sum[i];
+  }
+}
+
+/// Adds the parts and stores; by a warp, a lane its columns.
+template <Read kRead, int kColumns>
+__device__ void store_slice(const MemberSumsParams& params, const MemberSlice<kColumns>& slice,
+                            int64_t cluster, const double* partial) {
+  for (int i = 0; i < kColumns; ++i) {
+    double sum = 0.0;
+    for (int part = 0; part < slice.parts; ++part) {
+      sum += partial[(part * kColumns + i) * kWarp + lane_index()];
+    }
+    store_member_sum<kRead>(params, cluster * params.problem.dim + slice.column + i, sum,
+                            slice.count);
+  }
+}
+
 template <Read kRead, int kColumns>
 __global__ void __launch_bounds__(kMostMemberThreads)
     member_sums_kernel(const MemberSumsParams params) {
   // block: members (count,32 kColumns) -> 32 kColumns sums
-  const MemberSumsProblem& problem = params.problem;
-  double* partial = dynamic_shared<double>();  // (kMemberParts,kColumns,32)
-  const int64_t slice = blockIdx.x % params.slices;
-  const int64_t cluster = blockIdx.x / params.slices;  // sequence * clusters + c
-  const int64_t sequence = cluster / problem.clusters;
-  const int32_t* offsets = problem.offsets + cluster + sequence;  // one more per sequence
-  const int64_t count = offsets[1] - offsets[0];
-  const int32_t* members = problem.order + sequence * problem.length + offsets[0];
-  const int64_t column = (slice * kWarp + lane_index()) * kColumns;
-  const bool inside = column < problem.dim;
-  const int64_t base =
-      row_offset(problem.inputs, sequence / problem.heads, sequence % problem.heads, 0) + column;
-  const int64_t pieces = divide_up(count, kWarp);
-  const int parts = static_cast<int>(pieces < kMemberParts ? pieces : kMemberParts);
-  for (int part = warp_index(); part < parts; part += static_cast<int>(blockDim.x) / kWarp) {
-    double sum[kColumns] = {};
-    sum_part<kRead, kColumns>(problem.inputs, base, members, count, part, inside, sum);
-    for (int i = 0; i < kColumns; ++i) {
-      partial[(part * kColumns + i) * kWarp + lane_index()] = sum[i];
-    }
+  double* partial = dynamic_shared<double>();
+  const int64_t cluster = blockIdx.x / params.slices;
+  const MemberSlice<kColumns> slice(params.problem, cluster, blockIdx.x % params.slices);
+  for (int part = warp_index(); part < slice.parts; part += static_cast<int>(blockDim.x) / kWarp) {
+    sum_part_of_slice<kRead, kColumns>(params.problem, slice, part, partial);
   }
   __syncthreads();
-  if (warp_index() != 0 || !inside) return;
-  for (int i = 0; i < kColumns; ++i) {
-    double sum = 0.0;
-    for (int part = 0; part < parts; ++part) {
-      sum += partial[(part * kColumns + i) * kWarp + lane_index()];
+  if (warp_index() != 0 || !slice.inside) return;
+  store_slice<kRead, kColumns>(params, slice, cluster, partial);
+}
+
+/// The same for every `step`-th cluster of a sequence from cluster `first` on, as many slices at a
+/// time as shared memory has places for (`partial`, `places` of kSliceSums doubles); all threads of
+/// the block call it.
+template <Read kRead, int kColumns>
+__device__ void sum_clusters(const MemberSumsParams& params, int64_t sequence, int first, int step,
+                             double* partial, int places) {
+  const MemberSumsProblem& problem = params.problem;
+  const int warps = static_cast<int>(blockDim.x) / kWarp;
+  const int slices = static_cast<int>(params.slices);
+  const int clusters = static_cast<int>(problem.clusters);
+  const int own = first < clusters ? (clusters - first + step - 1) / step : 0;
+  const auto cluster_of = [&](int task) {
+    return sequence * problem.clusters + first + task / slices * step;
+  };
+  for (int done = 0; done < own * slices; done += places) {
+    const int count = own * slices - done < places ? own * slices - done : places;
+    for (int i = warp_index(); i < count * kMemberParts; i += warps) {
+      const int task = done + i / kMemberParts;
+      const int part = i % kMemberParts;
+      const MemberSlice<kColumns> slice(problem, cluster_of(task), task % slices);
+      if (part >= slice.parts) continue;
+      sum_part_of_slice<kRead, kColumns>(problem, slice, part,
+                                         partial + i / kMemberParts * kSliceSums<kColumns>);
     }
-    store_member_sum<kRead>(params, cluster * problem.dim + column + i, sum, count);
+    __syncthreads();
+    for (int i = warp_index(); i < count; i += warps) {
+      const int task = done + i;
+      const MemberSlice<kColumns> slice(problem, cluster_of(task), task % slices);
+      if (!slice.inside) continue;
+      store_slice<kRead, kColumns>(params, slice, cluster_of(task),
+                                   partial + i * kSliceSums<kColumns>);
+    }
+    __syncthreads();
   }
 }
 

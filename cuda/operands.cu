@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "cuda/launch.h"
 #include "cuda/operands.cuh"
 #include "native/core/shape.h"
@@ -44,32 +46,43 @@ Status prepare(DeviceWorkspace::Scope& scope, const OperandSource& source, int64
 
 }  // namespace
 
-Status make_operands(Session& session, DeviceWorkspace::Scope& scope, const OperandSource* sources,
-                     int count, int64_t batch, int64_t heads, bool two_parts, Operand* operands) {
-  // grid: (chunks of 8 columns / 256, tensor)
-  PackParams params = {};
+Status plan_operands(Session& session, DeviceWorkspace::Scope& scope, const OperandSource* sources,
+                     int count, int64_t batch, int64_t heads, bool two_parts, Operand* operands,
+                     PackParams* packing) {
+  PackParams& params = *packing;
+  params = PackParams();
   params.heads = heads;
   params.sequences = batch * heads;
   params.flags = session.flags();
-  int tensors = 0;
-  int64_t chunks = 0;  // of the largest tensor
   for (int i = 0; i < count; ++i) {
-    PackParams::Tensor& tensor = params.tensors[tensors];
+    PackParams::Tensor& tensor = params.tensors[params.count];
     bool in_place = false;
     CA_RETURN_IF_ERROR(
         prepare(scope, sources[i], batch, heads, two_parts, &operands[i], &tensor, &in_place));
     if (in_place || tensor.length * tensor.chunks == 0) continue;
-    ++tensors;
-    const int64_t own = params.sequences * tensor.length * tensor.chunks;
-    if (own > chunks) chunks = own;
+    ++params.count;
+    params.chunks = std::max(params.chunks, params.sequences * tensor.length * tensor.chunks);
   }
-  if (tensors == 0) return Status::success();
-  return launch(session, {divide_up(chunks, kPackThreads), tensors}, kPackThreads, 0, pack_operands,
-                params);
+  return Status::success();
 }
 
-Status prepare_operands(Session& session, DeviceWorkspace::Scope& scope,
-                        const AttentionInputs& inputs, const Call& call, KeysAndValues* operands) {
+Status pack(Session& session, const PackParams& packing) {
+  // grid: (chunks of 8 columns / 256, tensor)
+  if (packing.count == 0) return Status::success();
+  return launch(session, {divide_up(packing.chunks, kPackThreads), packing.count}, kPackThreads, 0,
+                pack_operands<>, packing);
+}
+
+Status make_operands(Session& session, DeviceWorkspace::Scope& scope, const OperandSource* sources,
+                     int count, int64_t batch, int64_t heads, bool two_parts, Operand* operands) {
+  PackParams packing;
+  CA_RETURN_IF_ERROR(
+      plan_operands(session, scope, sources, count, batch, heads, two_parts, operands, &packing));
+  return pack(session, packing);
+}
+
+Status plan_operands(Session& session, DeviceWorkspace::Scope& scope, const AttentionInputs& inputs,
+                     const Call& call, KeysAndValues* operands, PackParams* packing) {
   const AttentionShape& shape = inputs.shape;
   const bool is_bfloat16 = call.storage == Storage::bfloat16;
   OperandSource sources[2];
@@ -84,11 +97,18 @@ Status prepare_operands(Session& session, DeviceWorkspace::Scope& scope,
     source.other_lengths = inputs.query_lengths;
   }
   Operand made[2];
-  CA_RETURN_IF_ERROR(
-      make_operands(session, scope, sources, 2, shape.batch, shape.heads, cut_in_two(call), made));
+  CA_RETURN_IF_ERROR(plan_operands(session, scope, sources, 2, shape.batch, shape.heads,
+                                   cut_in_two(call), made, packing));
   operands->key = made[0];
   operands->value = made[1];
   return Status::success();
+}
+
+Status make_operands(Session& session, DeviceWorkspace::Scope& scope, const AttentionInputs& inputs,
+                     const Call& call, KeysAndValues* operands) {
+  PackParams packing;
+  CA_RETURN_IF_ERROR(plan_operands(session, scope, inputs, call, operands, &packing));
+  return pack(session, packing);
 }
 
 }  // namespace cluster_attention::cuda

@@ -21,6 +21,8 @@ struct PackParams {
     bfloat16* low;   // the same, or null
   };
   Tensor tensors[kMostOperands];
+  int count;       // of tensors
+  int64_t chunks;  // of the largest tensor
   int64_t heads;
   int64_t sequences;
   Flags* flags;
@@ -45,12 +47,10 @@ __device__ inline void load_chunk(const PackParams::Tensor& tensor, int64_t at, 
   }
 }
 
-/// Operands of the tensor cores: high = bfloat16(x), low = bfloat16(x - high). A thread makes eight
-/// columns of a row; blockIdx.y is the tensor. Memory-bound: each element is read once.
-__global__ void __launch_bounds__(kPackThreads) pack_operands(const PackParams params) {
-  // rows (batch, heads, length, dim) -> high, low (batch, heads, length, 8 chunks)
-  const PackParams::Tensor& tensor = params.tensors[blockIdx.y];
-  const int64_t item = static_cast<int64_t>(blockIdx.x) * kPackThreads + threadIdx.x;
+/// Operands of the tensor cores: high = bfloat16(x), low = bfloat16(x - high); eight columns of a
+/// row, which are chunk `item` of the tensor.
+__device__ inline void pack_chunk(const PackParams& params, const PackParams::Tensor& tensor,
+                                  int64_t item) {
   const int64_t row = item / tensor.chunks;
   const int column = static_cast<int>(item - row * tensor.chunks) * 8;
   const int64_t sequence = row / tensor.length;
@@ -75,6 +75,14 @@ __global__ void __launch_bounds__(kPackThreads) pack_operands(const PackParams p
   reinterpret_cast<uint4*>(tensor.high)[to] = make_uint4(high[0], high[1], high[2], high[3]);
   if (tensor.low == nullptr) return;
   reinterpret_cast<uint4*>(tensor.low)[to] = make_uint4(low[0], low[1], low[2], low[3]);
+}
+
+/// A thread makes a chunk; blockIdx.y is the tensor. Memory-bound: each element is read once.
+template <typename = void>
+__global__ void __launch_bounds__(kPackThreads) pack_operands(const PackParams params) {
+  // rows (batch, heads, length, dim) -> high, low (batch, heads, length, 8 chunks)
+  pack_chunk(params, params.tensors[blockIdx.y],
+             static_cast<int64_t>(blockIdx.x) * kPackThreads + threadIdx.x);
 }
 
 }  // namespace cluster_attention::cuda

@@ -35,15 +35,26 @@ struct OperandSource {
 };
 constexpr int kMostOperands = 6;
 
-/// Makes `count` of them, at most kMostOperands, in at most one launch, in memory of `scope`. Real
-/// rows alone are read; a NaN or Inf there is marked in the session's flags.
+/// What is to be copied for operands that cannot be used where they are (operands.cuh).
+struct PackParams;
+
+/// Finds `count` operands, at most kMostOperands, in place or in memory of `scope`, which `packing`
+/// says how to fill. Real rows alone are read; a NaN or Inf there is marked in the session's flags.
+Status plan_operands(Session& session, DeviceWorkspace::Scope& scope, const OperandSource* sources,
+                     int count, int64_t batch, int64_t heads, bool two_parts, Operand* operands,
+                     PackParams* packing);
+/// One launch, or none where nothing is to be copied.
+Status pack(Session& session, const PackParams& packing);
+
+/// Both together.
 Status make_operands(Session& session, DeviceWorkspace::Scope& scope, const OperandSource* sources,
                      int count, int64_t batch, int64_t heads, bool two_parts, Operand* operands);
 
-/// Makes both, in at most one launch, in memory of `scope`. Real rows alone are read; a NaN or Inf
-/// there is marked in the session's flags.
-Status prepare_operands(Session& session, DeviceWorkspace::Scope& scope,
-                        const AttentionInputs& inputs, const Call& call, KeysAndValues* operands);
+/// The same for the keys and values of a call.
+Status plan_operands(Session& session, DeviceWorkspace::Scope& scope, const AttentionInputs& inputs,
+                     const Call& call, KeysAndValues* operands, PackParams* packing);
+Status make_operands(Session& session, DeviceWorkspace::Scope& scope, const AttentionInputs& inputs,
+                     const Call& call, KeysAndValues* operands);
 
 /// Whether values of this call are cut in two parts.
 inline bool cut_in_two(const Call& call) { return call.precision == Precision::float32; }

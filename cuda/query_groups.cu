@@ -1,8 +1,6 @@
-#include "cuda/counting_sort.h"
+#include "cuda/group_cluster.h"
 #include "cuda/hamming_kmeans.h"
-#include "cuda/hash.h"
 #include "cuda/kmeans.h"
-#include "cuda/member_sums.h"
 #include "cuda/query_groups.h"
 #include "cuda/session.h"
 #include "native/core/shape.h"
@@ -14,24 +12,24 @@ namespace {
 class Grouper {
  public:
   Grouper(Session& session, const ClusteredAttentionProblem& problem, const Call& call,
-          DeviceWorkspace::Scope& scope, QueryGroups& groups)
+          DeviceWorkspace::Scope& scope, QueryGroups& groups, const GroupExtras& extras)
       : session_(session),
         problem_(problem),
         shape_(problem.inputs.shape),
         sequences_(shape_.batch * shape_.heads),
         call_(call),
         scope_(scope),
-        groups_(groups) {}
+        groups_(groups),
+        extras_(extras) {}
 
   Status run() {
     CA_RETURN_IF_ERROR(allocate());
-    if (problem_.grouping == Grouping::hamming) {
-      CA_RETURN_IF_ERROR(group_by_hashes());
-    } else {
-      if (problem_.grouping == Grouping::euclidean) CA_RETURN_IF_ERROR(group_by_distance());
-      CA_RETURN_IF_ERROR(sort_by_label(session_, sorting()));
+    prepare();
+    bool done = false;
+    if (problem_.grouping != Grouping::euclidean) {
+      CA_RETURN_IF_ERROR(group_at_once(session_, steps_, call_, &done));
     }
-    return average();
+    return done ? Status::success() : run_steps();
   }
 
  private:
@@ -45,39 +43,43 @@ class Grouper {
     CA_RETURN_IF_ERROR(scope_.allocate(&groups_.active, clusters));
     CA_RETURN_IF_ERROR(scope_.allocate(&groups_.active_count, sequences_));
     CA_RETURN_IF_ERROR(scope_.allocate(&groups_.means, checked_size(clusters, shape_.head_dim)));
-    return scope_.allocate(&counts_, clusters);
+    CA_RETURN_IF_ERROR(scope_.allocate(&counts_, clusters));
+    if (problem_.grouping != Grouping::hamming) return Status::success();
+    CA_RETURN_IF_ERROR(scope_.allocate(&hashing_.hashes, queries));
+    return scope_.allocate(&steps_.kmeans.centroids, clusters);
   }
 
-  Status group_by_hashes() {
-    HashSequences hashing;
-    hashing.inputs = problem_.inputs.query;
-    hashing.batch = shape_.batch;
-    hashing.heads = shape_.heads;
-    hashing.length = shape_.query_length;
-    hashing.dim = shape_.head_dim;
-    hashing.lengths = problem_.inputs.query_lengths;
-    hashing.planes = problem_.planes;
-    hashing.bits = problem_.bits;
-    hashing.threshold = problem_.threshold;
-    hashing.seed = problem_.seed;
-    CA_RETURN_IF_ERROR(
-        scope_.allocate(&hashing.hashes, checked_size(sequences_, shape_.query_length)));
-    CA_RETURN_IF_ERROR(hash_sequences(session_, hashing, call_));
-    HammingKMeansProblem kmeans;
+  void prepare() {
+    if (problem_.grouping == Grouping::hamming) prepare_hashes();
+    prepare_sort();
+    add_sums(Reduce::mean, problem_.inputs.query, shape_.head_dim, groups_.means);
+    if (extras_.sums != nullptr) add_sums(Reduce::sum, extras_.rows, extras_.dim, extras_.sums);
+    steps_.packing = extras_.packing;
+  }
+
+  void prepare_hashes() {
+    hashing_.inputs = problem_.inputs.query;
+    hashing_.batch = shape_.batch;
+    hashing_.heads = shape_.heads;
+    hashing_.length = shape_.query_length;
+    hashing_.dim = shape_.head_dim;
+    hashing_.lengths = problem_.inputs.query_lengths;
+    hashing_.planes = problem_.planes;
+    hashing_.bits = problem_.bits;
+    hashing_.threshold = problem_.threshold;
+    hashing_.seed = problem_.seed;
+    steps_.hashing = &hashing_;
+    HammingKMeansProblem& kmeans = steps_.kmeans;
     kmeans.batch = sequences_;
     kmeans.length = shape_.query_length;
     kmeans.clusters = problem_.clusters;
     kmeans.bits = problem_.bits;
     kmeans.max_iterations = problem_.iterations;
     kmeans.seed = problem_.seed;
-    kmeans.hashes = hashing.hashes;
+    kmeans.hashes = hashing_.hashes;
     kmeans.lengths = problem_.inputs.query_lengths;
     kmeans.labels = groups_.labels;
     kmeans.counts = counts_;
-    CA_RETURN_IF_ERROR(
-        scope_.allocate(&kmeans.centroids, checked_size(sequences_, problem_.clusters)));
-    const SortProblem sort = sorting();
-    return group_hashes(session_, kmeans, shape_.heads, &sort);
   }
 
   Status group_by_distance() {
@@ -93,14 +95,14 @@ class Grouper {
     kmeans.start = KMeansStart::sample;
     kmeans.inputs = problem_.inputs.query;
     kmeans.lengths = problem_.inputs.query_lengths;
-    kmeans.centroids = groups_.means;  // overwritten by average()
+    kmeans.centroids = groups_.means;  // overwritten by the means
     kmeans.labels = groups_.labels;
     kmeans.counts = counts_;
     return cuda::kmeans(session_, kmeans, call_);
   }
 
-  SortProblem sorting() const {
-    SortProblem sort;
+  void prepare_sort() {
+    SortProblem& sort = steps_.sort;
     sort.sequences = sequences_;
     sort.heads = shape_.heads;
     sort.length = shape_.query_length;
@@ -115,21 +117,35 @@ class Grouper {
     sort.order = groups_.order;
     sort.active = groups_.active;
     sort.active_count = groups_.active_count;
-    return sort;
   }
 
-  Status average() {
-    MemberSumsProblem sums;
+  void add_sums(Reduce reduce, const InputRows& rows, int64_t dim, float* output) {
+    MemberSumsProblem& sums = steps_.sums[steps_.sum_count++];
+    sums.reduce = reduce;
     sums.sequences = sequences_;
     sums.heads = shape_.heads;
     sums.length = shape_.query_length;
     sums.clusters = problem_.clusters;
-    sums.dim = shape_.head_dim;
-    sums.inputs = problem_.inputs.query;
+    sums.dim = dim;
+    sums.inputs = rows;
     sums.offsets = groups_.offsets;
     sums.order = groups_.order;
-    sums.output = groups_.means;
-    return sum_members(session_, sums, call_);
+    sums.output = output;
+  }
+
+  /// Each step in launches of its own.
+  Status run_steps() {
+    if (problem_.grouping == Grouping::hamming) {
+      CA_RETURN_IF_ERROR(hash_sequences(session_, hashing_, call_));
+      CA_RETURN_IF_ERROR(group_hashes(session_, steps_.kmeans, shape_.heads, &steps_.sort));
+    } else {
+      if (problem_.grouping == Grouping::euclidean) CA_RETURN_IF_ERROR(group_by_distance());
+      CA_RETURN_IF_ERROR(sort_by_label(session_, steps_.sort));
+    }
+    for (int i = 0; i < steps_.sum_count; ++i) {
+      CA_RETURN_IF_ERROR(sum_members(session_, steps_.sums[i], call_));
+    }
+    return extras_.packing != nullptr ? pack(session_, *extras_.packing) : Status::success();
   }
 
   Session& session_;
@@ -139,14 +155,18 @@ class Grouper {
   const Call& call_;
   DeviceWorkspace::Scope& scope_;
   QueryGroups& groups_;
+  const GroupExtras& extras_;
+  HashSequences hashing_;
+  GroupProblem steps_;
   int32_t* counts_ = nullptr;  // (B,H,C)
 };
 
 }  // namespace
 
 Status group_queries(Session& session, const ClusteredAttentionProblem& problem, const Call& call,
-                     DeviceWorkspace::Scope& scope, QueryGroups& groups) {
-  return Grouper(session, problem, call, scope, groups).run();
+                     DeviceWorkspace::Scope& scope, QueryGroups& groups,
+                     const GroupExtras& extras) {
+  return Grouper(session, problem, call, scope, groups, extras).run();
 }
 
 }  // namespace cluster_attention::cuda

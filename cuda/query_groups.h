@@ -3,6 +3,7 @@
 // The queries of clustered attention, grouped on the device; as native/kernels/query_groups.h.
 
 #include "cuda/backend.h"
+#include "cuda/operands.h"
 #include "cuda/workspace.h"
 
 namespace cluster_attention::cuda {
@@ -17,9 +18,19 @@ struct QueryGroups {
   float* means = nullptr;           // (B,H,C,D), fp32: mean query of each cluster, 0 if empty
 };
 
+/// What else is done on the way.
+struct GroupExtras {
+  InputRows rows;         // (B,H,L,dim), in the call's storage
+  int64_t dim = 0;        // of these
+  float* sums = nullptr;  // (B,H,C,dim), optional: of the rows of each group
+  const PackParams* packing = nullptr;
+};
+
 /// Groups the queries as problem.grouping says and averages them. The arrays live in `scope`.
-/// Launches: the grouping's, one or two to sort where the grouping does not, one to average.
+/// One launch where group_cluster.h allows it; else the grouping's, one or two to sort where the
+/// grouping does not, one for the averages and for each extra.
 Status group_queries(Session& session, const ClusteredAttentionProblem& problem, const Call& call,
-                     DeviceWorkspace::Scope& scope, QueryGroups& groups);
+                     DeviceWorkspace::Scope& scope, QueryGroups& groups,
+                     const GroupExtras& extras = {});
 
 }  // namespace cluster_attention::cuda

@@ -10,6 +10,7 @@
 
 #include "cuda/counting_sort.cuh"
 #include "cuda/primitives/cluster.cuh"
+#include "cuda/session.h"
 
 namespace cluster_attention::cuda {
 
@@ -20,6 +21,17 @@ struct SortClusterParams {
   int64_t parts;     // blocks per sequence
   int64_t run_rows;  // of a warp, whole warps
 };
+
+inline SortClusterParams sort_cluster_params(Session& session, const SortProblem& problem,
+                                             const SortPlan& plan) {
+  SortClusterParams params{};
+  params.sort.problem = problem;
+  plan_sort(params.sort);
+  params.sort.flags = session.flags();
+  params.parts = plan.parts;
+  params.run_rows = plan.run_rows;
+  return params;
+}
 
 /// Shared memory of a block: offsets in bytes.
 struct SortClusterLayout {
@@ -185,11 +197,9 @@ __device__ inline void place_run(const SortProblem& problem, const SortBlock& bl
   }
 }
 
-template <typename = void>
-__global__ void __launch_bounds__(kMostSortWarps* kWarp, 1)
-    sort_cluster_kernel(const SortClusterParams params) {
-  // cluster of blocks: labels (length) -> order (length), offsets (clusters + 1)
-  const SortBlock block(params);
+/// Sorts; all threads of all blocks of the cluster call it. The totals of other blocks are read
+/// until the next sync_cluster().
+__device__ inline void sort_in_cluster(const SortClusterParams& params, const SortBlock& block) {
   count_run(params, block);
   __syncthreads();
   for (int c = threadIdx.x; c < block.counted; c += blockDim.x) {
@@ -199,6 +209,14 @@ __global__ void __launch_bounds__(kMostSortWarps* kWarp, 1)
   add_places(params.sort.problem, block);
   __syncthreads();
   place_run(params.sort.problem, block);
+}
+
+template <typename = void>
+__global__ void __launch_bounds__(kMostSortWarps* kWarp, 1)
+    sort_cluster_kernel(const SortClusterParams params) {
+  // cluster of blocks: labels (length) -> order (length), offsets (clusters + 1)
+  const SortBlock block(params);
+  sort_in_cluster(params, block);
   sync_cluster();  // others have read this block's totals
 }
 

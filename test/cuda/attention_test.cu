@@ -1,6 +1,6 @@
 #include "cuda/attention.h"
 #include "native/reference/attention.h"
-#include "test/cuda/device.h"
+#include "test/cuda/launches.h"
 #include "test/native/compare.h"
 
 namespace cluster_attention::test {
@@ -200,6 +200,19 @@ TEST_ONCE("CUDA attention: widths that no kernel holds, cancellation, no log-sum
     there.inputs.shape.value_dim = 300;
     CHECK_EQUAL(describe(device.run(operation, there)), "unsupported valueDim");
   });
+}
+
+TEST_ONCE("CUDA attention: one launch, two where operands are made") {
+  for (Storage storage : {Storage::float32, Storage::bfloat16}) {
+    Fixture fixture(find_case("usual"), false);
+    Device device(storage);
+    AttentionProblem there = fixture.problem;
+    there.inputs = device.inputs(there.inputs, fixture.arrays);
+    there.output = device.stored(there.output, fixture.arrays);
+    there.logsumexp = device.at(there.logsumexp, fixture.arrays);
+    CHECK_EQUAL(count_launches(device, device.backend().operations.attention, there),
+                storage == Storage::bfloat16 ? 1 : 2);
+  }
 }
 
 }  // namespace

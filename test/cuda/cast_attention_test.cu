@@ -3,7 +3,7 @@
 #include <numeric>
 
 #include "native/reference/cast_attention.h"
-#include "test/cuda/device.h"
+#include "test/cuda/launches.h"
 #include "test/native/cast_arrays.h"
 #include "test/native/compare.h"
 
@@ -339,6 +339,19 @@ TEST_ONCE("CUDA CAST: bfloat16 operands and storage") {
         device.fetch(fixture.arrays);
         check_results(fixture, kRoundedBound);
       }
+    }
+  }
+}
+
+TEST_ONCE("CUDA CAST: four launches, three with given indices") {
+  for (Selection selection : kSelections) {
+    for (Activation activation : kActivations) {
+      const Scope scope(cast_options_name(selection, activation));
+      CastArrays fixture(find_case("usual"), selection, activation);
+      Device device;
+      const CastAttentionProblem there = on_device(fixture.problem, device, fixture.arrays);
+      CHECK_EQUAL(count_launches(device, Device::backend().operations.cast_attention, there),
+                  selection == Selection::given ? 3 : 4);
     }
   }
 }

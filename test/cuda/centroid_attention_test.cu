@@ -1,6 +1,7 @@
 #include <cmath>
 
 #include "native/reference/centroid_attention.h"
+#include "test/cuda/launches.h"
 #include "test/cuda/promises.h"
 #include "test/native/centroid_arrays.h"
 #include "test/native/compare.h"
@@ -310,6 +311,20 @@ TEST_ONCE("CUDA centroid attention: failed allocations and cancellation") {
     const auto operation = Device::backend().operations.centroid_attention;
     check_cancelled_on(fixture.problem, fixture.arrays, operation, map);
     check_allocation_failures_on(fixture.problem, fixture.arrays, operation, map);
+  }
+}
+
+TEST_ONCE("CUDA centroid attention: at most four launches without labels and objective") {
+  for (const char* name : {"prime", "usual"}) {  // up to 64 centroids, and more
+    for (const CentroidOptions& options : all_centroid_options()) {
+      const Scope scope(name + options.name());
+      CentroidArrays fixture(find_case(name), options);
+      fixture.problem.labels = nullptr;
+      fixture.problem.objective = nullptr;
+      Device device;
+      const CentroidAttentionProblem there = on_device(fixture.problem, device, fixture.arrays);
+      CHECK(count_launches(device, Device::backend().operations.centroid_attention, there) <= 4);
+    }
   }
 }
 

@@ -1,4 +1,5 @@
 #include "cuda/clustered_attention_gradient.h"
+#include "test/cuda/launches.h"
 #include "test/cuda/same_as_cpu.h"
 #include "test/native/attention_gradients.h"
 
@@ -291,6 +292,18 @@ TEST_ONCE(
     check_same_bytes(fixture.outputs.snapshot(), expected, "a failed allocation before");
     return status;
   });
+}
+
+TEST_ONCE("CUDA clustered gradient: the launches of docs/gpu.md") {
+  for (Storage storage : {Storage::float32, Storage::bfloat16}) {
+    for (int64_t top_k : {0, 32}) {
+      const Scope scope("top " + std::to_string(top_k));
+      Fixture fixture(find_case("usual"), Grouping::hamming, top_k);
+      Device device(storage);
+      const auto there = on_device(fixture.problem, device, fixture);
+      CHECK_EQUAL(count_launches(device, kGradient, there), top_k == 0 ? 6 : 11);
+    }
+  }
 }
 
 }  // namespace

@@ -4,7 +4,7 @@
 #include "cuda/clustered_attention.h"
 #include "native/reference/aggregate.h"
 #include "native/reference/attention.h"
-#include "test/cuda/device.h"
+#include "test/cuda/launches.h"
 #include "test/native/clustered_arrays.h"
 #include "test/native/compare.h"
 
@@ -343,6 +343,28 @@ TEST_ONCE(
   Fixture many(find_case("long-keys"), Grouping::given, 30000);
   Device third;
   CHECK_EQUAL(describe(many.run(third)), "unsupported topK");
+}
+
+TEST_ONCE("CUDA clustered attention: four launches") {
+  const struct {
+    Storage storage;
+    Precision precision;
+  } settings[] = {{Storage::float32, Precision::float32},
+                  {Storage::float32, Precision::bfloat16},
+                  {Storage::bfloat16, Precision::bfloat16}};
+  for (const auto& setting : settings) {
+    for (Grouping grouping : {Grouping::hamming, Grouping::given}) {
+      for (int64_t top_k : {0, 32}) {
+        const Scope scope("grouping " + std::to_string(static_cast<int>(grouping)) + " top " +
+                          std::to_string(top_k));
+        Fixture fixture(find_case("usual"), grouping, top_k);
+        Device device(setting.storage);
+        CHECK_EQUAL(count_launches(device, device.backend().operations.clustered_attention,
+                                   fixture.there(device), setting.precision),
+                    4);
+      }
+    }
+  }
 }
 
 }  // namespace

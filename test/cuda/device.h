@@ -32,6 +32,7 @@ class Device {
 
   static const cuda::Backend& backend();
   cuda::Session* session() const { return session_; }
+  cuda::Storage storage() const { return storage_; }
 
   /// The copy on the device of an array that `arrays` owns; nullptr stays.
   template <typename T>

@@ -1,3 +1,4 @@
+#include "cuda/errors.h"
 #include "cuda/query_groups.h"
 #include "cuda/session.h"
 #include "native/kernels/query_groups.h"
@@ -38,7 +39,8 @@ struct Groups {
 
 Groups groups_on_device(const ClusteredAttentionProblem& problem, ClusteredFixture& fixture,
                         const DeviceSettings& settings) {
-  Device device(settings.storage);
+  Device device(settings.storage, settings.device);
+  const cuda::DeviceScope current(settings.device);
   Arrays& arrays = fixture.arrays;
   ClusteredAttentionProblem there = problem;
   there.inputs = device.inputs(problem.inputs, arrays);
@@ -63,7 +65,7 @@ Groups groups_on_device(const ClusteredAttentionProblem& problem, ClusteredFixtu
   });
 }
 
-void check_groups(ClusteredFixture& fixture, const DeviceSettings& settings = {}) {
+void check_groups(ClusteredFixture& fixture, DeviceSettings settings = {}) {
   const ClusteredAttentionProblem& problem = fixture.problem;
   Context context(2);
   kernels::QueryGroups on_cpu;
@@ -73,14 +75,17 @@ void check_groups(ClusteredFixture& fixture, const DeviceSettings& settings = {}
   const Groups expected(on_cpu, problem, [](const auto* data, int64_t count) {
     return std::vector<std::decay_t<decltype(*data)>>(data, data + count);
   });
-  in_every_thread_order([&] {
-    const Groups actual = groups_on_device(problem, fixture, settings);
-    CHECK_SAME(actual.labels, expected.labels);
-    CHECK_SAME(actual.offsets, expected.offsets);
-    CHECK_SAME(actual.order, expected.order);
-    CHECK_SAME(actual.active, expected.active);
-    CHECK_SAME(actual.active_count, expected.active_count);
-    CHECK_SAME(actual.means, expected.means);
+  on_every_kind_of_device([&](int32_t device) {
+    settings.device = device;
+    in_every_thread_order([&] {
+      const Groups actual = groups_on_device(problem, fixture, settings);
+      CHECK_SAME(actual.labels, expected.labels);
+      CHECK_SAME(actual.offsets, expected.offsets);
+      CHECK_SAME(actual.order, expected.order);
+      CHECK_SAME(actual.active, expected.active);
+      CHECK_SAME(actual.active_count, expected.active_count);
+      CHECK_SAME(actual.means, expected.means);
+    });
   });
 }
 

@@ -30,6 +30,7 @@ inline Fill comparable_fill() { return cpu_fuses_products() ? Fill::gaussian : F
 struct DeviceSettings {
   cuda::Storage storage = cuda::Storage::float32;
   Precision precision = Precision::float32;
+  int32_t device = 0;
 
   /// For a Scope.
   const char* name() const { return storage == cuda::Storage::bfloat16 ? " bfloat16" : " float32"; }
@@ -44,7 +45,7 @@ void check_same_as_cpu(const Problem& problem, Arrays& arrays, cuda::Operation<P
   const auto expected = arrays.snapshot();
   in_every_thread_order([&] {
     arrays.poison();
-    Device device(settings.storage);
+    Device device(settings.storage, settings.device);
     CHECK_EQUAL(describe(device.run(operation, map(problem, device), settings.precision)), "ok");
     CHECK(!device.non_finite());
     device.fetch(arrays);

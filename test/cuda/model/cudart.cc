@@ -42,6 +42,7 @@ struct Machine {
   int64_t call_to_fail = 0;
   cudaError_t error_to_return = cudaSuccess;
   int64_t calls = 0;
+  int64_t launches = 0;
   int64_t objects = 0;
   size_t device_bytes = 0;
   std::map<char*, Block> blocks;
@@ -194,6 +195,7 @@ void fail_call(int64_t k, cudaError_t error) {
   machine().error_to_return = error;
 }
 int64_t calls() { return machine().calls; }
+int64_t launches() { return machine().launches; }
 int64_t live_objects() { return machine().objects; }
 int64_t device_bytes_in_use() { return static_cast<int64_t>(machine().device_bytes); }
 
@@ -209,6 +211,7 @@ cudaError_t launch_kernel(const void* kernel, const Launch& launch, cudaStream_t
     const int allowed = limit == now.shared_limits.end() ? 48 * 1024 : limit->second;
     if (launch.shared_bytes > static_cast<size_t>(allowed)) return cudaErrorInvalidValue;
     if (current_device != stream->device) return cudaErrorInvalidResourceHandle;
+    ++now.launches;
     return cudaSuccess;
   };
   const cudaError_t error = call(stream->device, start);

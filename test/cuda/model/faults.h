@@ -19,8 +19,9 @@ void fail_allocation(int64_t k);
 /// The k-th call from now on that returns an error code returns this one. Errors that break a
 /// context on a real machine are returned by every later call on that device too.
 void fail_call(int64_t k, cudaError_t error);
-/// Calls so far.
+/// Calls so far, and kernels launched among them.
 int64_t calls();
+int64_t launches();
 /// Everything that was allocated (memory, streams, events) and not freed yet.
 int64_t live_objects();
 int64_t device_bytes_in_use();

@@ -1,0 +1,153 @@
+#include <algorithm>
+
+#include "cuda/group_cluster.cuh"
+#include "cuda/launch.h"
+
+namespace cluster_attention::cuda {
+
+namespace {
+
+/// Shared memory with places for the sums of all groups of a block, or of some of them; `places`
+/// tells how many.
+int64_t shared_bytes_with_sums(int64_t bytes, int64_t parts, GroupSums* after) {
+  constexpr int64_t kPlaceBytes = kSliceSums<kGroupColumns> * static_cast<int64_t>(sizeof(double));
+  constexpr int64_t kUsual = 8;
+  int64_t slices = 1;
+  for (int i = 0; i < after->count; ++i) {
+    MemberSumsParams& sums = after->sums[i];
+    sums.slices = divide_up(sums.problem.dim, kWarp * kGroupColumns);
+    slices = std::max(slices, divide_up(sums.problem.clusters, parts) * sums.slices);
+  }
+  const int64_t all = std::max(bytes, std::min(slices, kUsual) * kPlaceBytes);
+  after->places = static_cast<int>(all / kPlaceBytes);
+  return all;
+}
+
+class GroupLauncher {
+ public:
+  GroupLauncher(Session& session, const GroupProblem& problem, const Call& call,
+                const HammingLimits& limits)
+      : session_(session), problem_(problem), call_(call), limits_(limits) {
+    after_.count = problem.sum_count;
+    for (int i = 0; i < problem.sum_count; ++i) {
+      after_.sums[i].problem = problem.sums[i];
+      after_.sums[i].flags = session.flags();
+    }
+    if (problem.packing != nullptr) after_.packing = *problem.packing;
+  }
+
+  Status run(bool* done) {
+    *done = false;
+    // Blocks of which more than one round runs wait for each other's latencies: launches of their
+    // own share the device better.
+    if (session_.capability() < 90 || problem_.sort.sequences == 0 ||
+        problem_.sort.sequences > limits_.multiprocessors) {
+      return Status::success();
+    }
+    CA_RETURN_IF_ERROR(try_clusters(done));
+    if (*done || limits_.cluster <= kPortableCluster) return Status::success();
+    limits_.cluster = kPortableCluster;
+    return try_clusters(done);
+  }
+
+ private:
+  Status try_clusters(bool* done) {
+    return problem_.hashing == nullptr ? group_labels(done) : group_hashes(done);
+  }
+
+  template <Read kRead>
+  bool all_have_pairs() const {
+    for (int i = 0; i < problem_.sum_count; ++i) {
+      if (!has_pairs<kRead>(problem_.sums[i].inputs, problem_.sums[i].dim)) return false;
+    }
+    return true;
+  }
+
+  Status group_labels(bool* done) {
+    // grid: a cluster of blocks per sequence
+    const SortProblem& sort = problem_.sort;
+    const SortPlan plan =
+        plan_sort_clusters(sort.sequences, sort.length, sort.clusters, limits_.multiprocessors,
+                           limits_.shared_bytes, limits_.cluster);
+    if (plan.parts == 0) return Status::success();
+    GroupLabelsParams params{};
+    params.sort = sort_cluster_params(session_, sort, plan);
+    params.after = after_;
+    const int64_t bytes =
+        shared_bytes_with_sums(sort_cluster_layout(plan.warps, plan.run_rows, sort.clusters).bytes,
+                               plan.parts, &params.after);
+    return with_read(call_, [&](auto read) {
+      constexpr Read kRead = decltype(read)::value;
+      if (!all_have_pairs<kRead>()) return Status::success();
+      return launch_if_it_fits(group_labels_kernel<kRead>, params, plan.parts, plan.warps * kWarp,
+                               bytes, done);
+    });
+  }
+
+  Status group_hashes(bool* done) {
+    // grid: a cluster of blocks per sequence
+    const HashSequences& hashing = *problem_.hashing;
+    const int64_t clusters = std::min(problem_.kmeans.clusters, hashing.length);
+    const HammingPlan plan =
+        plan_hamming_kmeans(problem_.kmeans.batch, hashing.length, clusters, limits_);
+    if (plan.way != HammingPlan::Way::clusters || hashing.threshold == Threshold::data ||
+        hashing.dim > kMostProductColumns) {
+      return Status::success();
+    }
+    GroupHashesParams params{};
+    params.kmeans = hamming_cluster_params(problem_.kmeans, hashing.heads, plan, &problem_.sort);
+    params.one_tile = hash_tiles_of_a_warp(hashing.length, plan) == 1;
+    params.hash.hash.sequences = hashing;
+    params.hash.hash.round_planes = call_.precision == Precision::bfloat16;
+    params.hash.hash.flags = session_.flags();
+    params.after = after_;
+    const int64_t rows = divide_up(hashing.length, plan.parts);
+    const int64_t planes = planes_offset(rows, clusters) + hash_product_layout(hashing.dim).bytes;
+    const int64_t bytes = shared_bytes_with_sums(
+        std::max(planes, cluster_hamming_layout(rows, clusters).bytes), plan.parts, &params.after);
+    return with_read(call_, [&](auto read) {
+      constexpr Read kRead = decltype(read)::value;
+      constexpr int kFewestThreads = 256;  // the other steps gain by more than the rounds lose
+      if (!has_vectors<kRead>(hashing.inputs, hashing.dim) || !all_have_pairs<kRead>()) {
+        return Status::success();
+      }
+      params.hash.tolerance = product_tolerance(hashing.dim, kRead == Read::float32);
+      return launch_if_it_fits(group_hashes_kernel<kRead>, params, plan.parts,
+                               std::max(plan.threads, kFewestThreads), bytes, done);
+    });
+  }
+
+  template <typename Params>
+  Status launch_if_it_fits(void (*kernel)(Params), const Params& params, int64_t parts,
+                           int64_t threads, int64_t bytes, bool* done) {
+    const int64_t sequences = problem_.sort.sequences;
+    const LaunchShape shape{sequences * parts, threads, bytes, parts};
+    if (bytes > limits_.shared_bytes || sequences * parts > limits_.multiprocessors ||
+        !runs_in_clusters(session_, shape, sequences, kernel)) {
+      return Status::success();
+    }
+    *done = true;
+    return launch(session_, shape, kernel, params);
+  }
+
+  Session& session_;
+  const GroupProblem& problem_;
+  const Call& call_;
+  HammingLimits limits_;
+  GroupSums after_ = {};
+};
+
+}  // namespace
+
+Status group_at_once(Session& session, const GroupProblem& problem, const Call& call, bool* done) {
+  return group_at_once(
+      session, problem, call,
+      {session.multiprocessors(), session.shared_bytes(), most_cluster_blocks(session)}, done);
+}
+
+Status group_at_once(Session& session, const GroupProblem& problem, const Call& call,
+                     const HammingLimits& limits, bool* done) {
+  return GroupLauncher(session, problem, call, limits).run(done);
+}
+
+}  // namespace cluster_attention::cuda
