@@ -102,6 +102,52 @@ class CastProducts {
   int64_t held_ = kNothing;  // the first of the D numbers in the column tile
 };
 
+/// The members of a cluster of one sequence. Their queries, and the surrogate's as one more, attend
+/// to their keys; the kernels along either differ in which of the two sides are the rows.
+struct CastClusterMembers {
+  const CastGradientParams& params;
+  int64_t batch;
+  int64_t head;
+  int64_t cluster;
+  int64_t list;      // (batch, cluster)
+  int64_t row_list;  // (sequence, cluster)
+  int64_t size;
+
+  __device__ CastClusterMembers(const CastGradientParams& all, int64_t sequence, int64_t which)
+      : params(all),
+        batch(sequence / all.forward.heads),
+        head(sequence % all.forward.heads),
+        cluster(which),
+        list(batch * all.forward.clusters + which),
+        row_list(sequence * all.forward.clusters + which),
+        size(all.forward.counts[list]) {}
+
+  __device__ int32_t token(int64_t slot) const {
+    return params.forward.members[list * params.forward.cluster_size + slot];
+  }
+  /// A key of the tile; past the last member there is none.
+  __device__ void open_key(int64_t slot, int32_t& position, float& factor) const {
+    const CastParams& forward = params.forward;
+    const int32_t member = slot < size ? token(slot) : kNoRow;
+    position = member;
+    factor = member >= 0 ? forward.key_factor[batch * forward.tokens + member] : 0.0f;
+  }
+
+  __device__ CastSide queries(const int32_t* position) const {
+    const CastParams& forward = params.forward;
+    CastSide side(Rows(forward.query, batch, head), Rows(params.output_gradient, batch, head),
+                  position);
+    side.head.extra = forward.surrogates.data + forward.surrogates.offset(0, head) +
+                      cluster * forward.surrogates.row_stride;
+    side.value.extra = params.summary_gradient + row_list * forward.value_dim;
+    return side;
+  }
+  __device__ CastSide keys(const int32_t* position) const {
+    return {Rows(params.forward.key, batch, head), Rows(params.forward.value, batch, head),
+            position};
+  }
+};
+
 /// Rows of a dense (rows,columns) array of floats.
 __device__ inline Rows dense_rows_of(const float* data, int64_t columns) {
   Rows rows;

@@ -37,12 +37,10 @@ class CastMemberColumns {
                                int64_t tile, int64_t column_block)
       : params_(params),
         forward_(params.forward),
-        batch_(sequence / forward_.heads),
-        list_(batch_ * forward_.clusters + cluster),
-        row_list_(sequence * forward_.clusters + cluster),
+        members_(params, sequence, cluster),
         first_row_(tile * kTile),
         first_column_(column_block * kTile),
-        size_(forward_.counts[list_]),
+        size_(members_.size),
         adds_keys_(params.key.data != nullptr && first_column_ < forward_.dim),
         adds_values_(params.value.data != nullptr && first_column_ < forward_.value_dim),
         layout_(cast_gradient_layout<CastMemberColumnData, kSplit>(params.head_tiles,
@@ -50,15 +48,8 @@ class CastMemberColumns {
         data_(dynamic_shared<CastMemberColumnData>(layout_.data)),
         function_(forward_, size_),
         products_(params, layout_),
-        rows_(Rows(forward_.key, batch_, sequence % forward_.heads),
-              Rows(forward_.value, batch_, sequence % forward_.heads), data_->row_position),
-        columns_(Rows(forward_.query, batch_, sequence % forward_.heads),
-                 Rows(params.output_gradient, batch_, sequence % forward_.heads), data_->position) {
-    columns_.head.extra = forward_.surrogates.data +
-                          forward_.surrogates.offset(0, sequence % forward_.heads) +
-                          cluster * forward_.surrogates.row_stride;
-    columns_.value.extra = params.summary_gradient + row_list_ * forward_.value_dim;
-  }
+        rows_(members_.keys(data_->row_position)),
+        columns_(members_.queries(data_->position)) {}
 
   __device__ void run() {
     const bool adds_gate = params_.gate != nullptr && first_column_ == 0;
@@ -81,28 +72,22 @@ class CastMemberColumns {
   }
 
  private:
-  __device__ int32_t member(int64_t slot) const {
-    return forward_.members[list_ * forward_.cluster_size + slot];
-  }
-
   __device__ void open_row() const {
-    const int64_t row = first_row_ + threadIdx.x;
-    const int32_t token = row < size_ ? member(row) : kNoRow;
-    data_->row_position[threadIdx.x] = token;
-    data_->key_factor[threadIdx.x] =
-        token >= 0 ? forward_.key_factor[batch_ * forward_.tokens + token] : 0.0f;
+    members_.open_key(first_row_ + threadIdx.x, data_->row_position[threadIdx.x],
+                      data_->key_factor[threadIdx.x]);
   }
 
   __device__ void open_column(int64_t column) const {
     data_->position[threadIdx.x] = kNoRow;
     if (column > size_) return;
-    const int64_t place = row_list_ * (forward_.cluster_size + 1) + column;
-    data_->position[threadIdx.x] = column < size_ ? member(column) : kExtraRow;
+    const int64_t place = members_.row_list * (forward_.cluster_size + 1) + column;
+    data_->position[threadIdx.x] = column < size_ ? members_.token(column) : kExtraRow;
     data_->maximum[threadIdx.x] = params_.row_maximum[place];
     data_->inverse[threadIdx.x] = params_.row_inverse[place];
     data_->total[threadIdx.x] = params_.row_total[place];
     data_->weight[threadIdx.x] =
-        column < size_ ? params_.slot_weight[row_list_ * forward_.cluster_size + column] : 1.0f;
+        column < size_ ? params_.slot_weight[members_.row_list * forward_.cluster_size + column]
+                       : 1.0f;
   }
 
   __device__ void add_queries(int64_t first, bool load_rows) {
@@ -135,8 +120,8 @@ class CastMemberColumns {
     slope = gradient * factor;
     if (!is_summary || params_.gate == nullptr || first_column_ != 0) return;
     // The derivative of softplus1(-phi) is -sigma(-phi).
-    const float phi = forward_.gate_logit(batch_, data_->row_position[row]);
-    params_.slot_gate[row_list_ * forward_.cluster_size + first_row_ + row] =
+    const float phi = forward_.gate_logit(members_.batch, data_->row_position[row]);
+    params_.slot_gate[members_.row_list * forward_.cluster_size + first_row_ + row] =
         -function_.scale * sigmoid(-phi) * gradient * product;
   }
 
@@ -145,15 +130,13 @@ class CastMemberColumns {
       const int64_t row = first_row_ + tile_row;
       const int64_t column = first_column_ + tile_column;
       if (row >= size_ || column >= width) return;
-      rows[(row_list_ * forward_.cluster_size + row) * width + column] = sums[n][i] * scale;
+      rows[(members_.row_list * forward_.cluster_size + row) * width + column] = sums[n][i] * scale;
     });
   }
 
   const CastGradientParams& params_;
   const CastParams& forward_;
-  const int64_t batch_;
-  const int64_t list_;      // (batch, cluster)
-  const int64_t row_list_;  // (sequence, cluster)
+  const CastClusterMembers members_;
   const int64_t first_row_;
   const int64_t first_column_;
   const int64_t size_;
@@ -164,7 +147,7 @@ class CastMemberColumns {
   const CastFunction function_;
   CastProducts<kSplit> products_;
   const CastSide rows_;
-  CastSide columns_;
+  const CastSide columns_;
   TileSums key_sums_;
   TileSums value_sums_;
   bool bad_ = false;

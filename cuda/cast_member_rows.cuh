@@ -55,27 +55,18 @@ class CastMemberRows {
                             int64_t tile, int64_t column_block)
       : params_(params),
         forward_(params.forward),
-        batch_(sequence / forward_.heads),
-        list_(batch_ * forward_.clusters + cluster),
-        row_list_(sequence * forward_.clusters + cluster),
+        members_(params, sequence, cluster),
         first_row_(tile * kTile),
         column_block_(column_block),
         first_column_(column_block * kRowValueTiles * kTile),
-        size_(forward_.counts[list_]),
+        size_(members_.size),
         layout_(
             cast_gradient_layout<CastMemberRowData, kSplit>(params.head_tiles, params.value_tiles)),
         data_(dynamic_shared<CastMemberRowData>(layout_.data)),
         function_(forward_, size_),
         products_(params, layout_),
-        rows_(Rows(forward_.query, batch_, sequence % forward_.heads),
-              Rows(params.output_gradient, batch_, sequence % forward_.heads), data_->row_position),
-        columns_(Rows(forward_.key, batch_, sequence % forward_.heads),
-                 Rows(forward_.value, batch_, sequence % forward_.heads), data_->position) {
-    rows_.head.extra = forward_.surrogates.data +
-                       forward_.surrogates.offset(0, sequence % forward_.heads) +
-                       cluster * forward_.surrogates.row_stride;
-    rows_.value.extra = params.summary_gradient + row_list_ * forward_.value_dim;
-  }
+        rows_(members_.queries(data_->row_position)),
+        columns_(members_.keys(data_->position)) {}
 
   __device__ void run() {
     if (first_row_ > size_) return;
@@ -97,17 +88,13 @@ class CastMemberRows {
   }
 
  private:
-  __device__ int32_t member(int64_t slot) const {
-    return forward_.members[list_ * forward_.cluster_size + slot];
-  }
-
   __device__ void open_row() const {
     const int64_t row = first_row_ + threadIdx.x;
     int32_t position = kNoRow;
     float weight = 0.0f;
     if (row < size_) {
-      position = member(row);
-      weight = params_.slot_weight[row_list_ * forward_.cluster_size + row];
+      position = members_.token(row);
+      weight = params_.slot_weight[members_.row_list * forward_.cluster_size + row];
     } else if (row == size_) {
       position = kExtraRow;
       weight = 1.0f;
@@ -120,11 +107,8 @@ class CastMemberRows {
   __device__ void multiply(int64_t first, bool load_rows) {
     __syncthreads();  // the tiles and the data of the members before are used up
     if (threadIdx.x < kTile) {
-      const int64_t slot = first + threadIdx.x;
-      const int32_t token = slot < size_ ? member(slot) : kNoRow;
-      data_->position[threadIdx.x] = token;
-      data_->key_factor[threadIdx.x] =
-          token >= 0 ? forward_.key_factor[batch_ * forward_.tokens + token] : 0.0f;
+      members_.open_key(first + threadIdx.x, data_->position[threadIdx.x],
+                        data_->key_factor[threadIdx.x]);
     }
     __syncthreads();
     products_.multiply(product_, change_, params_.wants_scores(), rows_, columns_, load_rows);
@@ -169,7 +153,7 @@ class CastMemberRows {
     for (int half = 0; half < 2; ++half) {
       const int64_t row = first_row_ + place.row(half);
       if (row > size_) continue;
-      const int64_t target = row_list_ * (forward_.cluster_size + 1) + row;
+      const int64_t target = members_.row_list * (forward_.cluster_size + 1) + row;
       params_.row_maximum[target] = state_.maximum[half];
       params_.row_inverse[target] = state_.sum[half];
       params_.row_total[target] = state_.total[half];
@@ -207,7 +191,7 @@ class CastMemberRows {
       product = data_->row_weight[row] * factor(row, column) *
                 function_.slope(score, weight, change_[n][i], state_.total[i / 2]);
       if (first_row_ + row == size_ && column_block_ == 0) {
-        params_.summary_weight[row_list_ * forward_.cluster_size + first + column] = weight;
+        params_.summary_weight[members_.row_list * forward_.cluster_size + first + column] = weight;
       }
     });
   }
@@ -221,10 +205,10 @@ class CastMemberRows {
         if (row > size_ || column >= forward_.dim) return;
         const float value = output_[t][n][i] * function_.scale;
         if (row == size_) {
-          params_.surrogate_terms[row_list_ * forward_.dim + column] = value;
+          params_.surrogate_terms[members_.row_list * forward_.dim + column] = value;
         } else if (params_.query.data != nullptr) {
-          params_.slot_query[(row_list_ * forward_.cluster_size + row) * forward_.dim + column] =
-              value;
+          params_.slot_query[(members_.row_list * forward_.cluster_size + row) * forward_.dim +
+                             column] = value;
         }
       });
     }
@@ -233,15 +217,15 @@ class CastMemberRows {
   /// R_inter, a column per thread, members in order.
   __device__ void summarize() const {
     __syncthreads();  // the weights of all threads are there
-    const float* weights = params_.summary_weight + row_list_ * forward_.cluster_size;
+    const float* weights = params_.summary_weight + members_.row_list * forward_.cluster_size;
     for (int64_t e = threadIdx.x; e < forward_.value_dim; e += kTileThreads) {
       float sum = 0.0f;
 #pragma unroll 4
       for (int64_t slot = 0; slot < size_; ++slot) {
-        const float value = columns_.value.element(member(slot), e);
+        const float value = columns_.value.element(members_.token(slot), e);
         sum = fmaf(weights[slot], kSplit ? value : round_to_bfloat16(value), sum);
       }
-      params_.inter[row_list_ * forward_.value_dim + e] = sum;
+      params_.inter[members_.row_list * forward_.value_dim + e] = sum;
     }
   }
 
@@ -249,18 +233,16 @@ class CastMemberRows {
   __device__ void clear_summary() const {
     if (column_block_ != 0 || !params_.wants_weights()) return;
     for (int64_t e = threadIdx.x; e < forward_.value_dim; e += kTileThreads) {
-      params_.inter[row_list_ * forward_.value_dim + e] = 0.0f;
+      params_.inter[members_.row_list * forward_.value_dim + e] = 0.0f;
     }
     for (int64_t d = threadIdx.x; d < forward_.dim; d += kTileThreads) {
-      params_.surrogate_terms[row_list_ * forward_.dim + d] = 0.0f;
+      params_.surrogate_terms[members_.row_list * forward_.dim + d] = 0.0f;
     }
   }
 
   const CastGradientParams& params_;
   const CastParams& forward_;
-  const int64_t batch_;
-  const int64_t list_;      // (batch, cluster)
-  const int64_t row_list_;  // (sequence, cluster)
+  const CastClusterMembers members_;
   const int64_t first_row_;
   const int64_t column_block_;
   const int64_t first_column_;
@@ -269,7 +251,7 @@ class CastMemberRows {
   CastMemberRowData* data_;
   const CastFunction function_;
   CastProducts<kSplit> products_;
-  CastSide rows_;
+  const CastSide rows_;
   const CastSide columns_;
   CastRowState state_;
   TileSums product_;
