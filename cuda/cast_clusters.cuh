@@ -302,14 +302,8 @@ __global__ void __launch_bounds__(kTileThreads, kAccess == RowAccess::any ? 2 : 
   // (E)
   const int64_t value_blocks = value_blocks_of(params.value_dim);
   const int64_t tiles = member_tiles(params.cluster_size);
-  int64_t index = blockIdx.x;
-  const int64_t value_block = index % value_blocks;
-  index /= value_blocks;
-  const int64_t tile = index % tiles;
-  index /= tiles;
-  ClusterBlock<kSplit, kAccess>(params, index / params.clusters, index % params.clusters, tile,
-                                value_block)
-      .run();
+  const ClusterTile at(blockIdx.x, value_blocks, tiles, params.clusters);
+  ClusterBlock<kSplit, kAccess>(params, at.sequence, at.cluster, at.tile, at.column_block).run();
 }
 
 }  // namespace cluster_attention::cuda

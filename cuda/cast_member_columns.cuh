@@ -160,14 +160,8 @@ __global__ void __launch_bounds__(kTileThreads)
   // 1,E) -> slot_key: (64 of kappa,64 of D), slot_value: (64 of kappa,64 of E), slot_gate
   const int64_t column_blocks = member_column_blocks(params.forward);
   const int64_t tiles = tiles_of(params.forward.cluster_size);
-  int64_t index = blockIdx.x;
-  const int64_t column_block = index % column_blocks;
-  index /= column_blocks;
-  const int64_t tile = index % tiles;
-  index /= tiles;
-  CastMemberColumns<kSplit>(params, index / params.forward.clusters,
-                            index % params.forward.clusters, tile, column_block)
-      .run();
+  const ClusterTile at(blockIdx.x, column_blocks, tiles, params.forward.clusters);
+  CastMemberColumns<kSplit>(params, at.sequence, at.cluster, at.tile, at.column_block).run();
 }
 
 }  // namespace cluster_attention::cuda

@@ -267,14 +267,8 @@ __global__ void __launch_bounds__(kTileThreads) cast_member_rows(const CastGradi
   // kappa,D), inter: (E), surrogate_terms: (D)
   const int64_t column_blocks = params.wants_weights() ? value_blocks_of(params.forward.dim) : 1;
   const int64_t tiles = member_tiles(params.forward.cluster_size);
-  int64_t index = blockIdx.x;
-  const int64_t column_block = index % column_blocks;
-  index /= column_blocks;
-  const int64_t tile = index % tiles;
-  index /= tiles;
-  CastMemberRows<kSplit>(params, index / params.forward.clusters, index % params.forward.clusters,
-                         tile, column_block)
-      .run();
+  const ClusterTile at(blockIdx.x, column_blocks, tiles, params.forward.clusters);
+  CastMemberRows<kSplit>(params, at.sequence, at.cluster, at.tile, at.column_block).run();
 }
 
 }  // namespace cluster_attention::cuda

@@ -98,6 +98,20 @@ CA_HOST_DEVICE inline int64_t member_tiles(int64_t cluster_size) {
   return tiles_of(cluster_size + 1);
 }
 
+/// Where a block works, of those over all column blocks of all tiles of all clusters.
+struct ClusterTile {
+  int64_t column_block;
+  int64_t tile;
+  int64_t cluster;
+  int64_t sequence;
+
+  __device__ ClusterTile(int64_t block, int64_t column_blocks, int64_t tiles, int64_t clusters)
+      : column_block(block % column_blocks),
+        tile(block / column_blocks % tiles),
+        cluster(block / column_blocks / tiles % clusters),
+        sequence(block / column_blocks / tiles / clusters) {}
+};
+
 /// Blocks of tokens of a sequence, at least one.
 CA_HOST_DEVICE inline int64_t token_tiles(int64_t tokens) {
   return tokens > 0 ? tiles_of(tokens) : 1;
