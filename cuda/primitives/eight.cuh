@@ -30,10 +30,7 @@ __device__ __noinline__ inline void store_eight_singly(StoredOutput output, int6
 
 __device__ inline void load_eight(const float* from, bool vectors, int count, float (&values)[8]) {
   if (vectors && count >= 8) {
-    const float4 first = reinterpret_cast<const float4*>(from)[0];
-    const float4 second = reinterpret_cast<const float4*>(from)[1];
-    values[0] = first.x, values[1] = first.y, values[2] = first.z, values[3] = first.w;
-    values[4] = second.x, values[5] = second.y, values[6] = second.z, values[7] = second.w;
+    load_eight_floats(from, values);
     return;
   }
   StoredRows rows;

@@ -54,6 +54,14 @@ struct StoredOutput {
   }
 };
 
+/// Eight floats from a multiple of 16 bytes on.
+__device__ inline void load_eight_floats(const void* from, float (&values)[8]) {
+  const float4 first = static_cast<const float4*>(from)[0];
+  const float4 second = static_cast<const float4*>(from)[1];
+  values[0] = first.x, values[1] = first.y, values[2] = first.z, values[3] = first.w;
+  values[4] = second.x, values[5] = second.y, values[6] = second.z, values[7] = second.w;
+}
+
 /// Elements [at, at + 8), those from `count` on as 0; by 16 bytes where they lie so.
 __device__ inline void load_eight(const StoredRows& rows, int64_t at, int count,
                                   float (&values)[8]) {
@@ -68,10 +76,7 @@ __device__ inline void load_eight(const StoredRows& rows, int64_t at, int count,
     values[4] = low_of(words.z), values[5] = high_of(words.z);
     values[6] = low_of(words.w), values[7] = high_of(words.w);
   } else {
-    const float4 first = reinterpret_cast<const float4*>(from)[0];
-    const float4 second = reinterpret_cast<const float4*>(from)[1];
-    values[0] = first.x, values[1] = first.y, values[2] = first.z, values[3] = first.w;
-    values[4] = second.x, values[5] = second.y, values[6] = second.z, values[7] = second.w;
+    load_eight_floats(from, values);
   }
 }
 
