@@ -79,7 +79,7 @@ class HopperConsumer {
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         split_pair(values[2 * j], values[2 * j + 1], high[j], low[j]);
-        bad = bad || (high[j] & 0x7f80u) == 0x7f80u || (high[j] & 0x7f800000u) == 0x7f800000u;
+        bad = bad || pair_is_bad(high[j]);
       }
       bfloat16* to = query_ + column / kSwizzledColumns * kConsumerRows * kSwizzledColumns +
                      swizzled(row, column % kSwizzledColumns / 8);
