@@ -26,16 +26,17 @@ Status allocate_start(Session& session, DeviceWorkspace::Scope& scope, StartPara
   return session.tickets(params.batch, &params.tickets);
 }
 
-Status launch_start(Session& session, StartParams params) {
+Status launch_start(Session& session, const StartParams& params) {
   if (chooses_rows(params) && params.unit_rows) {
     // grid: one thread per row
     CA_RETURN_IF_ERROR(launch(session, divide_up(params.batch * params.length, kStartThreads),
                               kStartThreads, 0, start_scales, params));
   }
-  for (params.draw = 1; chooses_rows(params) && params.draw < params.count; ++params.draw) {
-    // grid: chunks of 1024 rows x batch entries
-    CA_RETURN_IF_ERROR(launch(session, params.batch * start_chunks(params.length), kStartThreads,
-                              static_cast<int64_t>(sizeof(StartShared)), choose_start_row, params));
+  if (chooses_rows(params)) {
+    // grid: chunks of 1024 rows x batch entries, as many as run at once
+    CA_RETURN_IF_ERROR(launch_together(session, params.batch * start_chunks(params.length),
+                                       kStartThreads, static_cast<int64_t>(sizeof(StartShared)),
+                                       choose_start_rows, params));
   }
   // grid: one block per centroid
   return launch(session, params.batch * params.count, kStartThreads, 0, place_start, params);

@@ -4,13 +4,14 @@
 // k-means++ (Arthur and Vassilvitskii 2007), farthest points, or given rows, as
 // native/kernels/starts.cc makes them.
 //
-// Method: k-means++ and farthest points choose a row per launch, since every choice depends on the
-// distances of all rows to all before: each launch lowers the distances by the row chosen last, and
-// the last block of a sequence chooses the next. Squared distances are one chain of float32
+// Method: in k-means++ and farthest points every choice depends on the distances of all rows to all
+// before: all blocks lower the distances by the row chosen last, the last one of a sequence chooses
+// the next, and all wait for it. Squared distances are one chain of float32
 // products and sums in order, as on the CPU; running sums are double, added as trees over 1024
 // rows.
 
 #include "cuda/primitives/flags.cuh"
+#include "cuda/primitives/grid.cuh"
 #include "cuda/primitives/shared_memory.cuh"
 #include "cuda/primitives/warp.cuh"
 #include "cuda/start_params.h"
@@ -72,9 +73,10 @@ struct StartShared {
 /// One sequence as the blocks of choose_start_row() see it.
 class StartSequence {
  public:
-  __device__ StartSequence(const StartParams& params, int64_t batch)
+  __device__ StartSequence(const StartParams& params, int64_t batch, int64_t draw)
       : params_(params),
         batch_(batch),
+        draw_(draw),
         real_(params.real(batch)),
         rows_(params.inputs, batch, 0),
         distances_(params.distances + batch * params.length),
@@ -85,17 +87,16 @@ class StartSequence {
 
   /// Lowers the distances of a chunk by the row chosen last.
   __device__ void lower(int64_t chunk) {
-    const int64_t last = params_.draw == 1
-                             ? params_.first_row(batch_)
-                             : params_.chosen[batch_ * params_.count + params_.draw - 1];
+    const int64_t last =
+        draw_ == 1 ? params_.first_row(batch_) : params_.chosen[batch_ * params_.count + draw_ - 1];
     double sum = 0.0;
     unsigned long long farthest = 0;
     for (int64_t k = 0; k < kRowsPerThread; ++k) {
       const int64_t i = chunk * kStartChunk + k * kStartThreads + threadIdx.x;
       if (i >= real_) continue;
-      if (params_.draw == 1) taken_[i] = 0;
+      if (draw_ == 1) taken_[i] = 0;
       if (i == last) taken_[i] = 1;
-      const float before = params_.draw == 1 ? INFINITY : distances_[i];
+      const float before = draw_ == 1 ? INFINITY : distances_[i];
       const float now = squared_distance(i, last);
       float distance = now < before ? now : before;
       if (i == last) distance = 0.0f;  // even where the row holds NaN: no row is chosen twice
@@ -119,7 +120,7 @@ class StartSequence {
     int64_t row = params_.start == PoolStart::farthest ? farthest() : draw();
     if (row < 0) row = lowest_unchosen();
     if (threadIdx.x == 0) {
-      params_.chosen[batch_ * params_.count + params_.draw] = static_cast<int32_t>(row);
+      params_.chosen[batch_ * params_.count + draw_] = static_cast<int32_t>(row);
     }
   }
 
@@ -183,8 +184,7 @@ class StartSequence {
     double total = 0.0;
     for (int64_t c = 0; c < chunks; ++c) total += chunk_sums_[c];
     shared_.target =
-        random_uniform(params_.seed, RandomStream::plus_plus, static_cast<uint64_t>(params_.draw)) *
-        total;
+        random_uniform(params_.seed, RandomStream::plus_plus, static_cast<uint64_t>(draw_)) * total;
     shared_.before = 0.0;
     shared_.chunk = -1;
     shared_.last_positive = -1;
@@ -209,6 +209,7 @@ class StartSequence {
 
   const StartParams& params_;
   const int64_t batch_;
+  const int64_t draw_;  // the row that is chosen
   const int64_t real_;
   const Rows rows_;
   float* distances_;
@@ -218,21 +219,29 @@ class StartSequence {
   StartShared& shared_;
 };
 
-/// Row params.draw >= 1 of k-means++ or of the farthest points.
-__global__ void __launch_bounds__(kStartThreads) choose_start_row(const StartParams params) {
-  // inputs: (1024 of N,d) -> distances: (1024 of N); the last block: -> chosen[draw]
+/// Row `draw` >= 1 of k-means++ or of the farthest points, block `index` of all chunks.
+__device__ inline void choose_start_row(const StartParams& params, int64_t draw, int64_t index) {
   const int64_t chunks = start_chunks(params.length);
-  const int64_t batch = blockIdx.x / chunks;
-  const int64_t chunk = blockIdx.x % chunks;
+  const int64_t batch = index / chunks;
   // A sequence of fewer rows has chosen all that it will: there is no row chosen last.
-  if (params.draw >= params.real_count(batch)) return;
-  StartSequence sequence(params, batch);
-  sequence.lower(chunk);
+  if (draw >= params.real_count(batch)) return;
+  StartSequence sequence(params, batch, draw);
+  sequence.lower(index % chunks);
   if (!last_block_done(params.tickets + batch, static_cast<uint32_t>(chunks),
                        &dynamic_shared<StartShared>()->ticket)) {
     return;
   }
   sequence.choose();
+}
+
+/// All rows but the first one: the blocks of the grid wait for each.
+__global__ void __launch_bounds__(kStartThreads) choose_start_rows(const StartParams params) {
+  // inputs: (N,d) -> chosen: (M)
+  for (int64_t draw = 1; draw < params.count; ++draw) {
+    for_blocks(params.batch * start_chunks(params.length),
+               [&](int64_t index) { choose_start_row(params, draw, index); });
+    sync_grid();
+  }
 }
 
 /// The rows [begin, end) whose mean centroid j begins with; none where it is padding or given.

@@ -12,7 +12,7 @@ Status allocate_start(Session& session, DeviceWorkspace::Scope& scope, StartPara
 
 /// Writes params.centroids and params.output: one launch, and one per centroid for k-means++ and
 /// farthest points (one more for unit rows).
-Status launch_start(Session& session, StartParams params);
+Status launch_start(Session& session, const StartParams& params);
 
 /// Adds the gradient (batch,M,d) by u⁰ to that by the inputs (batch,N,d), both float32. `params` as
 /// for launch_start(), which has run. One launch; none where the start was given.

@@ -26,7 +26,6 @@ struct KMeansParams {
   int64_t clusters;         // clamped to the length of the shape
   int64_t chunks;           // of kKMeansChunk rows per sequence
   int64_t iteration;        // updates before this launch
-  int64_t draw;             // of k-means++
   bool round_initial;       // precision: 'bfloat16'
   KMeansState* state;       // (sequences)
   uint32_t* tickets;        // (sequences), of last_block_done()

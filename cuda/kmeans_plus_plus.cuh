@@ -1,12 +1,13 @@
 #pragma once
 
-// The draws of k-means++ (Arthur and Vassilvitskii, 2007), a launch each. As
+// The draws of k-means++ (Arthur and Vassilvitskii, 2007), all in one launch. As
 // native/kernels/starts.cc, but for the distances, whose sums in double run over blocks of 1024
 // rows as a tree.
 
 #include "cuda/exact.cuh"
 #include "cuda/kmeans_params.cuh"
 #include "cuda/primitives/flags.cuh"
+#include "cuda/primitives/grid.cuh"
 #include "cuda/primitives/shared_memory.cuh"
 #include "cuda/primitives/warp.cuh"
 #include "native/core/order.h"
@@ -134,25 +135,24 @@ __device__ inline int64_t draw_row(const KMeansParams& params, const KMeansSeque
   return row;
 }
 
-/// Draw `params.draw` >= 1: lowers the distances by the row drawn before, then the last block of a
-/// sequence draws with probability proportional to them.
+/// Draw `draw` >= 1, chunk `index` of all sequences: lowers the distances by the row drawn before;
+/// then the last block of a sequence draws with probability proportional to them.
 template <Read kRead>
-__global__ void plus_plus_kernel(const KMeansParams params) {
-  // block: rows (1024,dim) -> distances (1024); the last block: distances (length) -> row
+__device__ void draw_next_row(const KMeansParams& params, int64_t draw, int64_t index) {
   const StartLayout layout = start_layout();
   double* sums = dynamic_shared<double>(layout.sums);
   int64_t* places = dynamic_shared<int64_t>(layout.places);
-  const KMeansSequence sequence(params, blockIdx.x / params.chunks);
-  const int64_t chunk = blockIdx.x % params.chunks;
+  const KMeansSequence sequence(params, index / params.chunks);
+  const int64_t chunk = index % params.chunks;
   int64_t* chosen = params.chosen + sequence.index * params.clusters;
   float* distances = params.distances + sequence.index * params.problem.length;
   uint8_t* taken = params.taken + sequence.index * params.problem.length;
   const uint64_t seed = params.problem.seed;
-  const bool first_draw = params.draw == 1;
-  if (sequence.clusters == 0 || (params.draw >= sequence.clusters && !first_draw)) return;
+  const bool first_draw = draw == 1;
+  if (sequence.clusters == 0 || (draw >= sequence.clusters && !first_draw)) return;
   double u = random_uniform(seed, RandomStream::plus_plus, 0);
   const int64_t center = first_draw ? static_cast<int64_t>(u * static_cast<double>(sequence.length))
-                                    : chosen[params.draw - 1];
+                                    : chosen[draw - 1];
   double sum = 0.0;
   Candidate farthest = 0;  // distance and place in the chunk: the larger the better
   for (int64_t first = chunk * kKMeansChunk;
@@ -175,19 +175,31 @@ __global__ void plus_plus_kernel(const KMeansParams params) {
       farthest, [](Candidate a, Candidate b) { return a > b ? a : b; },
       reinterpret_cast<Candidate*>(places));
   if (threadIdx.x == 0) {
-    params.chunk_sums[blockIdx.x] = sum;
-    params.chunk_farthest[blockIdx.x] = chunk * kKMeansChunk + candidate_index(farthest);
+    params.chunk_sums[index] = sum;
+    params.chunk_farthest[index] = chunk * kKMeansChunk + candidate_index(farthest);
   }
   if (!last_block_done(&params.tickets[sequence.index], static_cast<uint32_t>(params.chunks),
                        reinterpret_cast<uint32_t*>(places))) {
     return;
   }
   if (first_draw && threadIdx.x == 0) chosen[0] = center;
-  if (params.draw >= sequence.clusters) return;
-  u = random_uniform(seed, RandomStream::plus_plus, params.draw);
+  if (draw >= sequence.clusters) return;
+  u = random_uniform(seed, RandomStream::plus_plus, draw);
   int64_t row = draw_row(params, sequence, u, sums, places);
   if (row < 0) row = lowest_unchosen(params, sequence, places);
-  if (threadIdx.x == 0) chosen[params.draw] = row;
+  if (threadIdx.x == 0) chosen[draw] = row;
+}
+
+/// All draws: the blocks of the grid wait for each.
+template <Read kRead>
+__global__ void __launch_bounds__(kKMeansThreads) plus_plus_kernel(const KMeansParams params) {
+  // block: rows (1024,dim) -> distances (1024); the last block: distances (length) -> row
+  const int64_t chunks = params.problem.batch * params.problem.heads * params.chunks;
+  int64_t draw = 1;
+  do {  // one, even of a single row
+    for_blocks(chunks, [&](int64_t index) { draw_next_row<kRead>(params, draw, index); });
+    sync_grid();
+  } while (++draw < params.clusters);
 }
 
 }  // namespace cluster_attention::cuda

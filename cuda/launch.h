@@ -26,6 +26,7 @@ struct LaunchShape {
   Extent block;
   int64_t shared_bytes = 0;  // anything up to session.shared_bytes()
   int64_t cluster = 1;       // blocks side by side that run together (primitives/cluster.cuh)
+  bool together = false;     // all blocks do (primitives/grid.cuh)
 };
 
 /// Clusters of up to 8 blocks run on every GPU that has clusters, those of 16 where asked for.
@@ -46,17 +47,22 @@ inline Status allow_shape(Session& session, const LaunchShape& shape, const void
 }
 
 #if !defined(CA_CUDA_MODEL)
-/// A launch in clusters, as the runtime takes it.
-struct ClusterConfig {
+/// A launch whose blocks run together, all of them or in clusters, as the runtime takes it.
+struct LaunchConfig {
   cudaLaunchAttribute attribute = {};
   cudaLaunchConfig_t config = {};
 
-  ClusterConfig(const LaunchShape& shape, cudaStream_t stream) {
+  LaunchConfig(const LaunchShape& shape, cudaStream_t stream) {
     const auto size = [](int64_t n) { return static_cast<unsigned>(n); };
-    attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim.x = size(shape.cluster);
-    attribute.val.clusterDim.y = 1;
-    attribute.val.clusterDim.z = 1;
+    if (shape.together) {
+      attribute.id = cudaLaunchAttributeCooperative;
+      attribute.val.cooperative = 1;
+    } else {
+      attribute.id = cudaLaunchAttributeClusterDimension;
+      attribute.val.clusterDim.x = size(shape.cluster);
+      attribute.val.clusterDim.y = 1;
+      attribute.val.clusterDim.z = 1;
+    }
     config.gridDim = dim3(size(shape.grid.x), size(shape.grid.y), size(shape.grid.z));
     config.blockDim = dim3(size(shape.block.x), size(shape.block.y), size(shape.block.z));
     config.dynamicSmemBytes = static_cast<size_t>(shape.shared_bytes);
@@ -64,8 +70,8 @@ struct ClusterConfig {
     config.attrs = &attribute;
     config.numAttrs = 1;
   }
-  ClusterConfig(const ClusterConfig&) = delete;
-  ClusterConfig& operator=(const ClusterConfig&) = delete;
+  LaunchConfig(const LaunchConfig&) = delete;
+  LaunchConfig& operator=(const LaunchConfig&) = delete;
 };
 #endif
 
@@ -91,12 +97,13 @@ Status launch(Session& session, const LaunchShape& shape, void (*kernel)(Params)
                                                   {size(block.x), size(block.y), size(block.z)},
                                                   static_cast<size_t>(shape.shared_bytes),
                                                   [&] { kernel(params); },
-                                                  size(shape.cluster)},
+                                                  size(shape.cluster),
+                                                  shape.together},
                                                  session.stream()));
 #else
   void* arguments[] = {const_cast<Params*>(&params)};
-  if (shape.cluster > 1) {
-    const internal::ClusterConfig config(shape, session.stream());
+  if (shape.cluster > 1 || shape.together) {
+    const internal::LaunchConfig config(shape, session.stream());
     return session.check(cudaLaunchKernelExC(&config.config, function, arguments));
   }
   return session.check(cudaLaunchKernel(function, dim3(size(grid.x), size(grid.y), size(grid.z)),
@@ -122,12 +129,36 @@ int count_resident_clusters(Session& session, const LaunchShape& shape, void (*k
 #if defined(CA_CUDA_MODEL)
   const cudaError_t error = cuda_model::count_clusters(&count, static_cast<int>(shape.cluster));
 #else
-  const internal::ClusterConfig config(shape, session.stream());
+  const internal::LaunchConfig config(shape, session.stream());
   const cudaError_t error = cudaOccupancyMaxActiveClusters(&count, function, &config.config);
 #endif
   if (error == cudaSuccess) return count;
   (void)cudaGetLastError();
   return 0;
+}
+
+/// As many blocks as `wanted` and as run at once, all together: kernel(params) may wait for all of
+/// them. Kernels take what each block does as a share of what there is (for_blocks()).
+template <typename Params>
+Status launch_together(Session& session, int64_t wanted, int64_t threads, int64_t shared_bytes,
+                       void (*kernel)(Params), const Params& params) {
+  if (session.cancelled()) return Status::cancelled();
+  if (wanted == 0) return Status::success();
+  LaunchShape shape{1, threads, shared_bytes, 1, true};
+  if (shared_bytes > session.shared_bytes()) return {StatusCode::unsupported, "shape", -1};
+  const void* function = reinterpret_cast<const void*>(kernel);
+  CA_RETURN_IF_ERROR(internal::allow_shape(session, shape, function));
+  int blocks = 0;  // on a multiprocessor
+#if defined(CA_CUDA_MODEL)
+  CA_RETURN_IF_ERROR(session.check(cuda_model::count_blocks(&blocks)));
+#else
+  CA_RETURN_IF_ERROR(session.check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(
+      &blocks, function, static_cast<int>(threads), static_cast<size_t>(shared_bytes))));
+#endif
+  const int64_t resident = blocks * session.multiprocessors();
+  if (resident == 0) return {StatusCode::unsupported, "shape", -1};
+  shape.grid = wanted < resident ? wanted : resident;
+  return launch(session, shape, kernel, params);
 }
 
 /// Blocks of the largest cluster to ask for.

@@ -23,7 +23,6 @@ struct StartParams {
   PoolStart start = PoolStart::stride;
   uint64_t seed = 0;
   bool unit_rows = false;  // distances between unit-normalised rows
-  int64_t draw = 0;        // the row that this launch chooses
 
   double* scales = nullptr;                      // (batch,N): 1 / |row|, of unit rows
   float* distances = nullptr;                    // (batch,N), to the nearest chosen row

@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include "native/reference/centroid_pool.h"
+#include "test/cuda/launches.h"
 #include "test/cuda/promises.h"
 #include "test/native/compare.h"
 #include "test/native/pool_arrays.h"
@@ -264,6 +265,41 @@ TEST_ONCE("CUDA centroid pool: failed allocations and cancellation") {
   const auto operation = Device::backend().operations.centroid_pool;
   check_cancelled_on(fixture.problem, fixture.arrays, operation, map);
   check_allocation_failures_on(fixture.problem, fixture.arrays, operation, map);
+}
+
+TEST_ONCE("CUDA pool: more chunks of rows to choose from than blocks run at once") {
+  Case which = find_case("prime");
+  which.batch = 5;
+  which.heads = 1;
+  which.key_length = 1030;
+  which.key_lengths = {1030, 0, 1, 1025, 1029};
+  for (PoolStart start : {PoolStart::plus_plus, PoolStart::farthest}) {
+    const Scope scope(pool_options_name(Similarity::euclidean, start));
+    PoolArrays fixture(which, Similarity::euclidean, start);
+    fixture.problem.iterations = 0;  // the rows that are chosen, as they are
+    CHECK_EQUAL(describe(run_fresh(fixture.problem, fixture.arrays)), "ok");
+    const std::vector<float> expected = fixture.result();
+    CHECK_EQUAL(describe(run_there(fixture)), "ok");
+    CHECK_SAME(fixture.result(), expected);
+  }
+}
+
+TEST_ONCE("CUDA pool: all rows of k-means++ and farthest points take one launch") {
+  for (Similarity similarity : kSimilarities) {
+    int64_t without = 0;
+    for (PoolStart start : {PoolStart::stride, PoolStart::plus_plus, PoolStart::farthest}) {
+      const Scope scope(pool_options_name(similarity, start));
+      PoolArrays fixture(find_case("usual"), similarity, start);
+      Device device;
+      const CentroidPoolProblem there = on_device(fixture.problem, device, fixture.arrays);
+      const int64_t count =
+          count_launches(device, Device::backend().operations.centroid_pool, there);
+      if (start == PoolStart::stride) without = count;
+      // The lengths of the rows take another one.
+      const int64_t scales = similarity == Similarity::cosine ? 1 : 0;
+      if (start != PoolStart::stride) CHECK_EQUAL(count, without + 1 + scales);
+    }
+  }
 }
 
 }  // namespace

@@ -1,3 +1,4 @@
+#include "test/cuda/launches.h"
 #include "test/cuda/same_as_cpu.h"
 #include "test/native/cases.h"
 #include "test/native/clustering_arrays.h"
@@ -115,6 +116,30 @@ TEST_ONCE("CUDA k-means: NaN and Inf are noticed, and cancellation is heard") {
   check_notices_non_finite(fixture.problem, fixture.arrays, kKMeans, map, fixture.initial, 20);
   const volatile int32_t abort = 1;
   CHECK_EQUAL(device_status(fixture.problem, fixture.arrays, kKMeans, map, &abort), "cancelled");
+}
+
+TEST_ONCE("CUDA k-means: more chunks of rows to draw from than blocks run at once") {
+  Case which = find_case("prime");
+  which.batch = 5;
+  which.heads = 1;
+  which.query_length = 1030;
+  which.query_lengths = {1030, 0, 1, 1025, 1029};
+  KMeansFixture fixture(which, comparable_fill());
+  fixture.problem.start = KMeansStart::plus_plus;
+  fixture.problem.max_iterations = 1;
+  check(fixture);
+}
+
+TEST_ONCE("CUDA k-means: all draws of k-means++ take one launch") {
+  int64_t launches[2];
+  for (KMeansStart start : {KMeansStart::sample, KMeansStart::plus_plus}) {
+    KMeansFixture fixture(find_case("prime"), Fill::gaussian);
+    fixture.problem.start = start;
+    Device device;
+    const KMeansProblem there = on_device(fixture)(fixture.problem, device);
+    launches[start == KMeansStart::plus_plus ? 1 : 0] = count_launches(device, kKMeans, there);
+  }
+  CHECK_EQUAL(launches[1], launches[0] + 1);
 }
 
 }  // namespace

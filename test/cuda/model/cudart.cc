@@ -211,6 +211,9 @@ cudaError_t launch_kernel(const void* kernel, const Launch& launch, cudaStream_t
     const int allowed = limit == now.shared_limits.end() ? 48 * 1024 : limit->second;
     if (launch.shared_bytes > static_cast<size_t>(allowed)) return cudaErrorInvalidValue;
     if (current_device != stream->device) return cudaErrorInvalidResourceHandle;
+    if (launch.together && launch.grid.x > kMultiprocessors * kBlocksOfAMultiprocessor) {
+      return cudaErrorCooperativeLaunchTooLarge;
+    }
     ++now.launches;
     return cudaSuccess;
   };
@@ -222,6 +225,13 @@ cudaError_t launch_kernel(const void* kernel, const Launch& launch, cudaStream_t
   const std::lock_guard<std::mutex> lock(now.mutex);
   now.lost[stream->device] = cudaErrorLaunchFailure;
   return cudaSuccess;
+}
+
+cudaError_t count_blocks(int* count) {
+  return call(current_device, [&](Machine&) {
+    *count = kBlocksOfAMultiprocessor;
+    return cudaSuccess;
+  });
 }
 
 cudaError_t count_clusters(int* count, int blocks) {
@@ -265,7 +275,7 @@ static int major_of(int device) { return device == 0 ? 9 : 8; }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   if (device < 0 || device >= kDevices) return give(cudaErrorInvalidDevice);
   return call(device, [&](Machine&) {
-    *properties = {"Model of a GPU", kDeviceBytes, major_of(device), 0, 4};
+    *properties = {"Model of a GPU", kDeviceBytes, major_of(device), 0, kMultiprocessors};
     return cudaSuccess;
   });
 }
@@ -273,7 +283,7 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
   if (device < 0 || device >= kDevices) return give(cudaErrorInvalidDevice);
   return call(device, [&](Machine&) {
     const std::map<int, int> values = {
-        {cudaDevAttrMultiProcessorCount, 4},
+        {cudaDevAttrMultiProcessorCount, kMultiprocessors},
         {cudaDevAttrComputeCapabilityMajor, major_of(device)},
         {cudaDevAttrComputeCapabilityMinor, 0},
         {cudaDevAttrMaxSharedMemoryPerBlockOptin, kSharedBytesOfABlock}};

@@ -32,6 +32,7 @@ enum cudaError_t : int {
   cudaErrorInvalidAddressSpace = 717,
   cudaErrorInvalidPc = 718,
   cudaErrorLaunchFailure = 719,
+  cudaErrorCooperativeLaunchTooLarge = 720,
   cudaErrorContained = 721,
   cudaErrorExternalDevice = 726,
   cudaErrorUnknown = 999,
@@ -119,6 +120,8 @@ namespace cuda_model {
 
 /// What cudaLaunchKernel() is to CUDA; `body` runs one thread.
 cudaError_t launch_kernel(const void* kernel, const Launch& launch, cudaStream_t stream);
+/// What cudaOccupancyMaxActiveBlocksPerMultiprocessor() is.
+cudaError_t count_blocks(int* count);
 /// What cudaOccupancyMaxActiveClusters() is: `count` clusters of `blocks` blocks run at once.
 cudaError_t count_clusters(int* count, int blocks);
 

@@ -27,5 +27,7 @@ int64_t live_objects();
 int64_t device_bytes_in_use();
 /// What an SM of these devices offers to a block.
 constexpr int kSharedBytesOfABlock = 227 * 1024;
+constexpr int kMultiprocessors = 4;
+constexpr int kBlocksOfAMultiprocessor = 2;
 
 }  // namespace cuda_model

@@ -55,6 +55,7 @@ std::mutex device_mutex;  // sessions of several threads share the model
 std::mutex fault_mutex;
 std::vector<std::string> faults;
 uint64_t order_seed = 0;
+bool grid_together = false;  // of the grid that runs
 
 uint64_t mix(uint64_t state) {  // splitmix64
   state += 0x9E3779B97F4A7C15ull;
@@ -311,21 +312,22 @@ bool run_grid(const Launch& launch) {
   const std::lock_guard<std::mutex> lock(device_mutex);
   gridDim = {launch.grid.x, launch.grid.y, launch.grid.z};
   blockDim = {launch.block.x, launch.block.y, launch.block.z};
-  const size_t cluster = launch.cluster;
-  if (cluster == 0 || launch.grid.x % launch.cluster != 0) {
+  const size_t cluster = launch.together ? launch.grid.x : launch.cluster;
+  if (cluster == 0 || launch.grid.x % cluster != 0) {
     note_fault("a grid that is not made of whole clusters");
     return false;
   }
+  grid_together = launch.together;
   while (blocks.size() < cluster) blocks.push_back(std::make_unique<Block>());
   for (size_t i = 0; i < cluster; ++i) blocks[i]->prepare(launch);
   const int64_t plane = static_cast<int64_t>(launch.grid.x) * launch.grid.y;
   static uint64_t launches = 0;
   const uint64_t seed = order_seed == 0 ? 0 : mix(order_seed + ++launches) | 1;
-  const int64_t clusters = plane * launch.grid.z / launch.cluster;
+  const int64_t clusters = plane * launch.grid.z / static_cast<int64_t>(cluster);
   for (const int64_t c : shuffled(clusters, seed)) {
     const uint64_t own = seed == 0 ? 0 : mix(seed + static_cast<uint64_t>(c)) | 1;
     for (size_t rank = 0; rank < cluster; ++rank) {
-      const int64_t i = c * launch.cluster + static_cast<int64_t>(rank);
+      const int64_t i = c * static_cast<int64_t>(cluster) + static_cast<int64_t>(rank);
       const uint3 index{static_cast<unsigned>(i % launch.grid.x),
                         static_cast<unsigned>(i % plane / launch.grid.x),
                         static_cast<unsigned>(i / plane)};
@@ -360,6 +362,11 @@ int cluster_rank() {
 }
 
 void sync_cluster() { block->wait(State::at_cluster_barrier); }
+
+void sync_grid() {
+  if (!grid_together) block->fail("a barrier of a grid whose blocks do not all run together");
+  block->wait(State::at_cluster_barrier);
+}
 
 void sync_block() { sync_block_sum(0); }
 

@@ -29,6 +29,7 @@ struct Launch {
   size_t shared_bytes = 0;
   std::function<void()> body;  // one thread of the kernel
   unsigned cluster = 1;        // blocks that run together, side by side in x
+  bool together = false;       // all of them do
 };
 
 /// Runs all of it; false, with the fault noted, when the kernel is wrong.
@@ -48,6 +49,8 @@ unsigned char* shared_memory();
 unsigned char* shared_memory_of(int rank);
 int cluster_rank();
 void sync_cluster();
+/// Of all blocks, where they run together.
+void sync_grid();
 void sync_block();
 /// Sum over the block of `value`, in all threads.
 int sync_block_sum(int value);

@@ -137,6 +137,26 @@ TEST_ONCE("CUDA model: blocks of a cluster run together, and what keeps them apa
   CHECK(holds(faults_of_cluster(true, false, 4, &wrong), "whole clusters"));
 }
 
+TEST_ONCE("CUDA model: blocks wait for the whole grid, where all run together") {
+  const auto faults_of_grid = [](bool together, bool ends_early) {
+    int arrived = 0;
+    bool all = true;
+    const auto body = [&] {
+      if (ends_early && blockIdx.x == 2) return;
+      if (threadIdx.x == 0) ++arrived;
+      sync_grid();
+      all = all && arrived == 5;
+    };
+    run_grid({{5, 1, 1}, {32, 1, 1}, 16, body, 1, together});
+    std::string text = together && !ends_early && !all ? "too early" : "";
+    for (const std::string& fault : take_faults()) text += fault;
+    return text;
+  };
+  CHECK_EQUAL(faults_of_grid(true, false), "");
+  CHECK(holds(faults_of_grid(true, true), "have ended while others wait"));
+  CHECK(holds(faults_of_grid(false, false), "do not all run together"));
+}
+
 }  // namespace
 
 }  // namespace cuda_model
