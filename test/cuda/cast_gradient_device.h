@@ -23,9 +23,7 @@ inline CastAttentionGradientProblem on_device(CastGradientArrays& fixture,
   forward.coverage = nullptr;
   const Arrays& gradients = fixture.gradients;
   problem.output_gradient = device.stored(problem.output_gradient, gradients);
-  problem.gradients.query = device.stored(problem.gradients.query, gradients);
-  problem.gradients.key = device.stored(problem.gradients.key, gradients);
-  problem.gradients.value = device.stored(problem.gradients.value, gradients);
+  problem.gradients = device.gradients(problem.gradients, gradients);
   problem.surrogates = device.at(problem.surrogates, gradients);
   problem.gate = device.at(problem.gate, gradients);
   return problem;

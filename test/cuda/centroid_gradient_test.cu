@@ -31,9 +31,7 @@ auto on_device(CentroidGradientArrays& fixture) {
     forward.labels = nullptr;
     forward.objective = nullptr;
     problem.output_gradient = device.stored(problem.output_gradient, fixture.gradients);
-    problem.gradients.query = device.stored(problem.gradients.query, fixture.gradients);
-    problem.gradients.key = device.stored(problem.gradients.key, fixture.gradients);
-    problem.gradients.value = device.stored(problem.gradients.value, fixture.gradients);
+    problem.gradients = device.gradients(problem.gradients, fixture.gradients);
     problem.weights = device.at(problem.weights, fixture.gradients);
     return problem;
   };

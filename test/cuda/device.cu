@@ -59,6 +59,13 @@ AttentionInputs Device::inputs(AttentionInputs inputs, const Arrays& arrays) {
   return inputs;
 }
 
+AttentionGradients Device::gradients(AttentionGradients gradients, const Arrays& arrays) {
+  gradients.query = stored(gradients.query, arrays);
+  gradients.key = stored(gradients.key, arrays);
+  gradients.value = stored(gradients.value, arrays);
+  return gradients;
+}
+
 Status Device::finish(Status launched) {
   const Status finished = backend().finish(session_, &non_finite_);
   check_model_faults();

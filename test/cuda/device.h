@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "cuda/backend.h"
+#include "native/core/gradient_problem.h"
 #include "test/native/arrays.h"
 #include "test/native/attention_arrays.h"
 #include "test/native/checks.h"
@@ -50,6 +51,7 @@ class Device {
     return view;
   }
   AttentionInputs inputs(AttentionInputs inputs, const Arrays& arrays);
+  AttentionGradients gradients(AttentionGradients gradients, const Arrays& arrays);
 
   /// Launches, waits, and fails the test for faults of the model. The status is that of the launch
   /// or else of finish(); non-finite results show in non_finite().

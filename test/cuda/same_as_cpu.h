@@ -2,14 +2,9 @@
 
 // Operations whose results on the device must have the CPU's bits.
 
-#include "cuda/session.h"
 #include "native/simd/simd.h"
 #include "test/cuda/device.h"
 #include "test/native/checks.h"
-
-#if defined(CA_CUDA_MODEL)
-#include "test/cuda/model/faults.h"
-#endif
 
 namespace cluster_attention::test {
 
@@ -71,32 +66,6 @@ void check_notices_non_finite(const Problem& problem, Arrays& arrays,
     arrays.snapshot();
     data[index] = saved;
   }
-}
-
-/// On the model, fails the first, the second, ... allocation until run(device) succeeds: each time
-/// it reports out_of_memory, and the next call works. Every part of the workspace is an allocation
-/// of its own here. On a GPU it runs once.
-template <typename Run>
-void check_device_allocations(Run run) {
-#if defined(CA_CUDA_MODEL)
-  for (int64_t k = 1; k < 100; ++k) {
-    const Scope scope("allocation " + std::to_string(k));
-    Device device;
-    device.session()->workspace().set_smallest_block(1);
-    const std::string status = describe(run(device, [&] { cuda_model::fail_allocation(k); }));
-    cuda_model::fail_allocation(0);
-    if (status == "ok") {
-      CHECK(k > 1);
-      return;
-    }
-    CHECK_EQUAL(status, "out_of_memory");
-    CHECK_EQUAL(describe(run(device, [] {})), "ok");
-  }
-  fail(__FILE__, __LINE__, "still fails after 100 allocations");
-#else
-  Device device;
-  CHECK_EQUAL(describe(run(device, [] {})), "ok");
-#endif
 }
 
 /// The status of a run on the device.

@@ -31,13 +31,7 @@ TEST_ONCE("attention gradient: the reference agrees with finite differences") {
         return inner_product(reference::attention(fixture.problem.forward).output, gradient);
       };
       const auto expected = reference::attention_gradient(fixture.problem);
-      const AttentionInputs& in = fixture.inputs;
-      check_finite_differences("query", in.query, shape.batch, shape.heads, shape.query_length,
-                               shape.head_dim, expected.query, loss);
-      check_finite_differences("key", in.key, shape.batch, shape.heads, shape.key_length,
-                               shape.head_dim, expected.key, loss);
-      check_finite_differences("value", in.value, shape.batch, shape.heads, shape.key_length,
-                               shape.value_dim, expected.value, loss);
+      check_differences(fixture.inputs, expected, loss);
     }
   }
 }
@@ -96,20 +90,9 @@ TEST("attention gradient: a long sequence, cut into parts") {
 
 TEST("attention gradient: what is not wanted does not change the others") {
   Fixture fixture(find_case("ragged"), true);
-  const AttentionGradientProblem all = fixture.problem;
-  CHECK_RUNS(all, fixture.outputs);
-  const DenseGradients expected = fixture.result();
-  for (int wanted = 0; wanted < 8; ++wanted) {
-    AttentionGradientProblem some = all;
-    if ((wanted & 1) == 0) some.gradients.query.data = nullptr;
-    if ((wanted & 2) == 0) some.gradients.key.data = nullptr;
-    if ((wanted & 4) == 0) some.gradients.value.data = nullptr;
-    CHECK_RUNS(some, fixture.outputs);
-    const DenseGradients actual = fixture.result();
-    if ((wanted & 1) != 0) CHECK_SAME(actual.query, expected.query);
-    if ((wanted & 2) != 0) CHECK_SAME(actual.key, expected.key);
-    if ((wanted & 4) != 0) CHECK_SAME(actual.value, expected.value);
-  }
+  check_wanted_alone(fixture, [&](const AttentionGradientProblem& problem) {
+    CHECK_RUNS(problem, fixture.outputs);
+  });
 }
 
 TEST("attention gradient: threads, batches, faults, cancellation") {
@@ -123,14 +106,7 @@ TEST("attention gradient: threads, batches, faults, cancellation") {
 
 TEST("attention gradient: bfloat16 rounds the inputs and the gradient of the output") {
   Fixture fixture(find_case("usual"));
-  const AttentionShape& shape = fixture.inputs.shape;
-  const int64_t sequences = shape.batch * shape.heads;
-  check_bfloat16(
-      fixture.problem, fixture.outputs,
-      {{fixture.query, sequences * shape.query_length * shape.head_dim},
-       {fixture.key, sequences * shape.key_length * shape.head_dim},
-       {fixture.value, sequences * shape.key_length * shape.value_dim},
-       {fixture.made.output_gradient_data, sequences * shape.query_length * shape.value_dim}});
+  check_bfloat16(fixture.problem, fixture.outputs, rounded_inputs(fixture));
 }
 
 TEST("attention gradient: NaN and Inf are named") {

@@ -82,6 +82,62 @@ inline ClusteredAttentionGradientProblem one_sequence(ClusteredAttentionGradient
   return problem;
 }
 
+/// The gradients of a reference against differences of its loss.
+inline void check_differences(const AttentionInputs& in,
+                              const reference::AttentionGradientResult& expected,
+                              const Loss& loss) {
+  const AttentionShape& shape = in.shape;
+  check_finite_differences("query", in.query, shape.batch, shape.heads, shape.query_length,
+                           shape.head_dim, expected.query, loss);
+  check_finite_differences("key", in.key, shape.batch, shape.heads, shape.key_length,
+                           shape.head_dim, expected.key, loss);
+  check_finite_differences("value", in.value, shape.batch, shape.heads, shape.key_length,
+                           shape.value_dim, expected.value, loss);
+}
+
+/// The arrays that precision: 'bfloat16' rounds.
+template <typename Fixture>
+RoundedInputs rounded_inputs(const Fixture& fixture) {
+  const AttentionShape& shape = fixture.inputs.shape;
+  const int64_t sequences = shape.batch * shape.heads;
+  return {{fixture.query, sequences * shape.query_length * shape.head_dim},
+          {fixture.key, sequences * shape.key_length * shape.head_dim},
+          {fixture.value, sequences * shape.key_length * shape.value_dim},
+          {fixture.made.output_gradient_data, sequences * shape.query_length * shape.value_dim}};
+}
+
+/// What is not wanted does not change the others; run(problem) writes the fixture's gradients.
+template <typename Fixture, typename Run>
+void check_wanted_alone(const Fixture& fixture, Run run) {
+  run(fixture.problem);
+  const DenseGradients expected = fixture.result();
+  for (int wanted = 0; wanted < 8; ++wanted) {
+    const Scope scope("wanted " + std::to_string(wanted));
+    auto some = fixture.problem;
+    if ((wanted & 1) == 0) some.gradients.query.data = nullptr;
+    if ((wanted & 2) == 0) some.gradients.key.data = nullptr;
+    if ((wanted & 4) == 0) some.gradients.value.data = nullptr;
+    run(some);
+    const DenseGradients actual = fixture.result();
+    if ((wanted & 1) != 0) CHECK_SAME(actual.query, expected.query);
+    if ((wanted & 2) != 0) CHECK_SAME(actual.key, expected.key);
+    if ((wanted & 4) != 0) CHECK_SAME(actual.value, expected.value);
+  }
+}
+
+/// More pairs (cluster, top key) than are kept at a time, in sequences of different lengths.
+inline Case many_top_keys() {
+  Case which = find_case("ragged-keys");
+  which.query_length = 140;
+  which.key_length = 131;
+  which.head_dim = 9;
+  which.value_dim = 7;
+  which.clusters = 80;
+  which.query_lengths = {140, 133, 20};
+  which.key_lengths = {131, 90, 3};
+  return which;
+}
+
 /// The gradients against those of a reference. The backward subtracts means: of a single key
 /// nothing is left but rounding, so that errors count against a share of what cancels.
 inline void check_gradients(const DenseGradients& actual,

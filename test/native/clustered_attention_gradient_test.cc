@@ -42,18 +42,6 @@ Case small_case(Layout layout) {
   return which;
 }
 
-void check_differences(Fixture& fixture, const reference::AttentionGradientResult& expected,
-                       const Loss& loss) {
-  const AttentionInputs& in = fixture.inputs;
-  const AttentionShape& shape = in.shape;
-  check_finite_differences("query", in.query, shape.batch, shape.heads, shape.query_length,
-                           shape.head_dim, expected.query, loss);
-  check_finite_differences("key", in.key, shape.batch, shape.heads, shape.key_length,
-                           shape.head_dim, expected.key, loss);
-  check_finite_differences("value", in.value, shape.batch, shape.heads, shape.key_length,
-                           shape.value_dim, expected.value, loss);
-}
-
 TEST_ONCE("clustered attention gradient: the reference agrees with finite differences") {
   for (Layout layout : {Layout::bhld, Layout::blhd}) {
     for (int64_t top_k : {0, 1, 3, 5}) {
@@ -64,7 +52,7 @@ TEST_ONCE("clustered attention gradient: the reference agrees with finite differ
       std::vector<float> gradient = read_view(fixture.problem.output_gradient, shape.batch,
                                               shape.heads, shape.query_length, shape.value_dim);
       check_differences(
-          fixture, reference::clustered_attention_gradient(fixture.problem, choices), [&] {
+          fixture.inputs, reference::clustered_attention_gradient(fixture.problem, choices), [&] {
             return inner_product(reference::clustered_attention(fixture.problem.forward, choices),
                                  gradient);
           });
@@ -126,7 +114,7 @@ TEST_ONCE("clustered attention gradient: detachMass leaves out what goes through
   CHECK(norm(difference.query) > 0.01 * norm(detached.query));
   for (double x : difference.value) CHECK_EQUAL(x, 0.0);
   // The output depends on m̂ with the slope x̄: with x̄ held fixed, only m̂ moves.
-  check_differences(fixture, difference, [&] {
+  check_differences(fixture.inputs, difference, [&] {
     const std::vector<double> mass = masses_of(fixture, choices).mass;
     double loss = 0.0;
     for (size_t i = 0; i < mass.size(); ++i) loss += frozen.share[i] * mass[i];
@@ -206,21 +194,8 @@ TEST("clustered attention gradient: with all keys selected it is that of exact a
   }
 }
 
-/// More pairs (cluster, top key) than are kept at a time, in sequences of different lengths.
-Case chunked_case() {
-  Case which = find_case("ragged-keys");
-  which.query_length = 140;
-  which.key_length = 131;
-  which.head_dim = 9;
-  which.value_dim = 7;
-  which.clusters = 80;
-  which.query_lengths = {140, 133, 20};
-  which.key_lengths = {131, 90, 3};
-  return which;
-}
-
 TEST("clustered attention gradient: more top keys than are kept at a time") {
-  Fixture fixture(chunked_case(), Grouping::given, 131);
+  Fixture fixture(many_top_keys(), Grouping::given, 131);
   check_reference(fixture);
   check_promises(fixture.problem, fixture.outputs, fixture.sequences(), one_gradient);
 }
@@ -242,21 +217,11 @@ TEST("clustered attention gradient: a long sequence, cut into parts") {
 
 TEST("clustered attention gradient: what is not wanted does not change the others") {
   for (int64_t top_k : {0, 5}) {
+    const Scope scope("k " + std::to_string(top_k));
     Fixture fixture(find_case("ragged"), Grouping::given, top_k);
-    const ClusteredAttentionGradientProblem all = fixture.problem;
-    CHECK_RUNS(all, fixture.outputs);
-    const DenseGradients expected = fixture.result();
-    for (int wanted = 0; wanted < 8; ++wanted) {
-      ClusteredAttentionGradientProblem some = all;
-      if ((wanted & 1) == 0) some.gradients.query.data = nullptr;
-      if ((wanted & 2) == 0) some.gradients.key.data = nullptr;
-      if ((wanted & 4) == 0) some.gradients.value.data = nullptr;
-      CHECK_RUNS(some, fixture.outputs);
-      const DenseGradients actual = fixture.result();
-      if ((wanted & 1) != 0) CHECK_SAME(actual.query, expected.query);
-      if ((wanted & 2) != 0) CHECK_SAME(actual.key, expected.key);
-      if ((wanted & 4) != 0) CHECK_SAME(actual.value, expected.value);
-    }
+    check_wanted_alone(fixture, [&](const ClusteredAttentionGradientProblem& problem) {
+      CHECK_RUNS(problem, fixture.outputs);
+    });
   }
 }
 
@@ -272,14 +237,7 @@ TEST("clustered attention gradient: threads, batches, faults, cancellation") {
 
 TEST("clustered attention gradient: bfloat16 rounds the inputs and the gradient of the output") {
   Fixture fixture(find_case("usual"), Grouping::given, 32);
-  const AttentionShape& shape = fixture.inputs.shape;
-  const int64_t sequences = fixture.sequences();
-  check_bfloat16(
-      fixture.problem, fixture.outputs,
-      {{fixture.query, sequences * shape.query_length * shape.head_dim},
-       {fixture.key, sequences * shape.key_length * shape.head_dim},
-       {fixture.value, sequences * shape.key_length * shape.value_dim},
-       {fixture.made.output_gradient_data, sequences * shape.query_length * shape.value_dim}});
+  check_bfloat16(fixture.problem, fixture.outputs, rounded_inputs(fixture));
 }
 
 TEST("clustered attention gradient: NaN and Inf are named") {
