@@ -79,6 +79,7 @@ struct KeyBlock {
   int64_t value_stride;
   int64_t first;
   int64_t keys;
+  const uint16_t* packed;  // all of them as bfloat16, or null
 };
 
 class AttentionKernel {
@@ -95,7 +96,10 @@ class AttentionKernel {
     const int64_t groups = divide_up(tiles, group);
     tile_size_ = AttendScratch::scratch_size(simd_, shape_.head_dim) +
                  AttendScratch::state_size(simd_, shape_.value_dim);
-    worker_size_ = group * tile_size_ + kKeyBlock * (shape_.head_dim + shape_.value_dim);
+    copies_size_ = kKeyBlock * (shape_.head_dim + shape_.value_dim);
+    const bool packs = simd_.multiplies_bfloat16 && context_.bfloat16_operands();
+    packed_size_ = packs ? bfloat16_size(shape_.head_dim, shape_.value_dim) / 2 : 0;
+    worker_size_ = group * tile_size_ + copies_size_ + packed_size_;
     scratch_ = context_.workspace().allocate<float>(worker_size_ * context_.workers());
     if (scratch_ == nullptr) return Status::out_of_memory();
     const double operations = 2.0 * static_cast<double>(sequences * shape_.query_length) *
@@ -166,7 +170,8 @@ class AttentionKernel {
                    value.row(batch, head, first),
                    value.row_stride,
                    first,
-                   keys};
+                   keys,
+                   nullptr};
     if (block.key_stride != shape_.head_dim) {
       for (int64_t i = 0; i < keys; ++i) {
         std::copy_n(block.key + i * block.key_stride, shape_.head_dim,
@@ -184,7 +189,22 @@ class AttentionKernel {
       block.value = values;
       block.value_stride = shape_.value_dim;
     }
+    if (packed_size_ > 0) block.packed = pack(block, copies + copies_size_);
     return block;
+  }
+
+  const uint16_t* pack(const KeyBlock& block, float* memory) const {
+    AttendTile tile;
+    tile.key = block.key;
+    tile.key_stride = block.key_stride;
+    tile.value = block.value;
+    tile.value_stride = block.value_stride;
+    tile.keys = block.keys;
+    tile.head_dim = shape_.head_dim;
+    tile.value_dim = shape_.value_dim;
+    auto* packed = reinterpret_cast<uint16_t*>(memory);
+    simd_.pack_bfloat16(tile, packed);
+    return packed;
   }
 
   void advance(const QueryTile& tile, const KeyBlock& block) const {
@@ -198,6 +218,8 @@ class AttentionKernel {
     step.head_dim = shape_.head_dim;
     step.value_dim = shape_.value_dim;
     step.bfloat16 = context_.bfloat16_operands();
+    // What is hidden from all of the tile must not meet a weight, be it 0: it may be NaN.
+    if (step.keys == block.keys) step.packed = block.packed;
     int32_t visible[kMaximumLanes];
     if (problem_.causal) {
       for (int64_t i = 0; i < simd_.lanes; ++i) {
@@ -249,6 +271,8 @@ class AttentionKernel {
   Context& context_;
   const Simd& simd_;
   int64_t tile_size_ = 0;
+  int64_t copies_size_ = 0;
+  int64_t packed_size_ = 0;  // of a block as bfloat16
   int64_t worker_size_ = 0;
   float* scratch_ = nullptr;  // (workers, worker_size)
 };

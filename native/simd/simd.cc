@@ -18,13 +18,13 @@ struct Target {
   bool offered;
 };
 
-constexpr int kMaximumTargets = 5;
+constexpr int kMaximumTargets = 6;
 
 /// All targets of this build, best first, with whether the processor offers them.
 struct Targets {
   Target target[kMaximumTargets];
   int count = 0;
-  char names[64] = "";
+  char names[96] = "";
 
   void add(const Simd& table, bool offered) {
     target[count++] = {&table, offered};
@@ -40,6 +40,9 @@ struct Targets {
                         __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("bmi2");
     const bool vpopcnt = avx512 && __builtin_cpu_supports("avx512vpopcntdq");
     add(simd_avx512_amx(), vpopcnt && request_tile_registers());
+    // Zen 4: others have these instructions at the rate of float32 ones or below it.
+    add(simd_avx512_bf16(),
+        vpopcnt && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_is("amdfam19h"));
     add(simd_avx512_vpopcnt(), vpopcnt);
     add(simd_avx512(), avx512);
     add(simd_avx2(), __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&

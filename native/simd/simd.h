@@ -20,6 +20,14 @@ namespace cluster_attention {
 constexpr int64_t kMaximumLanes = 48;
 /// Rows that attend() scores at a time.
 constexpr int64_t kKeyBlock = 128;
+/// Columns of keys and values that are made bfloat16 at a time.
+constexpr int64_t kBfloat16Columns = 64;
+/// Elements of a block of keys and values that pack_bfloat16() writes.
+constexpr int64_t bfloat16_size(int64_t head_dim, int64_t value_dim) {
+  const int64_t chunks = (head_dim + kBfloat16Columns - 1) / kBfloat16Columns +
+                         (value_dim + kBfloat16Columns - 1) / kBfloat16Columns;
+  return chunks * kBfloat16Columns * kKeyBlock;
+}
 /// Independent chains of multiply_adds(): enough to hide the latency of two units.
 constexpr int kMultiplyAddChains = 12;
 /// Elements a tile of `lanes` columns and `rows` rows takes (rows are `lanes` apart).
@@ -55,6 +63,7 @@ struct AttendTile {
   const float* key_weight = nullptr;  // (keys), optional: multiplies exp(logit) of each key, > 0
   TileSelector* selector = nullptr;   // optional: sees the dot products, before the scale
   bool bfloat16 = false;  // queries, keys and values are bfloat16: weights may be rounded to it too
+  const uint16_t* packed = nullptr;  // optional: all keys, one block, as pack_bfloat16() left them
 
   float* maximum = nullptr;  // (lanes), in and out; -Inf before the first key
   float* sum = nullptr;      // (lanes), in and out
@@ -84,6 +93,10 @@ struct Simd {
   void (*multiply)(const float* a, int64_t a_row, int64_t a_depth, int64_t rows, int64_t depth,
                    const float* b, int64_t b_stride, int64_t columns, float* product,
                    int64_t product_stride, bool accumulate);
+
+  /// For targets that multiply bfloat16, null elsewhere: keys and values of a tile with at most
+  /// kKeyBlock keys, for AttendTile::packed of every tile that meets the same ones.
+  void (*pack_bfloat16)(const AttendTile& tile, uint16_t* packed);
 
   /// Advances the online softmax of a tile over tile.keys keys.
   void (*attend)(const AttendTile& tile);

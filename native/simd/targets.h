@@ -10,6 +10,7 @@ const Simd& simd_baseline();
 const Simd& simd_avx2();
 const Simd& simd_avx512();
 const Simd& simd_avx512_vpopcnt();
+const Simd& simd_avx512_bf16();
 const Simd& simd_avx512_amx();
 #endif
 

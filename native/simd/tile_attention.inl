@@ -70,7 +70,7 @@ bool rows_are_finite(const float* rows, int64_t row_stride, int64_t count, int64
 
 /// scores = keys times queries.
 void score_block(const AttendTile& t, const float* key, int64_t rows) {
-#if defined(CA_TILE_REGISTERS)
+#if defined(CA_MULTIPLIES_BFLOAT16)
   if (t.bfloat16) return score_bfloat16(t, key, rows);
 #endif
   multiply(key, t.key_stride, 1, rows, t.head_dim, t.packed_query, kLanes, t.columns, t.scores,
@@ -79,7 +79,7 @@ void score_block(const AttendTile& t, const float* key, int64_t rows) {
 
 /// output += weights times values.
 void add_values(const AttendTile& t, const float* value, int64_t rows) {
-#if defined(CA_TILE_REGISTERS)
+#if defined(CA_MULTIPLIES_BFLOAT16)
   if (t.bfloat16) return add_values_bfloat16(t, value, rows);
 #endif
   multiply(value, 1, t.value_stride, t.value_dim, rows, t.scores, kLanes, t.columns, t.output,

@@ -1,89 +1,32 @@
-// Products of bfloat16 values in tile registers, for attend(). Part of tile_kernels.inl, for
-// targets that define CA_TILE_REGISTERS (see tile_registers.h).
+// Products of bfloat16 values for attend(). Part of tile_kernels.inl, for targets that have
+// instructions for them.
 //
 // The left factor lies in rows of bfloat16, the right one in pairs: the word at [k / 2][lane] holds
 // elements k (low half) and k + 1 of that lane. Keys and transposed values are left factors,
 // queries and weights right ones; so the product has the layout of multiply(). Queries, keys and
 // values are bfloat16 already, and cutting them loses nothing; weights are rounded to nearest.
 
-static_assert(kWidth == 16, "a tile register holds 16 lanes");
+constexpr int64_t kChunk = kBfloat16Columns;
 
-using TileRegisters = CA_TILE_REGISTERS;
-
-constexpr int64_t kTileDepth = 32;   // elements that one product of registers sums
-constexpr int64_t kTileHeight = 16;  // rows of a register
-constexpr int64_t kChunk = 64;       // columns of keys and values that are converted at a time
-
-template <int I>
-struct Index {
-  static constexpr int value = I;
-};
-
-/// f(Index<0>), ..., f(Index<kCount - 1>): register numbers are constants.
-template <int kCount, int kFirst = 0, typename F>
-inline void each(F f) {
-  if constexpr (kFirst < kCount) {
-    f(Index<kFirst>{});
-    each<kCount, kFirst + 1>(f);
-  }
-}
-
+/// multiply_bfloat16(product, rows, columns) makes the columns of whole vectors. kAddsWhole: where
+/// it accumulates, the sum over the depth is added as one number, and no row past `rows` is
+/// touched.
 struct PairProduct {
-  const uint16_t* a;  // (rows, depth), rows a_stride apart; whole registers may be read
+  const uint16_t* a;  // (rows, depth), rows a_stride apart; whole tiles of kTileHeight are read
   int64_t a_stride;
   const int32_t* b;  // (depth / 2, kLanes) pairs
   int64_t depth;     // a multiple of kTileDepth
-  float* product;    // (rows, kLanes); whole registers are written
+  float* product;    // (rows, kLanes); whole tiles of kTileHeight are written
   bool accumulate;
 };
 
-template <int kRowTiles, int kVectors>
-void multiply_pairs(const PairProduct& t) {
-  constexpr int kA = 6;
-  constexpr int kB = 7;
-  constexpr int64_t kProductBytes = kLanes * sizeof(float);
-  each<kRowTiles * kVectors>([&](auto i) {
-    float* source = t.product + i.value / kVectors * kTileHeight * kLanes;
-    if (t.accumulate) {
-      TileRegisters::load<i.value>(source + i.value % kVectors * kWidth, kProductBytes);
-    } else {
-      TileRegisters::zero<i.value>();
-    }
-  });
-  for (int64_t k = 0; k < t.depth; k += kTileDepth) {
-    each<kVectors>([&](auto v) {
-      TileRegisters::load<kB>(t.b + k / 2 * kLanes + v.value * kWidth, kLanes * sizeof(int32_t));
-      each<kRowTiles>([&](auto r) {
-        TileRegisters::load<kA>(t.a + r.value * kTileHeight * t.a_stride + k,
-                                t.a_stride * static_cast<int64_t>(sizeof(uint16_t)));
-        TileRegisters::multiply_add<r.value * kVectors + v.value, kA, kB>();
-      });
-    });
-  }
-  each<kRowTiles * kVectors>([&](auto i) {
-    float* target = t.product + i.value / kVectors * kTileHeight * kLanes;
-    TileRegisters::store<i.value>(target + i.value % kVectors * kWidth, kProductBytes);
-  });
-}
-
-template <int kVectors>
-void multiply_pair_rows(PairProduct t, int64_t rows) {
-  for (; rows > kTileHeight; rows -= 2 * kTileHeight) {
-    multiply_pairs<2, kVectors>(t);
-    t.a += 2 * kTileHeight * t.a_stride;
-    t.product += 2 * kTileHeight * kLanes;
-  }
-  if (rows > 0) multiply_pairs<1, kVectors>(t);
-}
-
-void multiply_bfloat16(const PairProduct& t, int64_t rows, int64_t columns) {
-  TileRegisters::open();
-  const int64_t vectors = vectors_of(columns);
-  if (vectors == 1) multiply_pair_rows<1>(t, rows);
-  if (vectors == 2) multiply_pair_rows<2>(t, rows);
-  if (vectors == 3) multiply_pair_rows<3>(t, rows);
-  TileRegisters::close();
-}
+// clang-format off
+#if defined(CA_TILE_REGISTERS)
+#include "native/simd/tile_bfloat16_registers.inl"
+#else
+#include "native/simd/tile_bfloat16_vectors.inl"
+#endif
+// clang-format on
 
 inline int64_t whole(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }
 
@@ -114,7 +57,7 @@ void pack_pairs(const float* rows, int64_t depth, int64_t columns, int32_t* pair
 
 typedef uint32_t FloatBits __attribute__((may_alias));
 
-/// Columns [0, depth) of some rows, in rows of kChunk; what fills the last registers up is 0.
+/// Columns [0, depth) of some rows, in rows of kChunk; what fills the last tiles up is 0.
 void pack_chunk(const float* rows, int64_t row_stride, int64_t count, int64_t depth,
                 uint16_t* chunk) {
   const int64_t used = whole(depth, kTileDepth);
@@ -127,7 +70,7 @@ void pack_chunk(const float* rows, int64_t row_stride, int64_t count, int64_t de
   }
 }
 
-/// Columns [0, columns) of some rows as rows of kKeyBlock; what fills the last registers up is 0.
+/// Columns [0, columns) of some rows as rows of kKeyBlock; what fills the last tiles up is 0.
 void pack_transposed(const float* rows, int64_t row_stride, int64_t count, int64_t columns,
                      uint16_t* transposed) {
   const auto load_row = [&](int64_t r, int64_t first) {
@@ -153,16 +96,30 @@ void pack_transposed(const float* rows, int64_t row_stride, int64_t count, int64
   }
 }
 
+void pack_bfloat16(const AttendTile& t, uint16_t* packed) {
+  for (int64_t first = 0; first < t.head_dim; first += kChunk) {
+    const int64_t depth = t.head_dim - first < kChunk ? t.head_dim - first : kChunk;
+    pack_chunk(t.key + first, t.key_stride, t.keys, depth, packed);
+    packed += kKeyBlock * kChunk;
+  }
+  for (int64_t first = 0; first < t.value_dim; first += kChunk) {
+    const int64_t columns = t.value_dim - first < kChunk ? t.value_dim - first : kChunk;
+    pack_transposed(t.value + first, t.value_stride, t.keys, columns, packed);
+    packed += kKeyBlock * kChunk;
+  }
+}
+
 /// scores = keys times queries, as attend() computes them.
 void score_bfloat16(const AttendTile& t, const float* key, int64_t rows) {
   alignas(64) uint16_t keys[kKeyBlock * kChunk];
   alignas(64) int32_t queries[kChunk / 2 * kLanes];
   for (int64_t first = 0; first < t.head_dim; first += kChunk) {
     const int64_t depth = t.head_dim - first < kChunk ? t.head_dim - first : kChunk;
-    pack_chunk(key + first, t.key_stride, rows, depth, keys);
+    if (t.packed == nullptr) pack_chunk(key + first, t.key_stride, rows, depth, keys);
     pack_pairs<false>(t.packed_query + first * kLanes, depth, t.columns, queries);
-    multiply_bfloat16({keys, kChunk, queries, whole(depth, kTileDepth), t.scores, first > 0}, rows,
-                      t.columns);
+    multiply_bfloat16({t.packed != nullptr ? t.packed + first * kKeyBlock : keys, kChunk, queries,
+                       whole(depth, kTileDepth), t.scores, first > 0},
+                      rows, t.columns);
   }
 }
 
@@ -171,12 +128,25 @@ void add_values_bfloat16(const AttendTile& t, const float* value, int64_t rows) 
   alignas(64) uint16_t values[kChunk * kKeyBlock];
   alignas(64) int32_t weights[kKeyBlock / 2 * kLanes];
   alignas(64) float product[kChunk * kLanes];
+  const uint16_t* packed =
+      t.packed != nullptr ? t.packed + whole(t.head_dim, kChunk) * kKeyBlock : nullptr;
   pack_pairs<true>(t.scores, rows, t.columns, weights);
   for (int64_t first = 0; first < t.value_dim; first += kChunk) {
     const int64_t columns = t.value_dim - first < kChunk ? t.value_dim - first : kChunk;
-    pack_transposed(value + first, t.value_stride, rows, columns, values);
-    multiply_bfloat16({values, kKeyBlock, weights, whole(rows, kTileDepth), product, false},
-                      columns, t.columns);
+    if (packed == nullptr) pack_transposed(value + first, t.value_stride, rows, columns, values);
+    PairProduct pairs = {packed != nullptr ? packed + first * kKeyBlock : values,
+                         kKeyBlock,
+                         weights,
+                         whole(rows, kTileDepth),
+                         t.output + first * kLanes,
+                         true};
+    if (kAddsWhole) {
+      multiply_bfloat16(pairs, columns, t.columns);
+      continue;
+    }
+    pairs.product = product;
+    pairs.accumulate = false;
+    multiply_bfloat16(pairs, columns, t.columns);
     for (int64_t e = 0; e < columns; ++e) {
       float* output = t.output + (first + e) * kLanes;
       for (int64_t lane = 0; lane < t.columns; lane += kWidth) {

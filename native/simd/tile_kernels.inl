@@ -1,7 +1,7 @@
 // The tile kernels of simd.h for one instruction set. Included once by each target file, which
 // defines CA_WIDTH (floats per vector), CA_TILE_ROWS x CA_TILE_VECTORS (accumulators that fit its
-// registers), CA_SIMD_NAME and, where there are any, CA_TILE_REGISTERS, inside namespace
-// cluster_attention { namespace { ... } }.
+// registers), CA_SIMD_NAME and, where bfloat16 values can be multiplied, CA_TILE_REGISTERS (their
+// class) or CA_BFLOAT16_VECTORS, inside namespace cluster_attention { namespace { ... } }.
 
 // Each part stands on those before it.
 // clang-format off
@@ -17,7 +17,8 @@ inline int64_t vectors_of(int64_t columns) { return (columns + kWidth - 1) / kWi
 #include "native/simd/tile_packing.inl"
 #include "native/simd/tile_product.inl"
 #include "native/simd/tile_selection.inl"
-#if defined(CA_TILE_REGISTERS)
+#if defined(CA_TILE_REGISTERS) || defined(CA_BFLOAT16_VECTORS)
+#define CA_MULTIPLIES_BFLOAT16
 #include "native/simd/tile_bfloat16.inl"
 #endif
 #include "native/simd/tile_attention.inl"
@@ -26,10 +27,11 @@ inline int64_t vectors_of(int64_t columns) { return (columns + kWidth - 1) / kWi
 #include "native/simd/tile_peak.inl"
 // clang-format on
 
-#if defined(CA_TILE_REGISTERS)
+#if defined(CA_MULTIPLIES_BFLOAT16)
 constexpr bool kMultipliesBfloat16 = true;
 #else
 constexpr bool kMultipliesBfloat16 = false;
+constexpr void (*pack_bfloat16)(const AttendTile&, uint16_t*) = nullptr;
 #endif
 
 constexpr Simd kSimd = {CA_SIMD_NAME,
@@ -39,6 +41,7 @@ constexpr Simd kSimd = {CA_SIMD_NAME,
                         pack,
                         unpack,
                         multiply,
+                        pack_bfloat16,
                         attend,
                         thin_candidates,
                         softmax_rows,
