@@ -26,7 +26,7 @@ class Grouper {
     CA_RETURN_IF_ERROR(allocate());
     prepare();
     bool done = false;
-    if (problem_.grouping != Grouping::euclidean) {
+    if (problem_.grouping != Grouping::euclidean && extras_.at_once) {
       CA_RETURN_IF_ERROR(group_at_once(session_, steps_, call_, &done));
     }
     return done ? Status::success() : run_steps();

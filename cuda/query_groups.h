@@ -24,6 +24,7 @@ struct GroupExtras {
   int64_t dim = 0;        // of these
   float* sums = nullptr;  // (B,H,C,dim), optional: of the rows of each group
   const PackParams* packing = nullptr;
+  bool at_once = true;  // false: every step in launches of its own, to be measured
 };
 
 /// Groups the queries as problem.grouping says and averages them. The arrays live in `scope`.

@@ -2,6 +2,7 @@
 
 #include "bench/cuda/cases.h"
 #include "cuda/primitives/bfloat16.cuh"
+#include "cuda/query_groups.h"
 #include "cuda/session.h"
 #include "native/dispatch.h"
 #include "test/native/data.h"
@@ -157,6 +158,29 @@ std::vector<Case> make_cases(cuda::Session* session, DeviceMemory& memory, int64
   // Pairs of codes compared: xor, population count, minimum.
   add("hamming_kmeans", 3.0 * heads * n * static_cast<double>(kClusters * 11),
       [=] { return backend().operations.hamming_kmeans(session, kmeans, call); });
+  // Hash, k-means, sort and means: in one launch, and each in its own.
+  const ClusteredAttentionProblem clustered = make_clustered(inputs, rows, planes, 0);
+  for (bool at_once : {true, false}) {
+    add(at_once ? "grouping" : "grouping_steps", grouping, [=] {
+      cuda::DeviceWorkspace::Scope scope(session->workspace());
+      cuda::QueryGroups groups;
+      cuda::GroupExtras extras;
+      extras.at_once = at_once;
+      return cuda::group_queries(*session, clustered, call, scope, groups, extras);
+    });
+  }
+  CentroidPoolProblem pool;
+  pool.batch = 1;
+  pool.length = kHeads * length;
+  pool.dim = kDim;
+  pool.centroids = kCentroids;
+  pool.iterations = 0;  // the rows that k-means++ chooses
+  pool.start = PoolStart::plus_plus;
+  pool.similarity = Similarity::euclidean;
+  pool.inputs = inputs.query.data;
+  pool.output = static_cast<float*>(memory.allocate(kCentroids * kDim * int64_t{4}));
+  add("plus_plus", 3.0 * heads * n * static_cast<double>(kCentroids * kDim),
+      [=] { return backend().operations.centroid_pool(session, pool, call); });
   CentroidAttentionProblem centroid;
   centroid.inputs = inputs;
   centroid.inputs.shape.query_length = kCentroids;
