@@ -41,14 +41,4 @@ inline Status run_there(CastGradientArrays& fixture, const CastAttentionGradient
   return status;
 }
 
-/// The problem with those gradients alone whose bit is set: query, key, value, surrogates, gate.
-inline CastAttentionGradientProblem only(CastAttentionGradientProblem problem, int wanted) {
-  if ((wanted & 1) == 0) problem.gradients.query.data = nullptr;
-  if ((wanted & 2) == 0) problem.gradients.key.data = nullptr;
-  if ((wanted & 4) == 0) problem.gradients.value.data = nullptr;
-  if ((wanted & 8) == 0) problem.surrogates = nullptr;
-  if ((wanted & 16) == 0) problem.gate = nullptr;
-  return problem;
-}
-
 }  // namespace cluster_attention::test

@@ -46,22 +46,6 @@ auto on_device(EncodeGradientArrays& fixture) {
   };
 }
 
-/// Bounds are those of the gradients as one vector: what cancels in one of them stands in another.
-void check_gradients(const EncodeGradientArrays& fixture, double bound) {
-  const CentroidEncodeGradientProblem& problem = fixture.problem;
-  const auto expected = reference::centroid_encode_gradient(problem);
-  const int64_t weight = fixture.weight_count();
-  const double magnitude = 0.1 * std::max(norm(expected.output_weight), norm(expected.inputs));
-  CHECK_CLOSE(read(problem.inputs, fixture.input_count()), expected.inputs, bound, magnitude);
-  if (problem.initial != nullptr) {
-    CHECK_CLOSE(read(problem.initial, fixture.centroid_count()), expected.initial, bound);
-  }
-  CHECK_CLOSE(read(problem.query_weight, weight), expected.query_weight, bound, magnitude);
-  CHECK_CLOSE(read(problem.key_weight, weight), expected.key_weight, bound, magnitude);
-  CHECK_CLOSE(read(problem.value_weight, weight), expected.value_weight, bound, magnitude);
-  CHECK_CLOSE(read(problem.output_weight, weight), expected.output_weight, bound, magnitude);
-}
-
 void check_reference(EncodeGradientArrays& fixture, double bound = kBound) {
   check_runs_on(fixture.problem, fixture.gradients, kGradient, on_device(fixture));
   check_gradients(fixture, bound);
@@ -165,40 +149,15 @@ TEST_ONCE("CUDA encode gradient: without steps the start's alone is left") {
   }
 }
 
-/// The gradients in the order of the problem.
-std::vector<std::vector<float>> gradients_of(const EncodeGradientArrays& fixture) {
-  const CentroidEncodeGradientProblem& all = fixture.problem;
-  std::vector<std::vector<float>> list{read(all.inputs, fixture.input_count()),
-                                       read(all.initial, fixture.centroid_count())};
-  for (float* weight : {all.query_weight, all.key_weight, all.value_weight, all.output_weight}) {
-    list.push_back(read(weight, fixture.weight_count()));
-  }
-  return list;
-}
-
 TEST_ONCE("CUDA encode gradient: what is not wanted does not change the others") {
   for (int64_t centroids : {2, 40}) {  // absorbed, projected
     Case which = find_case("tile-47");
     which.value_dim = 130;
     which.clusters = centroids;
     EncodeGradientArrays fixture(which, PoolStart::given);
-    const CentroidEncodeGradientProblem all = fixture.problem;
-    const auto run = [&](const CentroidEncodeGradientProblem& problem) {
+    check_wanted_alone(fixture, [&](const CentroidEncodeGradientProblem& problem) {
       check_runs_on(problem, fixture.gradients, kGradient, on_device(fixture));
-    };
-    run(all);
-    const auto expected = gradients_of(fixture);
-    for (int wanted = 0; wanted < 6; ++wanted) {
-      CentroidEncodeGradientProblem some = all;
-      float** slots[] = {&some.inputs,     &some.initial,      &some.query_weight,
-                         &some.key_weight, &some.value_weight, &some.output_weight};
-      for (int i = 0; i < 6; ++i) {
-        if (i != wanted) *slots[i] = nullptr;
-      }
-      run(some);
-      CHECK_SAME(gradients_of(fixture)[static_cast<size_t>(wanted)],
-                 expected[static_cast<size_t>(wanted)]);
-    }
+    });
   }
 }
 

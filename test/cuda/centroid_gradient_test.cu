@@ -37,23 +37,6 @@ auto on_device(CentroidGradientArrays& fixture) {
   };
 }
 
-void check_gradients(const CentroidGradientArrays& fixture, double bound) {
-  const auto expected = reference::centroid_attention_gradient(fixture.problem);
-  // The backward subtracts means: of a single partner nothing is left but rounding.
-  const double magnitude = 0.1 * norm(expected.value);
-  CHECK_CLOSE(fixture.query_gradient(), expected.query, bound, magnitude);
-  CHECK_CLOSE(fixture.key_gradient(), expected.key, bound, magnitude);
-  CHECK_CLOSE(fixture.value_gradient(), expected.value, bound);
-  if (fixture.weights == nullptr) return;
-  // d/dw = (w d/dw) / w: a small weight enlarges the rounding.
-  float smallest = 1.0f;
-  const AttentionShape& shape = fixture.inputs.shape;
-  for (int64_t i = 0; i < shape.batch * shape.key_length; ++i) {
-    if (fixture.weights[i] > 0.0f) smallest = std::min(smallest, fixture.weights[i]);
-  }
-  CHECK_CLOSE(fixture.weights_gradient(), expected.weights, bound, magnitude / smallest);
-}
-
 void check_reference(CentroidGradientArrays& fixture, double bound = kSplitBound) {
   check_runs_on(fixture.problem, fixture.gradients, kGradient, on_device(fixture));
   check_gradients(fixture, bound);
@@ -183,28 +166,9 @@ TEST_ONCE("CUDA centroid gradient: what is not wanted does not change the others
       which.query_length = centroids;
       which.query_lengths.clear();
       CentroidGradientArrays fixture(which, options);
-      const CentroidAttentionGradientProblem all = fixture.problem;
-      const auto run = [&](const CentroidAttentionGradientProblem& problem) {
+      check_wanted_alone(fixture, [&](const CentroidAttentionGradientProblem& problem) {
         check_runs_on(problem, fixture.gradients, kGradient, on_device(fixture));
-      };
-      run(all);
-      const std::vector<float> query = fixture.query_gradient();
-      const std::vector<float> key = fixture.key_gradient();
-      const std::vector<float> value = fixture.value_gradient();
-      const std::vector<float> weights =
-          options.weights ? fixture.weights_gradient() : std::vector<float>();
-      for (int wanted = 0; wanted < 4; ++wanted) {
-        CentroidAttentionGradientProblem some = all;
-        if (wanted != 0) some.gradients.query.data = nullptr;
-        if (wanted != 1) some.gradients.key.data = nullptr;
-        if (wanted != 2) some.gradients.value.data = nullptr;
-        if (wanted != 3) some.weights = nullptr;
-        run(some);
-        if (wanted == 0) CHECK_SAME(fixture.query_gradient(), query);
-        if (wanted == 1) CHECK_SAME(fixture.key_gradient(), key);
-        if (wanted == 2) CHECK_SAME(fixture.value_gradient(), value);
-        if (wanted == 3 && options.weights) CHECK_SAME(fixture.weights_gradient(), weights);
-      }
+      });
     }
   }
 }

@@ -8,6 +8,7 @@
 #include "test/native/checks.h"
 #include "test/native/clustered_arrays.h"
 #include "test/native/gradients.h"
+#include "test/native/wanted.h"
 
 namespace cluster_attention::test {
 
@@ -33,6 +34,7 @@ struct AttentionGradientFixture : AttentionArrays {
     arrays.snapshot();
   }
   DenseGradients result() const { return read_gradients(problem.gradients, inputs.shape); }
+  std::vector<std::vector<float>> results() const { return result().list(); }
 };
 
 struct ClusteredGradientFixture : ClusteredFixture {
@@ -56,6 +58,7 @@ struct ClusteredGradientFixture : ClusteredFixture {
     arrays.snapshot();
   }
   DenseGradients result() const { return read_gradients(problem.gradients, inputs.shape); }
+  std::vector<std::vector<float>> results() const { return result().list(); }
 };
 
 inline AttentionGradientProblem one_sequence(AttentionGradientProblem problem, int64_t sequence) {
@@ -104,25 +107,6 @@ RoundedInputs rounded_inputs(const Fixture& fixture) {
           {fixture.key, sequences * shape.key_length * shape.head_dim},
           {fixture.value, sequences * shape.key_length * shape.value_dim},
           {fixture.made.output_gradient_data, sequences * shape.query_length * shape.value_dim}};
-}
-
-/// What is not wanted does not change the others; run(problem) writes the fixture's gradients.
-template <typename Fixture, typename Run>
-void check_wanted_alone(const Fixture& fixture, Run run) {
-  run(fixture.problem);
-  const DenseGradients expected = fixture.result();
-  for (int wanted = 0; wanted < 8; ++wanted) {
-    const Scope scope("wanted " + std::to_string(wanted));
-    auto some = fixture.problem;
-    if ((wanted & 1) == 0) some.gradients.query.data = nullptr;
-    if ((wanted & 2) == 0) some.gradients.key.data = nullptr;
-    if ((wanted & 4) == 0) some.gradients.value.data = nullptr;
-    run(some);
-    const DenseGradients actual = fixture.result();
-    if ((wanted & 1) != 0) CHECK_SAME(actual.query, expected.query);
-    if ((wanted & 2) != 0) CHECK_SAME(actual.key, expected.key);
-    if ((wanted & 4) != 0) CHECK_SAME(actual.value, expected.value);
-  }
 }
 
 /// More pairs (cluster, top key) than are kept at a time, in sequences of different lengths.

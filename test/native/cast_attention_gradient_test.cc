@@ -127,25 +127,10 @@ TEST("CAST gradient: one cluster of all tokens, and a long sequence cut into par
 
 TEST("CAST gradient: what is not wanted does not change the others") {
   CastGradientArrays fixture(find_case("ragged"), Selection::top_k, Activation::softmax);
-  const CastAttentionGradientProblem all = fixture.problem;
-  CHECK_RUNS(all, fixture.gradients);
-  const std::vector<float> expected[] = {fixture.query_gradient(), fixture.key_gradient(),
-                                         fixture.value_gradient(), fixture.surrogates_gradient(),
-                                         fixture.gate_gradient()};
-  for (int wanted = 0; wanted < 5; ++wanted) {
-    CastAttentionGradientProblem some = all;
-    if (wanted != 0) some.gradients.query.data = nullptr;
-    if (wanted != 1) some.gradients.key.data = nullptr;
-    if (wanted != 2) some.gradients.value.data = nullptr;
-    if (wanted != 3) some.surrogates = nullptr;
-    if (wanted != 4) some.gate = nullptr;
-    CHECK_RUNS(some, fixture.gradients);
-    if (wanted == 0) CHECK_SAME(fixture.query_gradient(), expected[0]);
-    if (wanted == 1) CHECK_SAME(fixture.key_gradient(), expected[1]);
-    if (wanted == 2) CHECK_SAME(fixture.value_gradient(), expected[2]);
-    if (wanted == 3) CHECK_SAME(fixture.surrogates_gradient(), expected[3]);
-    if (wanted == 4) CHECK_SAME(fixture.gate_gradient(), expected[4]);
-  }
+  const auto run = [&](const CastAttentionGradientProblem& problem) {
+    CHECK_RUNS(problem, fixture.gradients);
+  };
+  check_wanted_alone(fixture, run, true);
 }
 
 TEST("CAST gradient: threads, batches, faults, cancellation") {

@@ -4,6 +4,7 @@
 
 #include "native/core/gradient_problem.h"
 #include "test/native/cast_arrays.h"
+#include "test/native/wanted.h"
 
 namespace cluster_attention::test {
 
@@ -26,6 +27,10 @@ struct CastGradientArrays : CastArrays {
   std::vector<float> value_gradient() const;
   std::vector<float> surrogates_gradient() const;
   std::vector<float> gate_gradient() const;
+  std::vector<std::vector<float>> results() const {
+    return {query_gradient(), key_gradient(), value_gradient(), surrogates_gradient(),
+            gate_gradient()};
+  }
 
  private:
   OutputRows output_view(const InputRows& like, int64_t dim);

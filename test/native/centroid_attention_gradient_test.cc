@@ -14,21 +14,7 @@ namespace {
 void check_reference(CentroidGradientArrays& fixture, double bound = kRelativeL2) {
   CHECK_RUNS(fixture.problem, fixture.gradients);
   fixture.gradients.snapshot();
-  const auto expected = reference::centroid_attention_gradient(fixture.problem);
-  // The backward subtracts means: of a single partner nothing is left but rounding.
-  const double magnitude = 0.1 * norm(expected.value);
-  CHECK_CLOSE(fixture.query_gradient(), expected.query, bound, magnitude);
-  CHECK_CLOSE(fixture.key_gradient(), expected.key, bound, magnitude);
-  CHECK_CLOSE(fixture.value_gradient(), expected.value, bound);
-  if (fixture.weights != nullptr) {
-    // d/dw = (w d/dw) / w: a small weight enlarges the rounding.
-    float smallest = 1.0f;
-    const AttentionShape& shape = fixture.inputs.shape;
-    for (int64_t i = 0; i < shape.batch * shape.key_length; ++i) {
-      if (fixture.weights[i] > 0.0f) smallest = std::min(smallest, fixture.weights[i]);
-    }
-    CHECK_CLOSE(fixture.weights_gradient(), expected.weights, bound, magnitude / smallest);
-  }
+  check_gradients(fixture, bound);
 }
 
 Case small_case(Layout layout) {
@@ -128,26 +114,9 @@ TEST("centroid attention gradient: what is not wanted does not change the others
   for (const CentroidOptions& options : all_centroid_options()) {
     const Scope scope(options.name());
     CentroidGradientArrays fixture(find_case("ragged"), options);
-    const CentroidAttentionGradientProblem all = fixture.problem;
-    CHECK_RUNS(all, fixture.gradients);
-    const std::vector<float> query = fixture.query_gradient();
-    const std::vector<float> key = fixture.key_gradient();
-    const std::vector<float> value = fixture.value_gradient();
-    const auto run_with = [&](bool with_query, bool with_key, bool with_value) {
-      CentroidAttentionGradientProblem some = all;
-      if (!with_query) some.gradients.query.data = nullptr;
-      if (!with_key) some.gradients.key.data = nullptr;
-      if (!with_value) some.gradients.value.data = nullptr;
-      some.weights = nullptr;
-      CHECK_RUNS(some, fixture.gradients);
-      if (with_query) CHECK_SAME(fixture.query_gradient(), query);
-      if (with_key) CHECK_SAME(fixture.key_gradient(), key);
-      if (with_value) CHECK_SAME(fixture.value_gradient(), value);
-    };
-    run_with(true, false, false);
-    run_with(false, true, false);
-    run_with(false, false, true);
-    run_with(true, true, true);
+    check_wanted_alone(fixture, [&](const CentroidAttentionGradientProblem& problem) {
+      CHECK_RUNS(problem, fixture.gradients);
+    });
   }
 }
 

@@ -17,22 +17,10 @@ namespace {
 constexpr PoolStart kStarts[] = {PoolStart::stride, PoolStart::sample, PoolStart::farthest,
                                  PoolStart::given};
 
-/// Bounds are those of the gradients as one vector: what cancels in one of them stands in another.
 void check_reference(EncodeGradientArrays& fixture, double bound = 1e-5) {
   CHECK_RUNS(fixture.problem, fixture.gradients);
   fixture.gradients.snapshot();
-  const CentroidEncodeGradientProblem& problem = fixture.problem;
-  const auto expected = reference::centroid_encode_gradient(problem);
-  const int64_t weight = fixture.weight_count();
-  const double magnitude = 0.1 * std::max(norm(expected.output_weight), norm(expected.inputs));
-  CHECK_CLOSE(read(problem.inputs, fixture.input_count()), expected.inputs, bound, magnitude);
-  if (problem.initial != nullptr) {
-    CHECK_CLOSE(read(problem.initial, fixture.centroid_count()), expected.initial, bound);
-  }
-  CHECK_CLOSE(read(problem.query_weight, weight), expected.query_weight, bound, magnitude);
-  CHECK_CLOSE(read(problem.key_weight, weight), expected.key_weight, bound, magnitude);
-  CHECK_CLOSE(read(problem.value_weight, weight), expected.value_weight, bound, magnitude);
-  CHECK_CLOSE(read(problem.output_weight, weight), expected.output_weight, bound, magnitude);
+  check_gradients(fixture, bound);
 }
 
 /// Calls body for both normalisations and aggregations, with and without weights and neighbors.
@@ -184,28 +172,9 @@ TEST("centroid encode gradient: what is not wanted does not change the others") 
     which.value_dim = 130;
     which.clusters = centroids;
     EncodeGradientArrays fixture(which, PoolStart::given);
-    const CentroidEncodeGradientProblem all = fixture.problem;
-    CHECK_RUNS(all, fixture.gradients);
-    const auto gradients = [&] {
-      std::vector<std::vector<float>> list{read(all.inputs, fixture.input_count()),
-                                           read(all.initial, fixture.centroid_count())};
-      for (float* weight :
-           {all.query_weight, all.key_weight, all.value_weight, all.output_weight}) {
-        list.push_back(read(weight, fixture.weight_count()));
-      }
-      return list;
-    };
-    const auto expected = gradients();
-    for (int wanted = 0; wanted < 6; ++wanted) {
-      CentroidEncodeGradientProblem some = all;
-      float** slots[] = {&some.inputs,     &some.initial,      &some.query_weight,
-                         &some.key_weight, &some.value_weight, &some.output_weight};
-      for (int i = 0; i < 6; ++i) {
-        if (i != wanted) *slots[i] = nullptr;
-      }
-      CHECK_RUNS(some, fixture.gradients);
-      CHECK_SAME(gradients()[wanted], expected[wanted]);
-    }
+    check_wanted_alone(fixture, [&](const CentroidEncodeGradientProblem& problem) {
+      CHECK_RUNS(problem, fixture.gradients);
+    });
   }
 }
 

@@ -2,9 +2,14 @@
 
 // A backward of centroid attention, made from a case of the table.
 
+#include <algorithm>
+
 #include "native/core/gradient_problem.h"
+#include "native/reference/centroid_attention.h"
 #include "test/native/centroid_arrays.h"
 #include "test/native/checks.h"
+#include "test/native/compare.h"
+#include "test/native/wanted.h"
 
 namespace cluster_attention::test {
 
@@ -50,6 +55,12 @@ struct CentroidGradientArrays : CentroidArrays {
     return read(problem.weights, inputs.shape.batch * inputs.shape.key_length);
   }
 
+  std::vector<std::vector<float>> results() const {
+    std::vector<std::vector<float>> list = {query_gradient(), key_gradient(), value_gradient()};
+    if (problem.weights != nullptr) list.push_back(weights_gradient());
+    return list;
+  }
+
  private:
   template <typename T>
   RowView<T> view(T* data, int64_t length, int64_t dim, const Case& which) const {
@@ -62,6 +73,24 @@ struct CentroidGradientArrays : CentroidArrays {
     return read_view(view, inputs.shape.batch, inputs.shape.heads, length, dim);
   }
 };
+
+/// Against the reference.
+inline void check_gradients(const CentroidGradientArrays& fixture, double bound) {
+  const auto expected = reference::centroid_attention_gradient(fixture.problem);
+  // The backward subtracts means: of a single partner nothing is left but rounding.
+  const double magnitude = 0.1 * norm(expected.value);
+  CHECK_CLOSE(fixture.query_gradient(), expected.query, bound, magnitude);
+  CHECK_CLOSE(fixture.key_gradient(), expected.key, bound, magnitude);
+  CHECK_CLOSE(fixture.value_gradient(), expected.value, bound);
+  if (fixture.weights == nullptr) return;
+  // d/dw = (w d/dw) / w: a small weight enlarges the rounding.
+  float smallest = 1.0f;
+  const AttentionShape& shape = fixture.inputs.shape;
+  for (int64_t i = 0; i < shape.batch * shape.key_length; ++i) {
+    if (fixture.weights[i] > 0.0f) smallest = std::min(smallest, fixture.weights[i]);
+  }
+  CHECK_CLOSE(fixture.weights_gradient(), expected.weights, bound, magnitude / smallest);
+}
 
 inline CentroidAttentionGradientProblem one_centroid_gradient_batch(
     CentroidAttentionGradientProblem problem, int64_t b) {

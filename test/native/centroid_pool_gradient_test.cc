@@ -16,11 +16,7 @@ namespace {
 void check_reference(PoolGradientArrays& fixture, double bound = 1e-5) {
   CHECK_RUNS(fixture.problem, fixture.gradients);
   fixture.gradients.snapshot();
-  const auto expected = reference::centroid_pool_gradient(fixture.problem);
-  CHECK_CLOSE(fixture.inputs_gradient(), expected.inputs, bound);
-  if (fixture.problem.initial == nullptr) return;
-  // Steps forget where they came from: the gradient by the start is a small rest.
-  CHECK_CLOSE(fixture.initial_gradient(), expected.initial, bound, 0.1 * norm(expected.inputs));
+  check_gradients(fixture, bound);
 }
 
 Case small_case() {
@@ -153,17 +149,9 @@ TEST("centroid pool gradient: what is not wanted does not change the others") {
   for (float temperature : {0.0f, 0.5f}) {
     PoolGradientArrays fixture(find_case("ragged"), Similarity::cosine, PoolStart::given);
     fixture.problem.forward.temperature = temperature;
-    CentroidPoolGradientProblem some = fixture.problem;
-    CHECK_RUNS(some, fixture.gradients);
-    const std::vector<float> inputs = fixture.inputs_gradient();
-    const std::vector<float> initial = fixture.initial_gradient();
-    some.inputs = nullptr;
-    CHECK_RUNS(some, fixture.gradients);
-    CHECK_SAME(fixture.initial_gradient(), initial);
-    some = fixture.problem;
-    some.initial = nullptr;
-    CHECK_RUNS(some, fixture.gradients);
-    CHECK_SAME(fixture.inputs_gradient(), inputs);
+    check_wanted_alone(fixture, [&](const CentroidPoolGradientProblem& problem) {
+      CHECK_RUNS(problem, fixture.gradients);
+    });
   }
 }
 

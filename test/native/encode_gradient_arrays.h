@@ -2,8 +2,13 @@
 
 // A backward of the learned layer, made from a case of the table.
 
+#include <algorithm>
+
 #include "native/core/gradient_problem.h"
+#include "native/reference/centroid_encode.h"
+#include "test/native/compare.h"
 #include "test/native/encode_arrays.h"
+#include "test/native/wanted.h"
 
 namespace cluster_attention::test {
 
@@ -47,7 +52,34 @@ struct EncodeGradientArrays : EncodeArrays {
     const CentroidEncodeProblem& p = EncodeArrays::problem;
     return p.heads * p.head_dim * p.dim;
   }
+  std::vector<std::vector<float>> results() const {
+    std::vector<std::vector<float>> list = {read(problem.inputs, input_count())};
+    list.push_back(problem.initial == nullptr ? std::vector<float>()
+                                              : read(problem.initial, centroid_count()));
+    for (const float* weight :
+         {problem.query_weight, problem.key_weight, problem.value_weight, problem.output_weight}) {
+      list.push_back(read(weight, weight_count()));
+    }
+    return list;
+  }
 };
+
+/// Against the reference. Bounds are those of the gradients as one vector: what cancels in one of
+/// them stands in another.
+inline void check_gradients(const EncodeGradientArrays& fixture, double bound) {
+  const CentroidEncodeGradientProblem& problem = fixture.problem;
+  const auto expected = reference::centroid_encode_gradient(problem);
+  const int64_t weight = fixture.weight_count();
+  const double magnitude = 0.1 * std::max(norm(expected.output_weight), norm(expected.inputs));
+  CHECK_CLOSE(read(problem.inputs, fixture.input_count()), expected.inputs, bound, magnitude);
+  if (problem.initial != nullptr) {
+    CHECK_CLOSE(read(problem.initial, fixture.centroid_count()), expected.initial, bound);
+  }
+  CHECK_CLOSE(read(problem.query_weight, weight), expected.query_weight, bound, magnitude);
+  CHECK_CLOSE(read(problem.key_weight, weight), expected.key_weight, bound, magnitude);
+  CHECK_CLOSE(read(problem.value_weight, weight), expected.value_weight, bound, magnitude);
+  CHECK_CLOSE(read(problem.output_weight, weight), expected.output_weight, bound, magnitude);
+}
 
 inline CentroidEncodeGradientProblem one_encode_gradient_sequence(
     CentroidEncodeGradientProblem problem, int64_t b) {

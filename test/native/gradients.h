@@ -52,6 +52,8 @@ struct DenseGradients {
   std::vector<float> query;
   std::vector<float> key;
   std::vector<float> value;
+
+  std::vector<std::vector<float>> list() const { return {query, key, value}; }
 };
 DenseGradients read_gradients(const AttentionGradients& gradients, const AttentionShape& shape);
 

@@ -6,7 +6,10 @@
 #include <limits>
 
 #include "native/core/gradient_problem.h"
+#include "native/reference/centroid_pool.h"
+#include "test/native/compare.h"
 #include "test/native/pool_arrays.h"
+#include "test/native/wanted.h"
 
 namespace cluster_attention::test {
 
@@ -44,7 +47,21 @@ struct PoolGradientArrays : PoolArrays {
   }
   std::vector<float> inputs_gradient() const { return read(problem.inputs, input_count()); }
   std::vector<float> initial_gradient() const { return read(problem.initial, centroid_count()); }
+  std::vector<std::vector<float>> results() const {
+    std::vector<std::vector<float>> list = {inputs_gradient()};
+    if (problem.initial != nullptr) list.push_back(initial_gradient());
+    return list;
+  }
 };
+
+/// Against the reference.
+inline void check_gradients(const PoolGradientArrays& fixture, double bound) {
+  const auto expected = reference::centroid_pool_gradient(fixture.problem);
+  CHECK_CLOSE(fixture.inputs_gradient(), expected.inputs, bound);
+  if (fixture.problem.initial == nullptr) return;
+  // Steps forget where they came from: the gradient by the start is a small rest.
+  CHECK_CLOSE(fixture.initial_gradient(), expected.initial, bound, 0.1 * norm(expected.inputs));
+}
 
 inline CentroidPoolGradientProblem one_pool_gradient_sequence(CentroidPoolGradientProblem problem,
                                                               int64_t b) {
