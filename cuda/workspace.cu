@@ -22,7 +22,7 @@ DeviceWorkspace::Scope::~Scope() {
 }
 
 Status DeviceWorkspace::allocate_bytes(int64_t bytes, void** memory) {
-  const int64_t size = round_up(bytes > 0 ? bytes : 1, kAlignment);
+  const int64_t size = bytes > 0 ? bytes : 1;
   while (block_ < block_count_ && used_ + size > blocks_[block_].bytes) {
     ++block_;
     used_ = 0;
@@ -33,7 +33,7 @@ Status DeviceWorkspace::allocate_bytes(int64_t bytes, void** memory) {
     used_ = 0;
   }
   *memory = blocks_[block_].memory + used_;
-  used_ += size;
+  used_ += round_up(size, kAlignment);
   return Status::success();
 }
 
@@ -49,7 +49,7 @@ Status DeviceWorkspace::add_block(int64_t bytes) {
 void DeviceWorkspace::join_blocks() {
   if (block_count_ < 2) return;
   int64_t total = 0;
-  for (int i = 0; i < block_count_; ++i) total += blocks_[i].bytes;
+  for (int i = 0; i < block_count_; ++i) total += round_up(blocks_[i].bytes, kAlignment);
   free_all();
   // Without success the next operation tries again and reports what is wrong.
   (void)add_block(total);

@@ -59,8 +59,8 @@ class DeviceWorkspace {
   /// or launch any more.
   void free_all();
 
-  /// For fault tests: how short a block may be. With 1 byte every part is an allocation of its own,
-  /// until the outermost scope ends.
+  /// For tests: how short a block may be. With 1 byte every part is an allocation of its own, which
+  /// may fail and behind which a write shows, until the outermost scope ends.
   void set_smallest_block(int64_t bytes) { smallest_block_ = bytes; }
 
  private:

@@ -1,3 +1,4 @@
+#include "cuda/session.h"
 #include "test/cuda/device.h"
 
 #if defined(CA_CUDA_MODEL)
@@ -8,12 +9,19 @@ extern "C" const cluster_attention::cuda::Backend* cluster_attention_cuda_backen
 
 namespace cluster_attention::test {
 
+namespace {
+
+bool parts_alone = false;
+
+}  // namespace
+
 const cuda::Backend& Device::backend() {
   return *cluster_attention_cuda_backend(cuda::kBackendVersion);
 }
 
 Device::Device(cuda::Storage storage, int32_t index) : storage_(storage) {
   CHECK_EQUAL(describe(backend().open_session(index, &session_)), "ok");
+  if (parts_alone && session_ != nullptr) session_->workspace().set_smallest_block(1);
 }
 
 Device::~Device() {
@@ -112,5 +120,7 @@ void set_thread_order(uint64_t seed) {
   (void)seed;
 #endif
 }
+
+void set_parts_alone(bool alone) { parts_alone = alone; }
 
 }  // namespace cluster_attention::test

@@ -102,12 +102,15 @@ void on_every_kind_of_device(Body body) {
 /// Fails the running test for every fault of a kernel that the model has noted.
 void check_model_faults();
 
-/// Runs body() with the threads of the model in ascending order and in two shuffled ones; on a GPU
-/// once.
+/// Runs body() with the threads of the model in ascending order and in two shuffled ones, in the
+/// last with every part of a workspace in an allocation of its own, so that a write past a part
+/// shows; on a GPU once.
 template <typename Body>
 void in_every_thread_order(Body body);
 
 void set_thread_order(uint64_t seed);
+/// Of the devices opened from here on.
+void set_parts_alone(bool alone);
 
 template <typename Body>
 void in_every_thread_order(Body body) {
@@ -115,9 +118,11 @@ void in_every_thread_order(Body body) {
   for (uint64_t seed : {0, 1, 2}) {
     const Scope scope("thread order " + std::to_string(seed));
     set_thread_order(seed);
+    set_parts_alone(seed == 2);
     body();
   }
   set_thread_order(0);
+  set_parts_alone(false);
 #else
   body();
 #endif
