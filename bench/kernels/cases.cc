@@ -16,9 +16,6 @@ namespace {
 
 constexpr int64_t kTopK = 32;
 
-/// Of operands and weights rounded to bfloat16.
-constexpr double kBfloat16Bound = 0x1p-6;
-
 Case exact_case(int64_t length, Precision precision) {
   auto data = std::make_shared<AttentionData>(length, length);
   Case result;
@@ -163,6 +160,7 @@ const std::vector<std::string>& kernel_names() {
         "centroidAttention/M=64",
         "centroidAttention/M=N/4",
         "castAttention",
+        "castAttention/bfloat16",
         "matmul/512",
         "matmul/64",
     };
@@ -186,7 +184,8 @@ Case make_case(const std::string& kernel, int64_t length) {
   }
   if (kernel == "centroidAttention/M=64") result = centroid_case(length, 64);
   if (kernel == "centroidAttention/M=N/4") result = centroid_case(length, length / 4);
-  if (kernel == "castAttention") result = cast_case(length);
+  if (kernel == "castAttention") result = cast_case(length, Precision::float32);
+  if (kernel == "castAttention/bfloat16") result = cast_case(length, Precision::bfloat16);
   if (kernel == "matmul/512") result = matmul_case(length, 512);
   if (kernel == "matmul/64") result = matmul_case(length, 64);
   if (!result.run) result = make_gradient_case(kernel, length);

@@ -20,6 +20,9 @@ struct Case {
   std::shared_ptr<void> storage;        // owns what run and error use
 };
 
+/// Case::bound where operands and weights are rounded to bfloat16.
+constexpr double kBfloat16Bound = 0x1p-6;
+
 /// Names that make_case() knows, in the order of the table.
 const std::vector<std::string>& kernel_names();
 

@@ -167,12 +167,13 @@ Case clustered_case(int64_t length, int64_t top_k, Grouping grouping) {
   return result;
 }
 
-Case cast_case(int64_t length) {
+Case cast_case(int64_t length, Precision precision) {
   auto data = std::make_shared<CastData>(length);
   Case result;
   const double tokens = static_cast<double>(kHeads * length);
   result.operations = 2.0 * tokens * (data->size * 2.0 * kDim + data->clusters * 5.0 * kDim);
-  result.run = [data = data.get()](Context& context) {
+  if (precision == Precision::bfloat16) result.bound = kBfloat16Bound;
+  result.run = [data = data.get(), precision](Context& context) {
     CastAttentionProblem problem;
     problem.inputs = data->inputs();
     problem.clusters = data->clusters;
@@ -182,7 +183,9 @@ Case cast_case(int64_t length) {
     problem.indices = data->indices.data();
     problem.output =
         dense_rows(data->output.data(), Layout::bhld, kHeads, data->query_length, kDim);
-    return cluster_attention::run(problem, {}, context);
+    CallSettings settings;
+    settings.precision = precision;
+    return cluster_attention::run(problem, settings, context);
   };
   result.error = [data = data.get()] {
     ErrorSum error;

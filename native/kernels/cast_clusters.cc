@@ -36,8 +36,14 @@ struct GatheredRows {
   float* key;         // (kKeyBlock, D)
   float* value;       // (kKeyBlock, E)
   float* key_factor;  // (kKeyBlock), softplus1(-phi)
+  uint16_t* packed;   // keys and values as bfloat16, where they are multiplied so; else null
   int64_t count;
 };
+
+bool packs_bfloat16(const CastState& state) {
+  return state.simd.multiplies_bfloat16 && state.context.bfloat16_operands() &&
+         state.problem.activation == Activation::softmax;
+}
 
 /// One chunk of the queries of one cluster.
 class ClusterChunk {
@@ -61,6 +67,9 @@ class ClusterChunk {
     scores_ = gathered_.key_factor + kKeyBlock;
     summary_.output = scores_ + kKeyBlock * lanes;
     tile_memory_ = summary_.output + round_up(shape_.value_dim, state.simd.width);
+    const int64_t tiles = kTilesPerChunk * (shape_.head_dim + shape_.value_dim + 3) * lanes;
+    gathered_.packed =
+        packs_bfloat16(state) ? reinterpret_cast<uint16_t*>(tile_memory_ + tiles) : nullptr;
   }
 
   /// intra: (kappa, E), inter: (E). The first chunk computes the summary too.
@@ -147,6 +156,22 @@ class ClusterChunk {
                   gathered_.value + i * shape_.value_dim);
       gathered_.key_factor[i] = sequence_.key_factor[token];
     }
+    if (gathered_.packed == nullptr) return;
+    AttendTile members;
+    set_keys(members);
+    state_.simd.pack_bfloat16(members, gathered_.packed);
+  }
+
+  /// The gathered members as keys.
+  void set_keys(AttendTile& tile) const {
+    tile.key = gathered_.key;
+    tile.key_stride = shape_.head_dim;
+    tile.value = gathered_.value;
+    tile.value_stride = shape_.value_dim;
+    tile.keys = gathered_.count;
+    tile.head_dim = shape_.head_dim;
+    tile.value_dim = shape_.value_dim;
+    tile.packed = gathered_.packed;
   }
 
   /// Adds the gathered members to what a tile has seen.
@@ -156,13 +181,7 @@ class ClusterChunk {
       return;
     }
     AttendTile block = tile.state.tile(tile.columns, scale_);
-    block.key = gathered_.key;
-    block.key_stride = shape_.head_dim;
-    block.value = gathered_.value;
-    block.value_stride = shape_.value_dim;
-    block.keys = gathered_.count;
-    block.head_dim = shape_.head_dim;
-    block.value_dim = shape_.value_dim;
+    set_keys(block);
     block.bfloat16 = state_.context.bfloat16_operands();
     state_.simd.attend(block);
   }
@@ -262,8 +281,10 @@ int64_t cluster_scratch(const CastState& state) {
   const AttentionShape& shape = state.problem.inputs.shape;
   const int64_t lanes = state.simd.lanes;
   const int64_t dims = shape.head_dim + shape.value_dim;
+  const int64_t packed =
+      packs_bfloat16(state) ? bfloat16_size(shape.head_dim, shape.value_dim) / 2 : 0;
   return kKeyBlock * (dims + 1 + lanes) + round_up(shape.value_dim, state.simd.width) +
-         kTilesPerChunk * (dims + 3) * lanes;
+         kTilesPerChunk * (dims + 3) * lanes + packed;
 }
 
 Status attend_within_clusters(const CastState& state, int64_t first, int64_t count) {
