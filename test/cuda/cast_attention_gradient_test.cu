@@ -4,6 +4,7 @@
 
 #include "native/reference/cast_attention.h"
 #include "test/cuda/cast_gradient_device.h"
+#include "test/cuda/tile_cases.h"
 #include "test/native/compare.h"
 
 namespace cluster_attention::test {
@@ -57,30 +58,10 @@ TEST_ONCE("CUDA CAST gradient: matches the reference") {
   }
 }
 
-/// Sizes around the tiles of 64: several tiles of clusters and of members, several parts of the
-/// tokens, wide rows.
-std::vector<Case> tile_cases() {
-  std::vector<Case> list;
-  const int64_t sizes[][5] = {{65, 63, 65, 63, 4},    {64, 64, 64, 64, 3},  {127, 130, 129, 65, 20},
-                              {600, 16, 200, 9, 130}, {150, 70, 8, 128, 2}, {90, 256, 256, 30, 3},
-                              {1100, 8, 8, 150, 5}};
-  for (const auto& size : sizes) {
-    Case one = find_case("usual");
-    one.name = "tiles " + std::to_string(list.size());
-    one.batch = 1;
-    one.query_length = one.key_length = size[0];
-    one.head_dim = size[1];
-    one.value_dim = size[2];
-    one.cluster_size = size[3];
-    one.clusters = size[4];
-    one.layout = list.size() % 2 == 0 ? Layout::bhld : Layout::blhd;
-    list.push_back(one);
-  }
-  return list;
-}
-
 TEST_ONCE("CUDA CAST gradient: sizes around the tiles") {
-  for (const Case& one : tile_cases()) {
+  std::vector<Case> list = cast_tile_cases(600);
+  list.push_back(cast_tile_case({1100, 8, 8, 150, 5}));  // several parts of the tokens
+  for (const Case& one : list) {
     for (Selection selection : {Selection::top_k, Selection::single_assignment}) {
       const bool laplace = selection == Selection::single_assignment;
       const Activation activation = laplace ? Activation::laplace : Activation::softmax;

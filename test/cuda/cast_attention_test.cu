@@ -4,6 +4,7 @@
 
 #include "native/reference/cast_attention.h"
 #include "test/cuda/launches.h"
+#include "test/cuda/tile_cases.h"
 #include "test/native/cast_arrays.h"
 #include "test/native/compare.h"
 
@@ -111,28 +112,8 @@ TEST_ONCE("CUDA CAST: matches the reference") {
   }
 }
 
-/// Sizes around the tiles of 64: several tiles of clusters and of members, wide rows.
-std::vector<Case> tile_cases() {
-  std::vector<Case> list;
-  const int64_t sizes[][5] = {{65, 63, 65, 63, 4},    {64, 64, 64, 64, 3},  {127, 130, 129, 65, 20},
-                              {300, 16, 200, 9, 130}, {150, 70, 8, 128, 2}, {90, 256, 256, 30, 3}};
-  for (const auto& size : sizes) {
-    Case one = find_case("usual");
-    one.name = "tiles " + std::to_string(list.size());
-    one.batch = 1;
-    one.query_length = one.key_length = size[0];
-    one.head_dim = size[1];
-    one.value_dim = size[2];
-    one.cluster_size = size[3];
-    one.clusters = size[4];
-    one.layout = list.size() % 2 == 0 ? Layout::bhld : Layout::blhd;
-    list.push_back(one);
-  }
-  return list;
-}
-
 TEST_ONCE("CUDA CAST: sizes around the tiles") {
-  for (const Case& one : tile_cases()) {
+  for (const Case& one : cast_tile_cases(300)) {
     for (Selection selection : kSelections) {
       for (Activation activation : kActivations) {
         const Scope scope(one.name + cast_options_name(selection, activation));
@@ -164,7 +145,7 @@ void make_ties(CastArrays& fixture) {
 }
 
 TEST_ONCE("CUDA CAST: the tokens chosen equal the CPU's, ties included") {
-  std::vector<Case> list = tile_cases();
+  std::vector<Case> list = cast_tile_cases(300);
   for (const char* name : {"prime", "ragged", "ragged-keys", "slots-over-tokens",
                            "slots-under-tokens", "cluster-size-over-tokens", "long-keys"}) {
     list.push_back(find_case(name));

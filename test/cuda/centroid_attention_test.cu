@@ -3,6 +3,7 @@
 #include "native/reference/centroid_attention.h"
 #include "test/cuda/launches.h"
 #include "test/cuda/promises.h"
+#include "test/cuda/tile_cases.h"
 #include "test/native/centroid_arrays.h"
 #include "test/native/compare.h"
 
@@ -104,30 +105,8 @@ TEST_ONCE("CUDA centroid attention: matches the reference under all options") {
   }
 }
 
-/// Sizes around the tiles of 64, several tiles of centroids, several parts, wide rows.
-std::vector<Case> tile_cases() {
-  std::vector<Case> list;
-  const int64_t sizes[][4] = {{63, 65, 63, 65},     {64, 64, 64, 128},   {65, 63, 65, 129},
-                              {129, 127, 127, 130}, {130, 700, 16, 200}, {20, 1601, 300, 8},
-                              {300, 100, 7, 7},     {3, 64, 256, 256}};
-  for (const auto& size : sizes) {
-    Case one = find_case("usual");
-    one.name = "tiles " + std::to_string(list.size());
-    one.batch = 1;
-    one.heads = 2;
-    one.query_length = size[0];
-    one.key_length = size[1];
-    one.head_dim = size[2];
-    one.value_dim = size[3];
-    one.top_k = 70;
-    one.layout = list.size() % 2 == 0 ? Layout::bhld : Layout::blhd;
-    list.push_back(one);
-  }
-  return list;
-}
-
 TEST_ONCE("CUDA centroid attention: sizes around the tiles") {
-  for (const Case& one : tile_cases()) {
+  for (const Case& one : centroid_tile_cases()) {
     for (const CentroidOptions& options : all_centroid_options()) {
       if (options.aggregate == Collect::mean || (options.weights && options.neighbors)) continue;
       const Scope scope(one.name + options.name());
@@ -142,7 +121,7 @@ TEST_ONCE("CUDA centroid attention: sizes around the tiles") {
 }
 
 TEST_ONCE("CUDA centroid attention: labels equal the CPU's on integers, ties included") {
-  std::vector<Case> list = tile_cases();
+  std::vector<Case> list = centroid_tile_cases();
   list.insert(list.end(), cases().begin(), cases().end());
   for (const Case& one : list) {
     for (bool neighbors : {false, true}) {

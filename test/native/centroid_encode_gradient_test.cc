@@ -130,31 +130,16 @@ TEST("centroid encode gradient: few centroids of wide inputs, many of narrow one
 
 TEST("centroid encode gradient: an input of weight 0 is never read and has none") {
   for (PoolStart start : kStarts) {
-    for (int64_t centroids : {2, 40}) {  // absorbed, projected
-      Case which = find_case("prime");
-      which.value_dim = 130;
-      which.clusters = centroids;
-      EncodeGradientArrays fixture(which, start);
-      fixture.add_weights();
+    check_weight_zero(start, [](EncodeGradientArrays& fixture) {
       CHECK_RUNS(fixture.problem, fixture.gradients);
-      const auto expected = fixture.gradients.snapshot();
-      const int64_t dim = fixture.problem.forward.dim;
-      std::fill_n(fixture.inputs + 2 * dim, dim, std::numeric_limits<float>::quiet_NaN());
-      CHECK_RUNS(fixture.problem, fixture.gradients);
-      check_same_bytes(fixture.gradients.snapshot(), expected, "an input of weight 0");
-      for (int64_t d = 0; d < dim; ++d) CHECK_EQUAL(fixture.problem.inputs[2 * dim + d], 0.0f);
-    }
+    });
   }
 }
 
 TEST("centroid encode gradient: rows of zeros have none") {
   EncodeGradientArrays fixture(find_case("prime"), PoolStart::stride);
-  fixture.add_weights();
-  std::fill_n(fixture.weights, 50, 0.0f);  // 3 of 53 inputs are left for 7 centroids
-  std::fill_n(fixture.weights + 50, 3, 1.5f);
+  fixture.remove_most_inputs();
   fixture.problem.forward.aggregate = Collect::mean;
-  const int64_t dim = fixture.problem.forward.dim;
-  std::fill_n(fixture.output_gradient + 3 * dim, 4 * dim, std::numeric_limits<float>::quiet_NaN());
   check_reference(fixture);
 }
 

@@ -3,9 +3,11 @@
 // A backward of the learned layer, made from a case of the table.
 
 #include <algorithm>
+#include <limits>
 
 #include "native/core/gradient_problem.h"
 #include "native/reference/centroid_encode.h"
+#include "test/native/checks.h"
 #include "test/native/compare.h"
 #include "test/native/encode_arrays.h"
 #include "test/native/wanted.h"
@@ -39,6 +41,15 @@ struct EncodeGradientArrays : EncodeArrays {
     EncodeArrays::add_neighbors(count);
     problem.forward.neighbors = neighbors;
     problem.forward.neighbor_count = count;
+  }
+  /// 3 of the 53 inputs of the case "prime" are left for its 7 centroids: nothing of the gradient
+  /// by the other 4 may be read.
+  void remove_most_inputs() {
+    add_weights();
+    std::fill_n(weights, 50, 0.0f);
+    std::fill_n(weights + 50, 3, 1.5f);
+    const int64_t dim = problem.forward.dim;
+    std::fill_n(output_gradient + 3 * dim, 4 * dim, std::numeric_limits<float>::quiet_NaN());
   }
   int64_t input_count() const {
     const CentroidEncodeProblem& p = EncodeArrays::problem;
@@ -79,6 +90,25 @@ inline void check_gradients(const EncodeGradientArrays& fixture, double bound) {
   CHECK_CLOSE(read(problem.key_weight, weight), expected.key_weight, bound, magnitude);
   CHECK_CLOSE(read(problem.value_weight, weight), expected.value_weight, bound, magnitude);
   CHECK_CLOSE(read(problem.output_weight, weight), expected.output_weight, bound, magnitude);
+}
+
+/// An input of weight 0 is never read and its gradient is 0; run(problem) writes the gradients.
+template <typename Run>
+void check_weight_zero(PoolStart start, Run run) {
+  for (int64_t centroids : {2, 40}) {  // absorbed, projected
+    Case which = find_case("prime");
+    which.value_dim = 130;
+    which.clusters = centroids;
+    EncodeGradientArrays fixture(which, start);
+    fixture.add_weights();
+    run(fixture);
+    const auto expected = fixture.gradients.snapshot();
+    const int64_t dim = fixture.problem.forward.dim;
+    std::fill_n(fixture.inputs + 2 * dim, dim, std::numeric_limits<float>::quiet_NaN());
+    run(fixture);
+    check_same_bytes(fixture.gradients.snapshot(), expected, "an input of weight 0");
+    for (int64_t d = 0; d < dim; ++d) CHECK_EQUAL(fixture.problem.inputs[2 * dim + d], 0.0f);
+  }
 }
 
 inline CentroidEncodeGradientProblem one_encode_gradient_sequence(
