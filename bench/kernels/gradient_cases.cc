@@ -328,17 +328,20 @@ double ClusteredGradientData::error() const {
 /// `forward_operations` are those of the forward where it is timed too.
 template <typename Data>
 Case gradient_case(std::shared_ptr<Data> data, bool both, double forward_operations,
-                   double operations) {
+                   double operations, Precision precision = Precision::float32) {
   Case result;
   result.operations = operations + (both ? forward_operations : 0.0);
+  if (precision == Precision::bfloat16) result.bound = kBfloat16Bound;
+  CallSettings settings;
+  settings.precision = precision;
   Context context(1);
-  cluster_attention::run(data->problem.forward, {}, context);
-  result.run = [data = data.get(), both](Context& call) {
+  cluster_attention::run(data->problem.forward, settings, context);
+  result.run = [data = data.get(), both, settings](Context& call) {
     if (both) {
-      const Status status = cluster_attention::run(data->problem.forward, {}, call);
+      const Status status = cluster_attention::run(data->problem.forward, settings, call);
       if (!status.ok()) return status;
     }
-    return cluster_attention::run(data->problem, {}, call);
+    return cluster_attention::run(data->problem, settings, call);
   };
   result.error = [data = data.get()] { return data->error(); };
   result.storage = data;
@@ -349,8 +352,8 @@ Case gradient_case(std::shared_ptr<Data> data, bool both, double forward_operati
 
 const std::vector<std::string>& gradient_names() {
   static const std::vector<std::string> names = {
-      "attentionGradient", "clusteredAttentionGradient", "improvedClusteredGradient",
-      "attentionGradient/both", "improvedClusteredGradient/both"};
+      "attentionGradient",         "attentionGradient/bfloat16", "clusteredAttentionGradient",
+      "improvedClusteredGradient", "attentionGradient/both",     "improvedClusteredGradient/both"};
   return names;
 }
 
@@ -362,10 +365,12 @@ Case make_gradient_case(const std::string& kernel, int64_t length) {
     return gradient_case(std::make_shared<ClusteredGradientData>(length, k), both, forward,
                          pairs * 5.0 * (kClusters + static_cast<double>(k)));
   };
-  const auto attention = [&](bool both) {
-    return gradient_case(std::make_shared<ExactData>(length), both, 2.0 * exact, 5.0 * exact);
+  const auto attention = [&](bool both, Precision precision = Precision::float32) {
+    return gradient_case(std::make_shared<ExactData>(length), both, 2.0 * exact, 5.0 * exact,
+                         precision);
   };
   if (kernel == "attentionGradient") return attention(false);
+  if (kernel == "attentionGradient/bfloat16") return attention(false, Precision::bfloat16);
   if (kernel == "attentionGradient/both") return attention(true);
   if (kernel == "clusteredAttentionGradient") return clustered(0, false);
   if (kernel == "improvedClusteredGradient") return clustered(kTopK, false);

@@ -74,6 +74,7 @@ class AttentionGradientKernel {
     rows.maximum = maximum_ + place * shape_.query_length;
     rows.offset = offset_ + place * shape_.query_length;
     rows.causal = problem_.forward.causal;
+    rows.bfloat16 = context_.bfloat16_operands();
     rows.keys = real_length(inputs.key_lengths, rows.batch, shape_.key_length);
     return rows;
   }

@@ -177,6 +177,8 @@ void KeyTileGradient::meet(const AttendingRows& rows, const RowBlock& block, con
   const Simd& cpu = simd();
   const AttentionShape& shape = inputs_->shape;
   const int64_t lanes = cpu.lanes;
+  const auto multiply =
+      rows.bfloat16 && cpu.multiplies_bfloat16 ? cpu.multiply_bfloat16 : cpu.multiply;
   float* change = wants_change_ ? scratch.change : nullptr;
   int32_t visible[kRowBlock];
   bool hidden = false;
@@ -188,11 +190,11 @@ void KeyTileGradient::meet(const AttendingRows& rows, const RowBlock& block, con
       visible[r] = static_cast<int32_t>(std::clamp<int64_t>(seen + r, 0, tile.columns));
     }
   }
-  cpu.multiply(block.query, block.query_stride, 1, block.rows, shape.head_dim, tile.key, lanes,
-               tile.columns, scratch.weights, lanes, false);
+  multiply(block.query, block.query_stride, 1, block.rows, shape.head_dim, tile.key, lanes,
+           tile.columns, scratch.weights, lanes, false);
   if (change != nullptr) {
-    cpu.multiply(block.gradient, block.gradient_stride, 1, block.rows, shape.value_dim, tile.value,
-                 lanes, tile.columns, change, lanes, false);
+    multiply(block.gradient, block.gradient_stride, 1, block.rows, shape.value_dim, tile.value,
+             lanes, tile.columns, change, lanes, false);
   }
   cpu.attend_gradient(scratch.weights, change, block.rows, tile.columns, inputs_->scale * kLog2E,
                       rows.maximum + block.first, rows.offset + block.first,
@@ -206,16 +208,16 @@ void KeyTileGradient::meet(const AttendingRows& rows, const RowBlock& block, con
     return sum_visible(block, tile, visible, scratch, query_sum);
   }
   if (gradients_.value.data != nullptr) {
-    cpu.multiply(block.gradient, 1, block.gradient_stride, shape.value_dim, block.rows,
-                 scratch.weights, lanes, tile.columns, tile.value_sum, lanes, true);
+    multiply(block.gradient, 1, block.gradient_stride, shape.value_dim, block.rows, scratch.weights,
+             lanes, tile.columns, tile.value_sum, lanes, true);
   }
   if (gradients_.key.data != nullptr) {
-    cpu.multiply(block.query, 1, block.query_stride, shape.head_dim, block.rows, change, lanes,
-                 tile.columns, tile.key_sum, lanes, true);
+    multiply(block.query, 1, block.query_stride, shape.head_dim, block.rows, change, lanes,
+             tile.columns, tile.key_sum, lanes, true);
   }
   if (query_sum != nullptr) {
-    cpu.multiply(change, lanes, 1, block.rows, tile.columns, tile.key_rows, padded_dim_,
-                 shape.head_dim, query_sum, padded_dim_, true);
+    multiply(change, lanes, 1, block.rows, tile.columns, tile.key_rows, padded_dim_, shape.head_dim,
+             query_sum, padded_dim_, true);
   }
 }
 

@@ -56,6 +56,7 @@ struct AttendingRows {
   const float* maximum = nullptr;  // (R), +Inf for a row without keys
   const float* offset = nullptr;   // (R)
   bool causal = false;             // row r sees the keys s <= r + keys - rows
+  bool bfloat16 = false;           // rows, keys and values are: weights may be rounded to it too
   int64_t keys = 0;                // the real ones
   SelectedKeys selected;
 };

@@ -94,7 +94,13 @@ struct Simd {
                    const float* b, int64_t b_stride, int64_t columns, float* product,
                    int64_t product_stride, bool accumulate);
 
-  /// For targets that multiply bfloat16, null elsewhere: keys and values of a tile with at most
+  /// multiply() of operands rounded to bfloat16, to nearest, for targets that have instructions for
+  /// it, null elsewhere; a_row or a_depth is 1.
+  void (*multiply_bfloat16)(const float* a, int64_t a_row, int64_t a_depth, int64_t rows,
+                            int64_t depth, const float* b, int64_t b_stride, int64_t columns,
+                            float* product, int64_t product_stride, bool accumulate);
+
+  /// For the same targets: keys and values of a tile with at most
   /// kKeyBlock keys, for AttendTile::packed of every tile that meets the same ones.
   void (*pack_bfloat16)(const AttendTile& tile, uint16_t* packed);
 

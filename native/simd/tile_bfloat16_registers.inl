@@ -1,4 +1,4 @@
-// multiply_bfloat16() in tile registers (see tile_registers.h). Part of tile_bfloat16.inl, for
+// multiply_packed() in tile registers (see tile_registers.h). Part of tile_bfloat16.inl, for
 // targets that define CA_TILE_REGISTERS.
 
 static_assert(kWidth == 16, "a tile register holds 16 lanes");
@@ -27,11 +27,11 @@ template <int kRowTiles, int kVectors>
 void multiply_pairs(const PairProduct& t) {
   constexpr int kA = 6;
   constexpr int kB = 7;
-  constexpr int64_t kProductBytes = kLanes * sizeof(float);
+  const int64_t product_bytes = t.product_stride * static_cast<int64_t>(sizeof(float));
   each<kRowTiles * kVectors>([&](auto i) {
-    float* source = t.product + i.value / kVectors * kTileHeight * kLanes;
+    float* source = t.product + i.value / kVectors * kTileHeight * t.product_stride;
     if (t.accumulate) {
-      TileRegisters::load<i.value>(source + i.value % kVectors * kWidth, kProductBytes);
+      TileRegisters::load<i.value>(source + i.value % kVectors * kWidth, product_bytes);
     } else {
       TileRegisters::zero<i.value>();
     }
@@ -47,8 +47,8 @@ void multiply_pairs(const PairProduct& t) {
     });
   }
   each<kRowTiles * kVectors>([&](auto i) {
-    float* target = t.product + i.value / kVectors * kTileHeight * kLanes;
-    TileRegisters::store<i.value>(target + i.value % kVectors * kWidth, kProductBytes);
+    float* target = t.product + i.value / kVectors * kTileHeight * t.product_stride;
+    TileRegisters::store<i.value>(target + i.value % kVectors * kWidth, product_bytes);
   });
 }
 
@@ -57,12 +57,12 @@ void multiply_pair_rows(PairProduct t, int64_t rows) {
   for (; rows > kTileHeight; rows -= 2 * kTileHeight) {
     multiply_pairs<2, kVectors>(t);
     t.a += 2 * kTileHeight * t.a_stride;
-    t.product += 2 * kTileHeight * kLanes;
+    t.product += 2 * kTileHeight * t.product_stride;
   }
   if (rows > 0) multiply_pairs<1, kVectors>(t);
 }
 
-void multiply_bfloat16(const PairProduct& t, int64_t rows, int64_t columns) {
+void multiply_packed(const PairProduct& t, int64_t rows, int64_t columns) {
   TileRegisters::open();
   const int64_t vectors = vectors_of(columns);
   if (vectors == 1) multiply_pair_rows<1>(t, rows);

@@ -1,4 +1,4 @@
-// multiply_bfloat16() in vectors, by AVX512-BF16. Part of tile_bfloat16.inl, for targets that
+// multiply_packed() in vectors, by AVX512-BF16. Part of tile_bfloat16.inl, for targets that
 // define CA_BFLOAT16_VECTORS.
 
 constexpr int64_t kTileDepth = 2;           // elements that one instruction sums
@@ -31,7 +31,7 @@ void multiply_pair_tile(const PairProduct& t, int64_t first_row) {
   }
 #pragma GCC unroll 8
   for (int64_t r = 0; r < kRows; ++r) {
-    float* product = t.product + (first_row + r) * kLanes;
+    float* product = t.product + (first_row + r) * t.product_stride;
 #pragma GCC unroll 3
     for (int64_t v = 0; v < kVectors; ++v) {
       const Vec before = t.accumulate ? load(product + v * kWidth) : Vec{};
@@ -48,7 +48,7 @@ void multiply_pair_rows(const PairProduct& t, int64_t rows) {
   for (; row < rows; ++row) multiply_pair_tile<1, kVectors>(t, row);
 }
 
-void multiply_bfloat16(const PairProduct& t, int64_t rows, int64_t columns) {
+void multiply_packed(const PairProduct& t, int64_t rows, int64_t columns) {
   const int64_t vectors = vectors_of(columns);
   if (vectors == 1) multiply_pair_rows<1>(t, rows);
   if (vectors == 2) multiply_pair_rows<2>(t, rows);

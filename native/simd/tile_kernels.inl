@@ -31,7 +31,8 @@ inline int64_t vectors_of(int64_t columns) { return (columns + kWidth - 1) / kWi
 constexpr bool kMultipliesBfloat16 = true;
 #else
 constexpr bool kMultipliesBfloat16 = false;
-constexpr void (*pack_bfloat16)(const AttendTile&, uint16_t*) = nullptr;
+constexpr decltype(Simd::multiply_bfloat16) multiply_bfloat16 = nullptr;
+constexpr decltype(Simd::pack_bfloat16) pack_bfloat16 = nullptr;
 #endif
 
 constexpr Simd kSimd = {CA_SIMD_NAME,
@@ -41,6 +42,7 @@ constexpr Simd kSimd = {CA_SIMD_NAME,
                         pack,
                         unpack,
                         multiply,
+                        multiply_bfloat16,
                         pack_bfloat16,
                         attend,
                         thin_candidates,
