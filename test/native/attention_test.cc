@@ -196,20 +196,30 @@ void check_bfloat16_reference() {
   }
 }
 
-/// NaN in a value that only later queries see, and in one query.
-void check_bfloat16_nan() {
-  Fixture fixture(find_case("tile-129"), true);
+/// NaN in value `bad` of the first sequence, which only later queries see; by one thread, so that
+/// tiles of queries share blocks of keys of which the earlier ones see a part.
+void check_bfloat16_nan(const Case& which, int64_t bad) {
+  Fixture fixture(which, true);
   const AttentionShape& shape = fixture.inputs.shape;
-  const int64_t bad = shape.key_length / 2;
   fixture.value[bad * shape.value_dim] = std::numeric_limits<float>::quiet_NaN();
-  CHECK_EQUAL(describe(run_fresh(fixture.problem, fixture.arrays, 2, kBfloat16)),
+  CHECK_EQUAL(describe(run_fresh(fixture.problem, fixture.arrays, 1, kBfloat16)),
               "non_finite value[" + std::to_string(bad * shape.value_dim) + "]");
-  CHECK(run_fresh(fixture.problem, fixture.arrays, 2, {NonFinite::propagate, Precision::bfloat16})
+  CHECK(run_fresh(fixture.problem, fixture.arrays, 1, {NonFinite::propagate, Precision::bfloat16})
             .ok());
   const std::vector<float> result = fixture.result();
   for (int64_t l = 0; l < shape.query_length; ++l) {
     const bool sees = bad <= l + shape.key_length - shape.query_length;
     CHECK_EQUAL(std::isnan(result[l * shape.value_dim]), sees);
+  }
+}
+
+void check_bfloat16_nan() {
+  check_bfloat16_nan(find_case("tile-129"), find_case("tile-129").key_length / 2);
+  Case which = find_case("usual");
+  which.key_length = which.query_length + 1;
+  for (int64_t bad : {48, 49, 97, 98, 130}) {  // next to what a tile of 48 queries sees
+    const Scope scope(std::to_string(bad));
+    check_bfloat16_nan(which, bad);
   }
 }
 
