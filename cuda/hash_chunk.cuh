@@ -3,6 +3,7 @@
 // Eight neighbouring columns of a row, from memory to operands of tensor cores.
 
 #include "cuda/primitives/mma.cuh"
+#include "cuda/primitives/stored_rows.cuh"
 #include "cuda/read_rows.cuh"
 
 namespace cluster_attention::cuda {
@@ -21,12 +22,7 @@ template <Read kRead>
 struct HashChunk {
   float values[8];
 
-  __device__ void load(const float* data, int64_t at) {
-    const float4 first = *reinterpret_cast<const float4*>(data + at);
-    const float4 second = *reinterpret_cast<const float4*>(data + at + 4);
-    values[0] = first.x, values[1] = first.y, values[2] = first.z, values[3] = first.w;
-    values[4] = second.x, values[5] = second.y, values[6] = second.z, values[7] = second.w;
-  }
+  __device__ void load(const float* data, int64_t at) { load_eight_floats(data + at, values); }
   __device__ void set(int i, float value) { values[i] = value; }
   __device__ float get(int i) const {
     return kRead == Read::rounded ? round_to_bfloat16(values[i]) : values[i];

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "cuda/operands.h"
+#include "cuda/primitives/eight.cuh"
 #include "cuda/primitives/flags.cuh"
 #include "cuda/primitives/mma.cuh"
 #include "cuda/primitives/stored_rows.cuh"
@@ -34,12 +35,7 @@ constexpr int kPackThreads = 256;
 __device__ inline void load_chunk(const PackParams::Tensor& tensor, int64_t at, int column,
                                   float (&values)[8]) {
   if (tensor.vectors && column + 8 <= tensor.dim && !tensor.rows.is_bfloat16) {
-    const float4* from =
-        reinterpret_cast<const float4*>(static_cast<const float*>(tensor.rows.data) + at);
-    const float4 first = from[0];
-    const float4 second = from[1];
-    values[0] = first.x, values[1] = first.y, values[2] = first.z, values[3] = first.w;
-    values[4] = second.x, values[5] = second.y, values[6] = second.z, values[7] = second.w;
+    load_eight_floats(static_cast<const float*>(tensor.rows.data) + at, values);
     return;
   }
   for (int i = 0; i < 8; ++i) {
@@ -65,12 +61,12 @@ __device__ inline void pack_chunk(const PackParams& params, const PackParams::Te
              values);
   uint32_t high[4];
   uint32_t low[4];
-  bool finite = true;
+  bool bad = false;
   for (int i = 0; i < 4; ++i) {
     split_pair(values[2 * i], values[2 * i + 1], high[i], low[i]);
-    finite = finite && (high[i] & 0x7f80u) != 0x7f80u && (high[i] & 0x7f800000u) != 0x7f800000u;
+    bad = bad || pair_is_bad(high[i]);
   }
-  if (!finite) mark_non_finite(params.flags);
+  if (bad) mark_non_finite(params.flags);
   const int64_t to = row * tensor.chunks + column / 8;
   reinterpret_cast<uint4*>(tensor.high)[to] = make_uint4(high[0], high[1], high[2], high[3]);
   if (tensor.low == nullptr) return;
