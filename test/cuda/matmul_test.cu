@@ -1,3 +1,6 @@
+#include <cmath>
+#include <limits>
+
 #include "native/reference/matmul.h"
 #include "test/cuda/same_as_cpu.h"
 #include "test/native/matmul_arrays.h"
@@ -84,6 +87,24 @@ TEST_ONCE("CUDA matmul: NaN and Inf are noticed, and cancellation is heard") {
   const volatile int32_t abort = 1;
   CHECK_EQUAL(device_status(fixture.problem, fixture.arrays, kMatmul, on_device(fixture), &abort),
               "cancelled");
+}
+
+/// Also where the row before, or the column, ends inside a tile of the depth.
+TEST_ONCE("CUDA matmul: NaN shows in its own row, or column, alone") {
+  constexpr int64_t kRows = 5;
+  constexpr int64_t kColumns = 7;
+  constexpr int64_t kDepth = 33;
+  for (bool in_a : {true, false}) {
+    const Scope scope(in_a ? "a" : "b");
+    MatmulFixture fixture({1, kRows, kColumns, kDepth}, false, true);  // rows of both are whole
+    (in_a ? fixture.a : fixture.b)[2 * kDepth] = std::numeric_limits<float>::quiet_NaN();
+    CHECK_EQUAL(device_status(fixture.problem, fixture.arrays, kMatmul, on_device(fixture)), "ok");
+    const std::vector<float> product = result(fixture);
+    for (int64_t i = 0; i < kRows * kColumns; ++i) {
+      const int64_t line = in_a ? i / kColumns : i % kColumns;
+      CHECK_EQUAL(std::isnan(product[static_cast<size_t>(i)]), line == 2);
+    }
+  }
 }
 
 }  // namespace
