@@ -6,9 +6,9 @@
 // in a launch of its own, with the same bits. Hashes, labels and counts stay on chip; the order of
 // the rows goes through memory. Before it, all blocks together copy what other launches shall read
 // as operands (operands.cuh).
-// Limits: those of the steps; rows to hash of whole 16 bytes, rows to sum of whole pairs: all of
-// these kernels is code for the steps once more, which others are not worth. Compiled for clusters
-// of blocks alone (compute capability 9.0).
+// Limits: those of the steps; rows to hash are whole 16 bytes, rows to sum whole pairs: these
+// kernels hold the code of all steps once more, too much of it to have it for other rows as well.
+// Compiled for clusters of blocks alone (compute capability 9.0).
 
 #include "cuda/group_cluster.h"
 #include "cuda/hamming_sort.cuh"

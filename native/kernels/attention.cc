@@ -195,6 +195,13 @@ class AttentionKernel {
 
   const uint16_t* pack(const KeyBlock& block, float* memory) const {
     AttendTile tile;
+    set_keys(tile, block);
+    auto* packed = reinterpret_cast<uint16_t*>(memory);
+    simd_.pack_bfloat16(tile, packed);
+    return packed;
+  }
+
+  void set_keys(AttendTile& tile, const KeyBlock& block) const {
     tile.key = block.key;
     tile.key_stride = block.key_stride;
     tile.value = block.value;
@@ -202,21 +209,13 @@ class AttentionKernel {
     tile.keys = block.keys;
     tile.head_dim = shape_.head_dim;
     tile.value_dim = shape_.value_dim;
-    auto* packed = reinterpret_cast<uint16_t*>(memory);
-    simd_.pack_bfloat16(tile, packed);
-    return packed;
   }
 
   void advance(const QueryTile& tile, const KeyBlock& block) const {
     if (block.first >= tile.end) return;
     AttendTile step = tile.scratch.tile(tile.real, problem_.inputs.scale);
-    step.key = block.key;
-    step.key_stride = block.key_stride;
-    step.value = block.value;
-    step.value_stride = block.value_stride;
+    set_keys(step, block);
     step.keys = std::min(block.keys, tile.end - block.first);
-    step.head_dim = shape_.head_dim;
-    step.value_dim = shape_.value_dim;
     step.bfloat16 = context_.bfloat16_operands();
     // What is hidden from all of the tile must not meet a weight, be it 0: it may be NaN.
     if (step.keys == block.keys) step.packed = block.packed;

@@ -1,4 +1,5 @@
 #include <cmath>
+#include <cstring>
 
 #include "test/native/attention_gradients.h"
 #include "test/native/tile_register_model.h"
@@ -144,11 +145,6 @@ TEST("attention gradient: bfloat16 rounds the inputs and the gradient of the out
   }
 }
 
-TEST_ONCE("attention gradient: bfloat16 in tile registers, on a model of them") {
-  const TileRegisterModelInUse model;
-  check_bfloat16_products();
-}
-
 TEST("attention gradient: NaN and Inf are named") {
   Fixture fixture(find_case("prime"));  // (2,3,61,17) and (2,3,53,17|13)
   check_non_finite(fixture.problem, fixture.outputs, fixture.query, "query", 17 * 61 + 3, 17 * 90);
@@ -158,7 +154,8 @@ TEST("attention gradient: NaN and Inf are named") {
                    "gradOutput", 13 * 61 + 3, 13 * 62 + 3);
 }
 
-TEST("attention gradient: 'propagate' reaches exactly the rows that see or are seen") {
+/// A NaN of these bits reaches the rows that see or are seen, and no others.
+void check_propagation(uint32_t bits, Precision precision) {
   const Case& which = find_case("tile-127");
   Fixture fixture(which, true);
   const AttentionShape& shape = fixture.inputs.shape;
@@ -176,8 +173,8 @@ TEST("attention gradient: 'propagate' reaches exactly the rows that see or are s
   };
   const auto run_with = [&](float* element) {
     const float saved = *element;
-    *element = std::numeric_limits<float>::quiet_NaN();
-    CHECK(run_fresh(fixture.problem, fixture.outputs, 2, {NonFinite::propagate, {}}).ok());
+    std::memcpy(element, &bits, sizeof bits);
+    CHECK(run_fresh(fixture.problem, fixture.outputs, 2, {NonFinite::propagate, precision}).ok());
     *element = saved;
     return fixture.result();
   };
@@ -198,6 +195,23 @@ TEST("attention gradient: 'propagate' reaches exactly the rows that see or are s
     const std::vector<bool> value_rows = bad_rows(result.value, shape.value_dim);
     for (int64_t s = 0; s < shape.key_length; ++s) CHECK_EQUAL(value_rows[s], sees(query, s));
   }
+}
+
+constexpr uint32_t kNaNs[] = {0x7fc00000u, 0xffc00000u, 0x7f800001u, 0xffc12345u, 0xffffffffu};
+
+TEST("attention gradient: 'propagate' reaches exactly the rows that see or are seen") {
+  for (uint32_t bits : kNaNs) {
+    for (Precision precision : {Precision::float32, Precision::bfloat16}) {
+      const Scope scope(std::to_string(bits));
+      check_propagation(bits, precision);
+    }
+  }
+}
+
+TEST_ONCE("attention gradient: bfloat16 in tile registers, on a model of them") {
+  const TileRegisterModelInUse model;
+  check_bfloat16_products();
+  for (uint32_t bits : kNaNs) check_propagation(bits, Precision::bfloat16);
 }
 
 }  // namespace
