@@ -223,7 +223,7 @@ double NeighborAttention::normalize_over_inputs(const CentroidSequence& sequence
     scratch.terms[slot] *= active_->weight(sequence.batch, list[slot]);
     sum += scratch.terms[slot];
   }
-  const float factor = 1.0f / sum;
+  const float factor = share_factor(sum);
   const float logarithm = std::log2(sum);
   for (int64_t slot = 0; slot < count; ++slot) {
     scratch.terms[slot] *= factor;
@@ -259,12 +259,15 @@ void NeighborAttention::sum(const CentroidSequence& sequence, int64_t centroid,
   }
   // Normalised over its inputs, a list sums to 1 up to rounding (NaN stays NaN).
   if (problem_->normalize == Normalize::inputs && mass > 0.0) mass = 1.0;
-  const float factor =
-      problem_->aggregate == Collect::mean ? static_cast<float>(1.0 / (mass + 1e-6)) : 1.0f;
+  const float factor = problem_->aggregate == Collect::mean ? mean_factor(mass) : 1.0f;
   float* output = sequence.output + centroid * sequence.output_stride;
   for (int64_t e = 0; e < value_dim; ++e) output[e] = scratch.output[e] * factor;
-  if (sequence.masses != nullptr) sequence.masses[centroid] = static_cast<float>(mass);
-  if (!all_finite(output, value_dim)) context.mark_non_finite();
+  bool finite = all_finite(output, value_dim);
+  if (sequence.masses != nullptr) {
+    sequence.masses[centroid] = static_cast<float>(mass);
+    finite = finite && all_finite(sequence.masses + centroid, 1);
+  }
+  if (!finite) context.mark_non_finite();
 }
 
 }  // namespace cluster_attention::kernels

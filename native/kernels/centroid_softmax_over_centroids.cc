@@ -146,8 +146,8 @@ void SoftmaxOverCentroids::merge(int64_t sequence_index, int64_t first_centroid,
     if (with_masses_) {
       const float mass = sums_.total_mass(sequence_index * parts_, count, j);
       if (sequence.masses != nullptr) sequence.masses[j] = mass;
-      const bool mean = problem_->aggregate == Collect::mean;
-      const float factor = mean ? static_cast<float>(1.0 / (mass + 1e-6)) : 1.0f;
+      if (!all_finite(&mass, 1)) context.mark_non_finite();
+      const float factor = problem_->aggregate == Collect::mean ? mean_factor(mass) : 1.0f;
       for (int64_t e = 0; e < shape.value_dim; ++e) output[e] *= factor;
     }
     if (!all_finite(output, shape.value_dim)) context.mark_non_finite();

@@ -201,7 +201,7 @@ void SoftmaxOverInputs::merge(int64_t sequence_index, int64_t tile_index, Contex
   double objective = 0.0;
   for (int64_t i = 0; i < columns; ++i) {
     const SoftmaxState lane{total.maximum[i], total.sum[i]};
-    normalizer[i] = lane.normalizer() * mean;
+    normalizer[i] = share_factor(lane.sum) * mean;
     objective += log_sum_exp(lane.maximum, lane.sum);
     const float logsumexp = lane.logsumexp();
     negative_logsumexp_[sequence_index * shape.query_length + first + i] = -logsumexp;

@@ -88,6 +88,35 @@ describe('what a result cannot show by itself', () => {
     expectNonFinite(await errorOf(() => imported.aggregate(sum)), '');
   });
 
+  // 1/Inf = 0 would make zeros of them: each case has a finite value, or none but in its details.
+  test.each([
+    ['over the inputs', { normalize: 'inputs' }],
+    ['over listed inputs', { normalize: 'inputs', neighbors: Int32Array.of(0, 1, 2, 3) }],
+    ['the mean', { aggregate: 'mean' }],
+    ['masses', { details: true }],
+    ['masses of listed inputs', { details: true, neighbors: Int32Array.of(0, 1, 2, 3) }],
+  ])('weights whose sum leaves the range of float32: %s', async (_, more) => {
+    const options = {
+      query: new Float32Array(1),
+      key: new Float32Array(4),
+      value: new Float32Array(4).fill(1e-30),
+      shape: { batch: 1, heads: 1, queryLength: 1, keyLength: 4, headDim: 1 },
+      weights: new Float32Array(4).fill(3e38),
+      ...more,
+    };
+    expectNonFinite(await errorOf(() => imported.centroidAttention(options)), '');
+    expectNonFinite(await errorOf(() => required.centroidAttentionSync(options)), '');
+    const { details } = options;
+    const loose = required.centroidAttentionSync({ ...options, nonFinite: 'propagate' });
+    expect((details ? loose.masses : loose).every(Number.isFinite)).toBe(false);
+    const rest = { shape: { batch: 1, length: 4, dim: 1, heads: 1, headDim: 1 }, centroids: 1 };
+    const one = Float32Array.of(1);
+    const encode = { queryWeight: one, keyWeight: one, valueWeight: one, outputWeight: one };
+    const { key: inputs, weights, normalize, aggregate } = options;
+    const call = { ...encode, ...rest, inputs, weights, normalize, aggregate };
+    if (!details) expectNonFinite(await errorOf(() => imported.centroidEncode(call)), '');
+  });
+
   test('a NaN at a place that a hash bit hides', async () => {
     const inputs = Float32Array.of(1, 2, 3, NaN);
     const call = { inputs, planes: normals(9, 1501), shape: { rows: 2, dim: 2, bits: 3 } };
