@@ -1,4 +1,7 @@
-import { CALL_OPTIONS, type Call } from './call';
+import { copyOf } from './arrays';
+import { CALL_OPTIONS, type Call, type Hashes } from './call';
+import { isDeviceTensor } from './device-tensor';
+import * as intrinsics from './intrinsics';
 import { asynchronous, synchronous, type Operation, type Prepared } from './operation';
 import type { AsyncOperation, CallOptions, SyncOperation } from './types';
 
@@ -9,7 +12,10 @@ export interface HammingKMeansOptions extends CallOptions {
   shape: { batch: number; length: number };
   /** C ≥ 1; clusters past the real length of a sequence stay empty. */
   clusters: number;
-  /** How many bits of a hash are in use, 1 to 64. Default 64. */
+  /**
+   * How many bits of a hash are in use, the lowest, 1 to 64. The others do not count; in a
+   * DeviceTensor they must be 0. Default 64.
+   */
   bits?: number | undefined;
   /** Most updates of the centroids. Default 10. */
   iterations?: number | undefined;
@@ -31,6 +37,25 @@ export interface HammingKMeansResult {
   centroids: BigUint64Array;
   /** (batch): updates that were made */
   iterations: Int32Array;
+}
+
+/**
+ * The hashes without the bits that are not in use, which the native code would compare and count.
+ * Those on a device cannot be looked at from here.
+ */
+function lowBits(name: string, hashes: Hashes, bits: number): Hashes {
+  if (bits === 64 || isDeviceTensor(hashes)) return hashes;
+  const mask = intrinsics.create('BigUint64Array', 1);
+  mask[0] = (1n << BigInt(bits)) - 1n;
+  const used = intrinsics.wordsOf(mask);
+  const words = intrinsics.wordsOf(hashes);
+  let others = 0;
+  for (let i = 0; i < words.length; ++i) others |= words[i]! & ~used[i % 2]!;
+  if (others === 0) return hashes;
+  const copy = copyOf(name, 'BigUint64Array', hashes) as BigUint64Array;
+  const low = intrinsics.wordsOf(copy);
+  for (let i = 0; i < low.length; ++i) low[i]! &= used[i % 2]!;
+  return copy;
 }
 
 const operation: Operation = {
@@ -55,8 +80,9 @@ const operation: Operation = {
     const bits = call.integer('bits', 1, 64, 64);
     const maxIterations = call.iterations('iterations', 10);
     const seed = call.seed();
-    const hashes = call.hashes('hashes', { batch, length });
-    const initial = call.optionalHashes('initial', { batch, clusters });
+    const hashes = lowBits('hashes', call.hashes('hashes', { batch, length }), bits);
+    const given = call.optionalHashes('initial', { batch, clusters });
+    const initial = given && lowBits('initial', given, bits);
     const lengths = call.lengths('lengths', { batch }, length);
     const result = {
       labels: call.result('Int32Array', 'labels', { batch, length }),

@@ -37,6 +37,7 @@ export const fill = method<[value: number]>('fill');
 const { isSharedArrayBuffer } = types;
 const constructors = { Float32Array, Float64Array, Int32Array, BigUint64Array };
 const BytesOf = Uint8Array;
+const WordsOf = Uint32Array;
 
 export function isShared(array: TypedArray): boolean {
   return isSharedArrayBuffer(bufferOf(array));
@@ -64,6 +65,12 @@ export function overlap(a: TypedArray, b: TypedArray): boolean {
 /** The first elements of an array, as many even if another thread lets the memory grow. */
 export function fixedView(array: TypedArray, kind: TypedArrayKind, length: number): TypedArray {
   return new constructors[kind](bufferOf(array) as ArrayBuffer, byteOffsetOf(array), length);
+}
+
+/** The memory of an array as words of 32 bits: numbers, where the elements are bigints. */
+export function wordsOf(array: TypedArray): Uint32Array {
+  const buffer = bufferOf(array) as ArrayBuffer;
+  return new WordsOf(buffer, byteOffsetOf(array), byteLengthOf(array) / 4);
 }
 
 export interface TypedArrays {

@@ -108,6 +108,25 @@ describe('hammingKMeans', () => {
     expectSameBits(result.iterations, Int32Array.of(1));
   });
 
+  test('bits that are not in use do not count', async () => {
+    const masked = (array, bits) => array.map((word) => BigInt.asUintN(bits, word));
+    const noisy = { hashes: words(80, 530, 64), initial: words(12, 531, 64) };
+    const before = { hashes: noisy.hashes.slice(), initial: noisy.initial.slice() };
+    for (const bits of [1, 20, 32, 33, 63]) {
+      const rest = { shape, clusters: 6, bits };
+      const clean = {
+        hashes: masked(noisy.hashes, bits),
+        initial: masked(noisy.initial, bits),
+      };
+      for (const name of ['hashes', 'initial']) {
+        const actual = await hammingKMeans({ ...rest, ...clean, [name]: noisy[name] });
+        const expected = await hammingKMeans({ ...rest, ...clean });
+        for (const part of Object.keys(expected)) expectSameBits(actual[part], expected[part]);
+      }
+    }
+    expect(noisy).toEqual(before);
+  });
+
   test('more clusters than hashes: the surplus stays empty', async () => {
     const { counts, centroids, labels } = await hammingKMeans({ ...options(), clusters: 50 });
     for (const b of [0, 1]) {
