@@ -2,7 +2,8 @@
 import { Collect, Normalize } from './binding';
 import type { Call, Floats, Integers } from './call';
 import { isDeviceTensor } from './device-tensor';
-import { invalidType, outOfRange } from './errors';
+import { invalidType, outOfRange, shapeMismatch } from './errors';
+import { kindOf } from './intrinsics';
 
 /** How the centroids share the inputs. */
 export interface CentroidWeighting {
@@ -52,11 +53,24 @@ export function readCentroidWeighting(
     }
     return { normalize, aggregate, weights, neighborCount: 0 };
   }
-  const inferred = call.lengthOf('neighbors') / (batch * centroids);
-  const fallback = Number.isSafeInteger(inferred) && inferred > 0 ? inferred : undefined;
-  const neighborCount = call.count('neighborCount', fallback);
+  const neighborCount = call.has('neighborCount')
+    ? call.count('neighborCount')
+    : neighborCountOf(call, batch, centroids);
   const neighbors = call.integers('neighbors', { batch, centroids, neighborCount });
   return { normalize, aggregate, weights, neighbors, neighborCount };
+}
+
+/** K when it is not given. Without a list any K will do. */
+function neighborCountOf(call: Call, batch: number, centroids: number): number {
+  const lists = batch * centroids;
+  const elements = call.lengthOf('neighbors');
+  const count = lists === 0 ? 1 : elements / lists;
+  if (Number.isSafeInteger(count) && count > 0) return count;
+  const value = call.value('neighbors');
+  const expected = `an Int32Array of ${lists} lists of one length, (batch, centroids, neighborCount)`;
+  throw kindOf(value) === 'Int32Array' || isDeviceTensor(value)
+    ? shapeMismatch('neighbors', expected, `${elements} elements`)
+    : invalidType('neighbors', expected, value);
 }
 
 /** Weights of real inputs are not negative. NaN is left to the native code, as in any input. */

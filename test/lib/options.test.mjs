@@ -72,6 +72,25 @@ describe('sizes that the arrays give', () => {
     expect(library.centroidAttentionSync(options)).toEqual(expected);
   });
 
+  test('neighbors without a list need no neighborCount', () => {
+    const none = new Float32Array();
+    const noBatch = { batch: 0, heads: 1, queryLength: 2, headDim: 3 };
+    const options = { query: none, key: none, value: none, neighbors: new Int32Array() };
+    expect(library.centroidAttentionSync({ ...options, shape: noBatch })).toEqual(none);
+    const key = ramp(6);
+    const noCentroid = { batch: 1, heads: 1, queryLength: 0, keyLength: 2, headDim: 3 };
+    const call = { ...options, key, value: key, shape: noCentroid };
+    expect(library.centroidAttentionSync(call)).toEqual(none);
+  });
+
+  test('neighbors that give none are named, not neighborCount', () => {
+    for (const neighbors of [new Int32Array(), new Int32Array(7), [0, 1, 2, 3, 4, 5], 'all']) {
+      const call = () => library.centroidAttentionSync({ ...attention(), neighbors });
+      const code = neighbors instanceof Int32Array ? 'ERR_SHAPE_MISMATCH' : 'ERR_INVALID_ARG_TYPE';
+      expect(call).toThrow(expect.objectContaining({ code, argument: 'neighbors' }));
+    }
+  });
+
   test('lshPlanes writes to out', () => {
     const out = new Float32Array(16);
     expect(library.lshPlanesSync({ bits: 4, dim: 3, out })).toBe(out);
