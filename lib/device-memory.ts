@@ -38,7 +38,8 @@ export function allocateFor(
 ): void {
   const given = binding.allocate({ device, type: DeviceType[dtype], elements });
   if (typeof given !== 'number') {
-    throw errorOfFailure(given, { name: `a DeviceTensor of ${elements} elements`, device });
+    const name = `a DeviceTensor of ${elements} elements`;
+    throw errorOfFailure(given, { name, device, tensor: true });
   }
   own(owner, { number: given, owners: 0 });
 }

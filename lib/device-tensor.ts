@@ -301,7 +301,7 @@ function readSignal(options: unknown): AbortSignal | undefined {
 // ---- transfers --------------------------------------------------------------------------------
 
 function settings(name: string, device: number): Settings {
-  return { name, nonFinite: 0, precision: 0, device, storage: 0 };
+  return { name, nonFinite: 0, precision: 0, device, storage: 0, tensor: true };
 }
 
 function transferSync(

@@ -179,8 +179,12 @@ export interface Failure {
 
 /** Which call has failed. */
 export interface FailedCall {
+  /** Of the function that was called. */
   readonly name: string;
+  /** Number of the CUDA device, or {@link CPU}. */
   readonly device: number;
+  /** Whether it was to make or to read a DeviceTensor, which no CPU has. */
+  readonly tensor?: boolean | undefined;
 }
 
 /** Which element is at fault: its value, unless it lies on a device. */
@@ -197,7 +201,7 @@ function placeOf(index: number | undefined, received: unknown): string {
  */
 export function errorOfFailure(
   failure: Failure,
-  { name, device }: FailedCall,
+  { name, device, tensor = false }: FailedCall,
   received?: unknown,
   limit?: number,
 ): Error {
@@ -255,7 +259,8 @@ export function errorOfFailure(
       return make(
         Error,
         'ERR_CUDA_UNAVAILABLE',
-        `device must be 'auto' or 'cpu', received '${deviceName(device)}': ${argument}`,
+        `device must be ${tensor ? 'one that can be had' : "'auto' or 'cpu'"}, ` +
+          `received '${deviceName(device)}': ${argument}`,
         'device',
       );
     case 'device_lost':

@@ -3,17 +3,13 @@ import { abortable } from './abort';
 import { binding, type NativeOperation, type Request } from './binding';
 import { CPU } from './device-name';
 import { memoryOf } from './device-memory';
-import { errorOfFailure, type Failure } from './errors';
+import { errorOfFailure, type FailedCall, type Failure } from './errors';
 import { kindOf } from './intrinsics';
 
 /** What every native request has beside its problem. */
-export interface Settings {
-  /** Of the function that was called, for messages. */
-  readonly name: string;
+export interface Settings extends FailedCall {
   readonly nonFinite: number;
   readonly precision: number;
-  /** Number of the CUDA device, or {@link CPU}. */
-  readonly device: number;
   /** How arrays of floats lie on the device (`Storage`). */
   readonly storage: number;
 }
