@@ -103,12 +103,12 @@ const broadcastOperation: DifferentiableOperation = {
  * @throws ERR_INVALID_ARG_TYPE, ERR_OUT_OF_RANGE, ERR_SHAPE_MISMATCH for wrong options or labels,
  * ERR_NON_FINITE for a NaN or an infinity in a row that is read, ERR_OUT_OF_MEMORY.
  */
-export const aggregate =
-  asynchronous<AsyncOperation<AggregateOptions, Float32Array>>(aggregateOperation);
+export const aggregate: AsyncOperation<AggregateOptions, Float32Array> =
+  asynchronous(aggregateOperation);
 
 /** {@link aggregate} on the calling thread, which it blocks; borrows the inputs. */
-export const aggregateSync =
-  synchronous<SyncOperation<AggregateOptions, Float32Array>>(aggregateOperation);
+export const aggregateSync: SyncOperation<AggregateOptions, Float32Array> =
+  synchronous(aggregateOperation);
 
 /**
  * The row of each position's cluster: the inverse of {@link aggregate}. Label −1 gives zeros.
@@ -116,12 +116,12 @@ export const aggregateSync =
  * @returns (batch,length,dim)
  * @throws as {@link aggregate}
  */
-export const broadcast =
-  asynchronous<AsyncOperation<BroadcastOptions, Float32Array>>(broadcastOperation);
+export const broadcast: AsyncOperation<BroadcastOptions, Float32Array> =
+  asynchronous(broadcastOperation);
 
 /** {@link broadcast} on the calling thread, which it blocks; borrows the inputs. */
-export const broadcastSync =
-  synchronous<SyncOperation<BroadcastOptions, Float32Array>>(broadcastOperation);
+export const broadcastSync: SyncOperation<BroadcastOptions, Float32Array> =
+  synchronous(broadcastOperation);
 
 /** {@link aggregate} with its gradient. */
 export const aggregateVjp =

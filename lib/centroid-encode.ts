@@ -138,12 +138,12 @@ const operation: DifferentiableOperation = {
  * ERR_NON_FINITE for a NaN or an infinity in a row that is read, ERR_OUT_OF_MEMORY,
  * ERR_CUDA_UNAVAILABLE.
  */
-export const centroidEncode =
-  asynchronous<AsyncOperation<CentroidEncodeOptions, Float32Array>>(operation);
+export const centroidEncode: AsyncOperation<CentroidEncodeOptions, Float32Array> =
+  asynchronous(operation);
 
 /** {@link centroidEncode} on the calling thread, which it blocks; borrows the inputs. */
-export const centroidEncodeSync =
-  synchronous<SyncOperation<CentroidEncodeOptions, Float32Array>>(operation);
+export const centroidEncodeSync: SyncOperation<CentroidEncodeOptions, Float32Array> =
+  synchronous(operation);
 
 /** {@link centroidEncode} with its gradients, through all steps. */
 export const centroidEncodeVjp =

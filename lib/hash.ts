@@ -107,7 +107,7 @@ export const lshPlanesSync =
  * @throws ERR_INVALID_ARG_TYPE, ERR_OUT_OF_RANGE, ERR_SHAPE_MISMATCH for wrong options,
  * ERR_NON_FINITE for a NaN or an infinity in an input, ERR_OUT_OF_MEMORY.
  */
-export const hash = asynchronous<AsyncOperation<HashOptions, BigUint64Array>>(hashOperation);
+export const hash: AsyncOperation<HashOptions, BigUint64Array> = asynchronous(hashOperation);
 
 /** {@link hash} on the calling thread, which it blocks; borrows the inputs. */
-export const hashSync = synchronous<SyncOperation<HashOptions, BigUint64Array>>(hashOperation);
+export const hashSync: SyncOperation<HashOptions, BigUint64Array> = synchronous(hashOperation);

@@ -57,7 +57,7 @@ const operation: Operation = {
  * ERR_NON_FINITE for a NaN or an infinity in an input or, without an index, in the result or in what
  * was added to, ERR_OUT_OF_MEMORY.
  */
-export const matmul = asynchronous<AsyncOperation<MatmulOptions, Float32Array>>(operation);
+export const matmul: AsyncOperation<MatmulOptions, Float32Array> = asynchronous(operation);
 
 /** {@link matmul} on the calling thread, which it blocks; borrows the inputs. */
-export const matmulSync = synchronous<SyncOperation<MatmulOptions, Float32Array>>(operation);
+export const matmulSync: SyncOperation<MatmulOptions, Float32Array> = synchronous(operation);

@@ -178,11 +178,11 @@ const sumOperation: DifferentiableOperation = {
  * @throws ERR_INVALID_ARG_TYPE, ERR_OUT_OF_RANGE, ERR_SHAPE_MISMATCH for wrong options, indices or
  * labels, ERR_NON_FINITE for a NaN or an infinity in a row that is read, ERR_OUT_OF_MEMORY.
  */
-export const sparseDot = asynchronous<AsyncOperation<SparseDotOptions, Float32Array>>(dotOperation);
+export const sparseDot: AsyncOperation<SparseDotOptions, Float32Array> = asynchronous(dotOperation);
 
 /** {@link sparseDot} on the calling thread, which it blocks; borrows the inputs. */
-export const sparseDotSync =
-  synchronous<SyncOperation<SparseDotOptions, Float32Array>>(dotOperation);
+export const sparseDotSync: SyncOperation<SparseDotOptions, Float32Array> =
+  synchronous(dotOperation);
 
 /**
  * Sum of the listed values of each query, each times its weight: the second product of sparse
@@ -191,12 +191,12 @@ export const sparseDotSync =
  * @returns (B,H,L,E) in `layout`
  * @throws as {@link sparseDot}
  */
-export const sparseWeightedSum =
-  asynchronous<AsyncOperation<SparseWeightedSumOptions, Float32Array>>(sumOperation);
+export const sparseWeightedSum: AsyncOperation<SparseWeightedSumOptions, Float32Array> =
+  asynchronous(sumOperation);
 
 /** {@link sparseWeightedSum} on the calling thread, which it blocks; borrows the inputs. */
-export const sparseWeightedSumSync =
-  synchronous<SyncOperation<SparseWeightedSumOptions, Float32Array>>(sumOperation);
+export const sparseWeightedSumSync: SyncOperation<SparseWeightedSumOptions, Float32Array> =
+  synchronous(sumOperation);
 
 /** {@link sparseDot} with its gradients: gradOutput is not read where an index is −1. */
 export const sparseDotVjp =

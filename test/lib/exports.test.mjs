@@ -1,5 +1,5 @@
 import { execFileSync } from 'node:child_process';
-import { readFileSync } from 'node:fs';
+import { readdirSync, readFileSync } from 'node:fs';
 import path from 'node:path';
 import { expect, test } from 'vitest';
 import { differentiable } from './support/gradients.mjs';
@@ -47,6 +47,16 @@ test('the package imports itself by name, with exactly the names that require gi
 test('nothing but the documented names is exported', () => {
   const extra = Object.keys(required).filter((name) => !expected.includes(name));
   expect(extra).toEqual([]);
+});
+
+test('TypeScript before 5.7 reads the declarations: its typed arrays are not generic', () => {
+  const folder = path.join(root, 'dist');
+  const files = readdirSync(folder).filter((file) => file.endsWith('.d.ts'));
+  expect(files).toContain('index.d.ts');
+  for (const file of files) {
+    const text = readFileSync(path.join(folder, file), 'utf8');
+    expect(text, file).not.toMatch(/\b\w+(32|64)Array</);
+  }
 });
 
 test('info() says what runs here', () => {
