@@ -105,6 +105,8 @@ function parseExtent(entry: unknown, dataBytes: number): Extent | string {
   return { dtype: dtype as string, shape: Object.freeze(shape as number[]), begin, end };
 }
 
+const METADATA_PROBLEM = '__metadata__ must map to texts';
+
 function parseMetadata(entry: unknown): Map<string, string> | undefined {
   if (!isObject(entry)) return undefined;
   const pairs = Object.entries(entry);
@@ -143,7 +145,7 @@ function parseHeader(path: string, text: string, dataBytes: number): Header {
   for (const [name, entry] of Object.entries(parsed)) {
     if (name === '__metadata__') {
       const pairs = parseMetadata(entry);
-      if (pairs === undefined) throw new SafetensorsError(path, '__metadata__ must map to texts');
+      if (pairs === undefined) throw new SafetensorsError(path, METADATA_PROBLEM);
       metadata = pairs;
       continue;
     }
@@ -329,7 +331,8 @@ function headerOf(tensors: ReadonlyMap<string, Tensor>, metadata: Fields | undef
 
 /**
  * Writes tensors as F32. The file appears whole or not at all.
- * @throws SafetensorsError for a tensor whose data do not fit its shape
+ * @throws SafetensorsError for a tensor whose data do not fit its shape, and for metadata that are
+ * no texts
  */
 export function writeSafetensors(
   path: string,
@@ -339,6 +342,7 @@ export function writeSafetensors(
   const all = tensors instanceof Map ? tensors : new Map(Object.entries(tensors));
   if (all.has('__metadata__')) throw new SafetensorsError(path, '__metadata__ names no tensor');
   for (const [name, tensor] of all) checkTensor(path, name, tensor);
+  if (metadata && !parseMetadata(metadata)) throw new SafetensorsError(path, METADATA_PROBLEM);
   replaceFile(path, (file) => {
     writeAll(file, headerOf(all, metadata));
     for (const { data } of all.values()) {

@@ -210,11 +210,14 @@ describe('writes', () => {
     expect(readFileSync(file).readBigUInt64LE() % 8n).toBe(0n);
   });
 
-  test('nothing when the tensors do not fit their shapes or the place is none', () => {
+  test('nothing that would not be read, and nothing where there is no place', () => {
     const tensor = { shape: [3], data: new Float32Array(2) };
     const file = path.join(folder, 'refused.safetensors');
     expect(() => writeSafetensors(file, { tensor })).toThrow(SafetensorsError);
     const fitting = new Map([['x', { shape: [2], data: new Float32Array(2) }]]);
+    for (const metadata of [{ step: 3 }, { note: undefined }, ['x', 1], 'text']) {
+      expect(() => writeSafetensors(file, fitting, metadata)).toThrow(/__metadata__ must map/);
+    }
     expect(() => writeSafetensors(path.join(folder, 'no', 'where'), fitting)).toThrow('ENOENT');
     expect(() => writeSafetensors(folder, fitting)).toThrow();
     expect(readdirSync(folder).filter((name) => /refused|tmp/.test(name))).toEqual([]);
