@@ -7,13 +7,13 @@
 // +-64, and so does one of a centroid, so that a product of 64 bits is 4096 (64 - 2 distance); the
 // sum starts at 4095 - cluster. The largest sum names the nearest cluster, ties at the lowest.
 // Update: a block counts the bits of its members by moving those of hashes whose label has changed
-// from cluster to cluster; before the first iteration all are in one past the last. A warp adds the
-// counts of all blocks for one centroid; every block then fetches the new ones as operands.
-// Integers only: the order does not matter.
+// from cluster to cluster; before the first iteration they are in none. Blocks send each other word
+// when they have counted; a warp then adds the counts of all blocks for one centroid, and sends it
+// to all. Integers only: the order does not matter.
 // Limits: kClusterHammingClusters, hashes of a block within shared memory and 16 bits.
 
 #include "cuda/hamming_kmeans.cuh"
-#include "cuda/primitives/cluster.cuh"
+#include "cuda/primitives/delivery.cuh"
 #include "cuda/primitives/integer_mma.cuh"
 
 namespace cluster_attention::cuda {
@@ -32,12 +32,13 @@ constexpr int32_t kNoCluster = -(1 << 29);  // less than every sum
 /// Shared memory of a block: offsets in bytes.
 struct ClusterHammingLayout {
   int64_t hashes;     // uint64 (rows), whole tiles of a warp
-  int64_t centroids;  // uint64 (clusters): the first ones, then those that this block updates
+  int64_t centroids;  // uint64 (clusters)
   int64_t operands;   // uint4 (clusters / 8,32): all centroids as a lane multiplies with them
   int64_t moves;      // uint4 (warps,kMostMoves): hash, places of the counters from and to
-  int64_t pairs;      // uint32 (clusters + 1,32): bits b | bits b + 32 << 16
-  int64_t members;    // int32 (clusters + 1)
-  int64_t changed;    // int32 (2): a label has changed in this iteration, and in the next one
+  int64_t pairs;      // uint32 (clusters,32): bits b | bits b + 32 << 16
+  int64_t members;    // uint32 (clusters)
+  int64_t changed;    // uint32 (2,blocks): a label of theirs has, in iterations even and odd
+  int64_t barriers;   // uint64 (2): of the deliveries
   int64_t labels;     // uint16 (rows)
   int64_t bytes;
 };
@@ -50,9 +51,10 @@ CA_HOST_DEVICE inline ClusterHammingLayout cluster_hamming_layout(int64_t rows, 
   layout.centroids = parts.add<uint64_t>(clusters);
   layout.operands = parts.add<uint4>(divide_up(clusters, 8) * kWarp);
   layout.moves = parts.add<uint4>(kClusterHammingThreads / kWarp * kMostMoves);
-  layout.pairs = parts.add<uint32_t>((clusters + 1) * 32);
-  layout.members = parts.add<int32_t>(clusters + 1);
-  layout.changed = parts.add<int32_t>(2);
+  layout.pairs = parts.add<uint32_t>(clusters * 32);
+  layout.members = parts.add<uint32_t>(clusters);
+  layout.changed = parts.add<uint32_t>(2 * kMostHammingParts);
+  layout.barriers = parts.add<uint64_t>(2);
   layout.labels = parts.add<uint16_t>(whole_rows);
   layout.bytes = parts.bytes();
   return layout;
@@ -71,15 +73,22 @@ struct HammingBlock {
   uint4* operands;
   uint4* moves;  // of this warp
   uint32_t* pairs;
-  int32_t* members;
-  int32_t* changed;
+  uint32_t* members;
+  uint32_t* changed;
   uint16_t* labels;
+  Delivery word;           // of whether a label has changed: the counts are there
+  Delivery new_centroids;  // from the blocks that have updated them
 
   __device__ explicit HammingBlock(const HammingParams& params)
-      : sequence(params, blockIdx.x / static_cast<unsigned>(params.parts)) {
-    const ClusterHammingLayout layout =
-        cluster_hamming_layout(divide_up(params.problem.length, params.parts), params.clusters);
-    parts = static_cast<int>(params.parts);
+      : HammingBlock(params, cluster_hamming_layout(divide_up(params.problem.length, params.parts),
+                                                    params.clusters)) {}
+
+ private:
+  __device__ HammingBlock(const HammingParams& params, const ClusterHammingLayout& layout)
+      : sequence(params, blockIdx.x / static_cast<unsigned>(params.parts)),
+        parts(static_cast<int>(params.parts)),
+        word(dynamic_shared<uint64_t>(layout.barriers), parts),
+        new_centroids(dynamic_shared<uint64_t>(layout.barriers) + 1, parts) {
     rank = static_cast<int>(blockIdx.x % static_cast<unsigned>(params.parts));
     range = split(sequence.length, params.parts, rank);
     rows = static_cast<int>(range.end - range.begin);
@@ -89,8 +98,8 @@ struct HammingBlock {
     operands = dynamic_shared<uint4>(layout.operands);
     moves = dynamic_shared<uint4>(layout.moves) + warp_index() * kMostMoves;
     pairs = dynamic_shared<uint32_t>(layout.pairs);
-    members = dynamic_shared<int32_t>(layout.members);
-    changed = dynamic_shared<int32_t>(layout.changed);
+    members = dynamic_shared<uint32_t>(layout.members);
+    changed = dynamic_shared<uint32_t>(layout.changed);
     labels = dynamic_shared<uint16_t>(layout.labels);
   }
 };
@@ -139,9 +148,12 @@ __device__ void start_hamming_block(const HammingParams& params, const HammingBl
                              : hash_at(random_position(problem.seed, RandomStream::start_positions,
                                                        sequence.length, c));
   }
-  for (int c = thread; c <= block.clusters; c += threads) block.members[c] = 0;
-  for (int i = thread; i < (block.clusters + 1) * 32; i += threads) block.pairs[i] = 0;
-  if (thread < 2) block.changed[thread] = 0;
+  for (int c = thread; c < block.clusters; c += threads) block.members[c] = 0;
+  for (int i = thread; i < block.clusters * 32; i += threads) block.pairs[i] = 0;
+  if (thread == 0) {
+    block.word.open();
+    block.new_centroids.open();
+  }
   const int64_t stride = static_cast<int64_t>(block.parts) * threads;
   const int64_t own = static_cast<int64_t>(block.rank) * threads + thread;
   for (int64_t i = sequence.length + own; i < problem.length; i += stride) sequence.labels[i] = -1;
@@ -159,10 +171,11 @@ __device__ inline uint4 spread_centroid(uint64_t centroid, int four) {
                     signs_of_bits(bits >> 12));
 }
 
+/// The last tile is filled up with the first centroid, which wins ties.
 __device__ inline void spread_centroids(const HammingBlock& block) {
   for (int i = threadIdx.x; i < (block.clusters + 7) / 8 * kWarp; i += blockDim.x) {
     const int c = i / 4;
-    block.operands[i] = spread_centroid(c < block.clusters ? block.centroids[c] : 0, i % 4);
+    block.operands[i] = spread_centroid(block.centroids[c < block.clusters ? c : 0], i % 4);
   }
 }
 
@@ -200,15 +213,16 @@ __device__ inline void find_largest_sums(const HammingBlock& block,
 #pragma unroll
   for (int tile = 0; tile < kTiles; ++tile) best[tile][0] = best[tile][1] = kNoCluster;
   const int tiles = (block.clusters + 7) / 8;
+  const uint4* operands = block.operands + lane;
+  uint4 next = operands[0];
 #pragma unroll 4
   for (int t = 0; t < tiles; ++t) {
-    const uint4 operand = block.operands[t * kWarp + lane];
+    const uint4 operand = next;
+    if (t + 1 < tiles) next = operands[(t + 1) * kWarp];
     const uint32_t low[2] = {operand.x, operand.y};
     const uint32_t high[2] = {operand.z, operand.w};
-    const int column = t * 8 + lane % 4 * 2;
-    const int32_t left = column < block.clusters ? kSumScale - 1 - column : kNoCluster;
-    const int32_t right = column + 1 < block.clusters ? kSumScale - 2 - column : kNoCluster;
-    const int32_t places[4] = {left, right, left, right};
+    const int32_t left = kSumScale - 1 - lane % 4 * 2 - t * 8;
+    const int32_t places[4] = {left, left - 1, left, left - 1};
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
       int32_t sum[4];
@@ -236,8 +250,8 @@ __device__ inline int relabel(const HammingBlock& block, int row, int32_t sum, b
   const uint32_t movers = ballot(moves);
   if (moves) {
     block.labels[row] = static_cast<uint16_t>(label);
-    atomicAdd(&block.members[label], 1);
-    atomicAdd(&block.members[before], -1);
+    atomicAdd(&block.members[label], 1u);
+    if (before != block.clusters) atomicAdd(&block.members[before], ~0u);
     const uint64_t hash = block.hashes[row];
     block.moves[__popc(movers & ((1u << lane_index()) - 1u))] =
         make_uint4(static_cast<uint32_t>(hash), static_cast<uint32_t>(hash >> 32),
@@ -250,6 +264,7 @@ __device__ inline int relabel(const HammingBlock& block, int row, int32_t sum, b
 __device__ inline void move_hamming_bits(const HammingBlock& block, int count) {
   constexpr int kAtOnce = 4;
   const int lane = lane_index();
+  const auto none = static_cast<uint32_t>(block.clusters * 32);
   // The last step moves no bits where there are fewer hashes.
   if (lane < (kAtOnce - count % kAtOnce) % kAtOnce) {
     block.moves[count + lane] = make_uint4(0, 0, 0, 0);
@@ -264,7 +279,7 @@ __device__ inline void move_hamming_bits(const HammingBlock& block, int count) {
       const uint4 move = moves[i];
       const uint32_t bits = (move.x >> lane & 1u) | (move.y >> lane & 1u) << 16;
       // Halves never fall below 0, so that what is borrowed is given back.
-      atomicAdd(&block.pairs[move.z + lane], 0u - bits);
+      if (move.z != none) atomicAdd(&block.pairs[move.z + lane], 0u - bits);
       atomicAdd(&block.pairs[move.w + lane], bits);
     }
   }
@@ -301,7 +316,8 @@ __device__ bool assign_on_tensor_cores(const HammingBlock& block, bool last) {
 /// Members of a cluster in all blocks; all lanes of the warp call it.
 __device__ inline int32_t members_of_all(const HammingBlock& block, int c) {
   const int lane = lane_index();
-  return warp_sum(lane < block.parts ? in_block(block.members, lane)[c] : 0);
+  const uint32_t members = lane < block.parts ? load_in_block(&block.members[c], lane) : 0;
+  return static_cast<int32_t>(warp_sum(members));
 }
 
 /// The new centroids of this block's share of the clusters. One without members keeps its own.
@@ -312,7 +328,7 @@ __device__ inline void update_centroids(const HammingBlock& block) {
     uint32_t pair[kMostHammingParts];
 #pragma unroll
     for (int rank = 0; rank < kMostHammingParts; ++rank) {
-      pair[rank] = rank < block.parts ? in_block(block.pairs, rank)[c * 32 + lane] : 0;
+      pair[rank] = rank < block.parts ? load_in_block(&block.pairs[c * 32 + lane], rank) : 0;
     }
     const int32_t members = members_of_all(block, c);
     int32_t low = 0;
@@ -322,30 +338,8 @@ __device__ inline void update_centroids(const HammingBlock& block) {
       low += static_cast<int32_t>(pair[rank] & 0xffffu);
       high += static_cast<int32_t>(pair[rank] >> 16);
     }
-    const uint64_t centroid = majority(low, high, members);
-    if (members == 0) continue;
-    if (lane == 0) block.centroids[c] = centroid;
-    if (lane < 4) block.operands[c * 4 + lane] = spread_centroid(centroid, lane);
-  }
-}
-
-/// The centroids that other blocks have updated.
-__device__ inline void fetch_centroids(const HammingBlock& block) {
-  constexpr int kAtOnce = 2;  // on their way before the first is stored
-  const int threads = static_cast<int>(blockDim.x);
-  const int count = block.clusters * 4;
-  for (int first = threadIdx.x; first < count; first += kAtOnce * threads) {
-    uint4 operands[kAtOnce];
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      const int at = first + i * threads;
-      const int owner = at / 4 & (block.parts - 1);  // a power of two
-      if (at < count) operands[i] = in_block(block.operands, owner)[at];
-    }
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      if (first + i * threads < count) block.operands[first + i * threads] = operands[i];
-    }
+    const uint64_t centroid = members > 0 ? majority(low, high, members) : block.centroids[c];
+    if (lane < block.parts) block.new_centroids.send(&block.centroids[c], lane, centroid);
   }
 }
 
@@ -368,29 +362,38 @@ __device__ inline void store_hamming_block(const HammingParams& params, const Ha
   }
 }
 
+/// Whether a label of the sequence has changed; every block hears it from every other.
+__device__ inline bool any_block_changed(const HammingBlock& block, int64_t updates, bool changed) {
+  const bool here = __syncthreads_or(changed) != 0;  // all of the block is counted
+  uint32_t* words = block.changed + updates % 2 * kMostHammingParts;
+  const int thread = static_cast<int>(threadIdx.x);
+  if (thread == 0) block.word.expect(block.parts * static_cast<int>(sizeof(uint32_t)));
+  if (thread < block.parts) block.word.send(&words[block.rank], thread, here ? 1u : 0u);
+  block.word.wait(updates);
+  return any(lane_index() < block.parts && words[lane_index()] != 0);
+}
+
 /// All iterations of a block that has been started; returns the number of updates. The members of
 /// other blocks may be read until the next sync_cluster().
 template <int kTiles>
 __device__ int64_t iterate_hamming(const HammingParams& params, const HammingBlock& block) {
-  __syncthreads();
-  spread_centroids(block);
-  __syncthreads();
+  sync_cluster();  // all can be sent to
   for (int64_t updates = 0;; ++updates) {
-    const int now = static_cast<int>(updates % 2);
-    const bool last = updates == params.problem.max_iterations;
-    if (threadIdx.x == 0) block.changed[1 - now] = 0;  // all have read it
-    if (assign_on_tensor_cores<kTiles>(block, last)) block.changed[now] = 1;
-    sync_cluster();
-    if (last) return updates;
-    const int lane = lane_index();
-    const bool changed = lane < block.parts && in_block(block.changed, lane)[now] != 0;
-    // Where no label has changed, these are the centroids that there are.
-    update_centroids(block);
-    if (!any(changed)) return updates;
-    sync_cluster();
-    fetch_centroids(block);
+    spread_centroids(block);
     __syncthreads();
+    const bool last = updates == params.problem.max_iterations;
+    const bool changed = assign_on_tensor_cores<kTiles>(block, last);
+    if (last) break;
+    // Where no label has changed, the centroids are those that there are.
+    if (!any_block_changed(block, updates, changed)) return updates;
+    if (threadIdx.x == 0) {
+      block.new_centroids.expect(block.clusters * static_cast<int>(sizeof(uint64_t)));
+    }
+    update_centroids(block);
+    block.new_centroids.wait(updates);
   }
+  sync_cluster();
+  return params.problem.max_iterations;
 }
 
 }  // namespace cluster_attention::cuda

@@ -45,7 +45,7 @@ __device__ inline SortBlock sort_block_of(const HammingParams& params, const Ham
   sort.label_bits = params.label_bits;
   sort.labels = reinterpret_cast<int32_t*>(block.hashes);
   sort.placed = reinterpret_cast<int32_t*>(block.operands);
-  sort.totals = block.members;
+  sort.totals = reinterpret_cast<int32_t*>(block.members);
   sort.scratch = reinterpret_cast<int32_t*>(block.moves - warp_index() * kMostMoves);
   return sort;
 }

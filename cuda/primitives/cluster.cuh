@@ -59,4 +59,25 @@ __device__ inline const T* in_block(const T* own, int rank) {
 #endif
 }
 
+/// in_block(own, rank)[0] as it is now: no earlier read of the place has left it in a cache.
+__device__ inline uint32_t load_in_block(const uint32_t* own, int rank) {
+#if defined(CA_CUDA_MODEL)
+  return *in_block(own, rank);
+#elif __CUDA_ARCH__ >= 900
+  uint32_t value;
+  asm volatile(
+      "{\n"
+      ".reg .u32 place;\n"
+      "mapa.shared::cluster.u32 place, %1, %2;\n"
+      "ld.relaxed.cluster.shared::cluster.u32 %0, [place];\n"
+      "}\n"
+      : "=r"(value)
+      : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(own))), "r"(rank)
+      : "memory");
+  return value;
+#else
+  return *own;
+#endif
+}
+
 }  // namespace cluster_attention::cuda

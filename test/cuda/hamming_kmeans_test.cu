@@ -164,6 +164,31 @@ TEST_ONCE("CUDA hamming k-means: sequences shared out over launches and clusters
   CHECK(check_planned(fixture, cuda::HammingPlan::Way::launches, kHopper));
 }
 
+/// A block that is slow to look must still see what it was sent for this iteration.
+TEST_ONCE("CUDA hamming k-means: blocks that are ahead of others in many orders of threads") {
+  Case which = find_case("prime-long");
+  which.query_length = 67;
+  which.clusters = 8;
+  HammingFixture fixture(which, false, 12);
+  const HammingKMeansProblem& problem = fixture.problem;
+  const cuda::HammingPlan blocks{cuda::HammingPlan::Way::clusters, true, 8, 128};
+  CHECK_EQUAL(describe(run_fresh(problem, fixture.arrays, 1, {})), "ok");
+  const auto expected = fixture.arrays.snapshot();
+  for (uint64_t seed = 1; seed <= 150; ++seed) {
+    const Scope scope("thread order " + std::to_string(seed));
+    set_thread_order(seed);
+    fixture.arrays.poison();
+    Device device;
+    next_plan = blocks;
+    CHECK_EQUAL(
+        describe(device.run<HammingKMeansProblem>(planned, on_device(fixture)(problem, device))),
+        "ok");
+    device.fetch(fixture.arrays);
+    check_same_bytes(fixture.arrays.snapshot(), expected, "the device");
+  }
+  set_thread_order(0);
+}
+
 TEST_ONCE("CUDA hamming k-means: how a call is cut") {
   using Way = cuda::HammingPlan::Way;
   const cuda::HammingPlan small = cuda::plan_hamming_kmeans(8, 1024, 100, kHopper);

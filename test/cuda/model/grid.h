@@ -5,7 +5,8 @@
 // lanes, __syncthreads() for the block, sync_cluster() for the cluster. What cannot end on a GPU,
 // or has no defined result there, is noted as a fault of the kernel and ends the launch:
 //   - lanes of one warp that meet in different exchanges, or with a mask that is not full,
-//   - a barrier that some threads never reach.
+//   - a barrier that some threads never reach,
+//   - blocks of a cluster that wait for what none of them sends.
 // The order of blocks, warps and lanes follows a seed: kernels that lack a barrier give other
 // results under another seed. Shared memory starts as NaN.
 
@@ -44,6 +45,9 @@ void set_thread_order(uint64_t seed);
 
 // ---- what device code calls, see device.h ----
 
+/// One of two things that a kernel must not notice, by the seed.
+bool toss();
+
 unsigned char* shared_memory();
 /// Of another block of the cluster.
 unsigned char* shared_memory_of(int rank);
@@ -71,6 +75,8 @@ int lane_of_running_thread();
 /// The running thread goes on once `condition` holds.
 void wait_until(const std::function<bool()>& condition);
 Products& products_of_running_thread();
+/// On their way to a block of the cluster.
+std::vector<Parcel>& parcels_of(int rank);
 NamedBarrier& named_barrier(int name);
 
 void copy_async(void* shared, const void* global, int bytes, bool valid);

@@ -1,5 +1,6 @@
 #include "test/cuda/model/hopper.h"
 
+#include <algorithm>
 #include <cstring>
 #include <utility>
 
@@ -14,10 +15,28 @@ namespace {
 struct Barrier {
   uint16_t arrivals;
   uint16_t pending;
-  uint32_t phase;
+  int32_t phase : 1;
+  int32_t
+      bytes : 31;  // that have been expected and not arrived; less than 0 while none expects them
 };
+static_assert(sizeof(Barrier) == sizeof(uint64_t), "what shared memory has room for");
 
 Barrier& barrier_at(uint64_t* barrier) { return *reinterpret_cast<Barrier*>(barrier); }
+
+/// The end of a phase for which nothing is missing.
+void end_phase(uint64_t* barrier, int rank) {
+  Barrier& self = barrier_at(barrier);
+  if (self.pending > 0 || self.bytes != 0) return;
+  self.pending = self.arrivals;
+  self.phase = ~self.phase;
+  std::vector<Parcel>& parcels = parcels_of(rank);
+  const auto left = std::stable_partition(
+      parcels.begin(), parcels.end(), [&](const Parcel& one) { return one.barrier == barrier; });
+  std::for_each(parcels.begin(), left, [](const Parcel& one) {
+    std::memcpy(one.to, one.value, static_cast<size_t>(one.bytes));
+  });
+  parcels.erase(parcels.begin(), left);
+}
 
 /// The bfloat16 at a place of a tile with 128-byte swizzle, by its place without it.
 float tile_element(uint64_t address) {
@@ -97,16 +116,38 @@ void initialize_barrier(uint64_t* barrier, int arrivals) {
   barrier_at(barrier) = {count, count, 0};
 }
 
-void arrive(uint64_t* barrier) {
+void arrive(uint64_t* barrier) { arrive_expecting(barrier, 0); }
+
+void arrive_expecting(uint64_t* barrier, int bytes) {
   Barrier& self = barrier_at(barrier);
-  if (--self.pending > 0) return;
-  self.pending = self.arrivals;
-  ++self.phase;
+  if (self.pending == 0) note_fault("more threads arrive at a barrier than it waits for");
+  --self.pending;
+  self.bytes += bytes;
+  end_phase(barrier, cluster_rank());
+}
+
+void store_in_block(void* own, int rank, const void* value, int bytes, uint64_t* barrier) {
+  const auto place_there = [rank](void* place) {
+    return shared_memory_of(rank) + (static_cast<unsigned char*>(place) - shared_memory());
+  };
+  auto* counter = reinterpret_cast<uint64_t*>(place_there(barrier));
+  Parcel parcel{place_there(own), {}, bytes, counter};
+  std::memcpy(parcel.value, value, static_cast<size_t>(bytes));
+  if (reinterpret_cast<uintptr_t>(parcel.to) % static_cast<uintptr_t>(bytes) != 0) {
+    note_fault("a misaligned store in another block");
+  }
+  if (toss()) {
+    std::memcpy(parcel.to, value, static_cast<size_t>(bytes));
+  } else {
+    parcels_of(rank).push_back(parcel);
+  }
+  barrier_at(counter).bytes -= bytes;
+  end_phase(counter, rank);
 }
 
 void wait_for(uint64_t* barrier, uint32_t parity) {
   const Barrier& self = barrier_at(barrier);
-  wait_until([&] { return self.phase % 2 != parity; });
+  wait_until([&] { return (self.phase != 0 ? 1u : 0u) != parity; });
 }
 
 void sync_named(int name, int threads) {

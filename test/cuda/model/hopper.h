@@ -1,7 +1,11 @@
 #pragma once
 
-// What sm_90a adds: barriers in shared memory, named barriers, and products of a warpgroup.
+// What sm_90a adds: barriers in shared memory, stores in another block's, named barriers, and
+// products of a warpgroup.
 //
+// A store in another block is made at once or when the barrier that counts it lets its block
+// through, as the seed of the order has it: who reads too early, or has not read yet what is
+// overwritten, gets other results.
 // A product is done when its thread waits for it, by its operands as they are then: who overwrites
 // them too early, or looks at the sums too early, gets other results than those of a product that
 // was done at once. Shared memory is addressed as on a GPU, swizzle and strides of the descriptors
@@ -17,6 +21,13 @@ uint32_t shared_address(const void* shared);
 
 void initialize_barrier(uint64_t* barrier, int arrivals);
 void arrive(uint64_t* barrier);
+/// arrive(), and the phase is not over before stores of `bytes` more have arrived.
+void arrive_expecting(uint64_t* barrier, int bytes);
+void store_in_block(void* own, int rank, const void* value, int bytes, uint64_t* barrier);
+template <typename T>
+void store_in_block(T* own, int rank, T value, uint64_t* barrier) {
+  store_in_block(own, rank, &value, static_cast<int>(sizeof value), barrier);
+}
 void wait_for(uint64_t* barrier, uint32_t parity);
 /// bar.sync of `threads` threads.
 void sync_named(int name, int threads);
@@ -40,6 +51,14 @@ void wait_products(int groups_left);
 struct Products {
   std::vector<Product> open;
   std::deque<std::vector<Product>> groups;
+};
+
+/// A store in a block that waits for its barrier.
+struct Parcel {
+  void* to;
+  unsigned char value[8];
+  int bytes;
+  const uint64_t* barrier;
 };
 
 /// Of a block.
