@@ -117,10 +117,7 @@ __device__ inline uint64_t hash_in_cluster(const HammingBlock& block, int64_t po
 /// blocks of the cluster call it.
 template <Read kRead>
 __device__ void sum_groups(const GroupSums& after, int64_t sequence, int rank, int parts) {
-  // The order of the rows comes from all blocks, through device memory.
-  __threadfence();
-  sync_cluster();
-  __threadfence();
+  sync_cluster_and_memory();  // the order of the rows comes from all blocks
   for (int i = 0; i < after.count; ++i) {
     sum_clusters<kRead, kGroupColumns>(after.sums[i], sequence, rank, parts,
                                        dynamic_shared<double>(), after.places);

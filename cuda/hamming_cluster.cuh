@@ -15,6 +15,7 @@
 #include "cuda/hamming_kmeans.cuh"
 #include "cuda/primitives/delivery.cuh"
 #include "cuda/primitives/integer_mma.cuh"
+#include "cuda/primitives/opaque.cuh"
 
 namespace cluster_attention::cuda {
 
@@ -33,7 +34,7 @@ constexpr int32_t kNoCluster = -(1 << 29);  // less than every sum
 struct ClusterHammingLayout {
   int64_t hashes;     // uint64 (rows), whole tiles of a warp
   int64_t centroids;  // uint64 (clusters)
-  int64_t operands;   // uint4 (clusters / 8,32): all centroids as a lane multiplies with them
+  int64_t operands;   // uint4 (clusters / 8 + 1,32): all centroids as a lane multiplies with them
   int64_t moves;      // uint4 (warps,kMostMoves): hash, places of the counters from and to
   int64_t pairs;      // uint32 (clusters,32): bits b | bits b + 32 << 16
   int64_t members;    // uint32 (clusters)
@@ -49,7 +50,7 @@ CA_HOST_DEVICE inline ClusterHammingLayout cluster_hamming_layout(int64_t rows, 
   ClusterHammingLayout layout;
   layout.hashes = parts.add<uint64_t>(whole_rows);
   layout.centroids = parts.add<uint64_t>(clusters);
-  layout.operands = parts.add<uint4>(divide_up(clusters, 8) * kWarp);
+  layout.operands = parts.add<uint4>((divide_up(clusters, 8) + 1) * kWarp);
   layout.moves = parts.add<uint4>(kClusterHammingThreads / kWarp * kMostMoves);
   layout.pairs = parts.add<uint32_t>(clusters * 32);
   layout.members = parts.add<uint32_t>(clusters);
@@ -104,9 +105,11 @@ struct HammingBlock {
   }
 };
 
-/// Four bits as four bytes: 64 for a bit that is set, -64 for one that is not.
-__device__ inline uint32_t signs_of_bits(uint32_t four) {
-  return ((four & 15u) * 0x10204080u & 0x80808080u) ^ 0xc0c0c0c0u;
+/// Four bits as four bytes: 64 for a bit that is set, -64 for one that is not. `unset` is
+/// kUnsetSigns from a register, which the last two steps take in one.
+constexpr uint32_t kUnsetSigns = 0xc0c0c0c0u;
+__device__ inline uint32_t signs_of_bits(uint32_t four, uint32_t unset) {
+  return ((four & 15u) * 0x10204080u & 0x80808080u) ^ unset;
 }
 
 /// Loads the hashes.
@@ -167,8 +170,9 @@ __device__ void start_hamming_block(const HammingParams& params, const HammingBl
 /// centroid 8 tile + column, the same bits as spread_hashes() gives it of a hash.
 __device__ inline uint4 spread_centroid(uint64_t centroid, int four) {
   const uint32_t bits = static_cast<uint32_t>(centroid >> (16 * four));
-  return make_uint4(signs_of_bits(bits), signs_of_bits(bits >> 4), signs_of_bits(bits >> 8),
-                    signs_of_bits(bits >> 12));
+  const uint32_t unset = opaque(kUnsetSigns);
+  return make_uint4(signs_of_bits(bits, unset), signs_of_bits(bits >> 4, unset),
+                    signs_of_bits(bits >> 8, unset), signs_of_bits(bits >> 12, unset));
 }
 
 /// The last tile is filled up with the first centroid, which wins ties.
@@ -191,6 +195,7 @@ template <int kTiles>
 __device__ inline void spread_hashes(const uint64_t* hashes, uint32_t (&a)[kTiles][2][4]) {
   const int group = lane_index() / 4;
   const int chunk = lane_index() % 4;
+  const uint32_t unset = opaque(kUnsetSigns);
 #pragma unroll
   for (int tile = 0; tile < kTiles; ++tile) {
 #pragma unroll
@@ -199,7 +204,9 @@ __device__ inline void spread_hashes(const uint64_t* hashes, uint32_t (&a)[kTile
       const uint32_t word = static_cast<uint32_t>(chunk < 2 ? hash : hash >> 32);
       const uint32_t bits = word >> (16 * (chunk % 2));
 #pragma unroll
-      for (int i = 0; i < 4; ++i) a[tile][i / 2][i % 2 * 2 + half] = signs_of_bits(bits >> (4 * i));
+      for (int i = 0; i < 4; ++i) {
+        a[tile][i / 2][i % 2 * 2 + half] = signs_of_bits(bits >> (4 * i), unset);
+      }
     }
   }
 }
@@ -214,15 +221,17 @@ __device__ inline void find_largest_sums(const HammingBlock& block,
   for (int tile = 0; tile < kTiles; ++tile) best[tile][0] = best[tile][1] = kNoCluster;
   const int tiles = (block.clusters + 7) / 8;
   const uint4* operands = block.operands + lane;
+  // Sums start at the places of a lane's columns, in four registers as the products take them.
+  int32_t places[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) places[i] = opaque(kSumScale - 1 - lane % 4 * 2 - i % 2);
   uint4 next = operands[0];
 #pragma unroll 4
   for (int t = 0; t < tiles; ++t) {
     const uint4 operand = next;
-    if (t + 1 < tiles) next = operands[(t + 1) * kWarp];
+    next = operands[(t + 1) * kWarp];  // there is one more than tiles
     const uint32_t low[2] = {operand.x, operand.y};
     const uint32_t high[2] = {operand.z, operand.w};
-    const int32_t left = kSumScale - 1 - lane % 4 * 2 - t * 8;
-    const int32_t places[4] = {left, left - 1, left, left - 1};
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
       int32_t sum[4];
@@ -231,6 +240,8 @@ __device__ inline void find_largest_sums(const HammingBlock& block,
       best[tile][0] = max(best[tile][0], max(sum[0], sum[1]));
       best[tile][1] = max(best[tile][1], max(sum[2], sum[3]));
     }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) places[i] -= 8;
   }
 #pragma unroll
   for (int tile = 0; tile < kTiles; ++tile) {

@@ -14,6 +14,7 @@
 #include "cuda/hash_chunk.cuh"
 #include "cuda/primitives/async_copy.cuh"
 #include "cuda/primitives/mma.cuh"
+#include "cuda/primitives/opaque.cuh"
 
 namespace cluster_attention::cuda {
 
@@ -25,6 +26,7 @@ struct HashProductParams {
   HashParams hash;
   int64_t tiles;    // of a warp's rows, per sequence
   float tolerance;  // of a sum, per length of the row and of the plane
+  uint32_t zero;    // for moved()
 };
 
 /// Bound on |sum - chain of fmaf| / (|row| |plane|). The chain rounds `dim` times. The operands
@@ -78,6 +80,8 @@ template <Read kRead, bool kVectors>
 class HashProduct {
  public:
   static constexpr bool kSplit = kRead == Read::float32;
+  /// Operands are words as they are read, four of a row side by side.
+  static constexpr bool kMoves = kRead == Read::bfloat16 && kVectors;
   static constexpr int kTiles = kHashTileRows<kRead> / 16;
 
   /// `shared`: offset of the layout in shared memory.
@@ -212,6 +216,15 @@ __device__ void HashProduct<kRead, kVectors>::add_chunk(int chunk,
   }
 #pragma unroll
   for (int step = 0; step < 2; ++step) {
+    FragmentA a[kTiles];
+    FragmentA low_a[kTiles];
+#pragma unroll
+    for (int i = 0; i < 4 * kTiles; ++i) {
+      const int t = i / 4;
+      const int word = 2 * step + i % 4 / 2;
+      a[t][i % 4] = kMoves ? moved(high[t][i % 2][word], params_.zero) : high[t][i % 2][word];
+      low_a[t][i % 4] = low[t][i % 2][word];
+    }
 #pragma unroll
     for (int n = 0; n < kBitTiles; ++n) {
       const uint4 operand = operands_[((chunk * 2 + step) * kBitTiles + n) * kWarp + lane_index()];
@@ -219,15 +232,11 @@ __device__ void HashProduct<kRead, kVectors>::add_chunk(int chunk,
       const FragmentB low_b = {operand.z, operand.w};
 #pragma unroll
       for (int t = 0; t < kTiles; ++t) {
-        const FragmentA a = {high[t][0][2 * step], high[t][1][2 * step], high[t][0][2 * step + 1],
-                             high[t][1][2 * step + 1]};
         if constexpr (kSplit) {
-          const FragmentA low_a = {low[t][0][2 * step], low[t][1][2 * step],
-                                   low[t][0][2 * step + 1], low[t][1][2 * step + 1]};
-          mma_split_16x8x16(sums_[t][n], a, low_a, high_b, low_b);
+          mma_split_16x8x16(sums_[t][n], a[t], low_a[t], high_b, low_b);
         } else {
-          mma_bf16_16x8x16(sums_[t][n], a, low_b);
-          mma_bf16_16x8x16(sums_[t][n], a, high_b);
+          mma_bf16_16x8x16(sums_[t][n], a[t], low_b);
+          mma_bf16_16x8x16(sums_[t][n], a[t], high_b);
         }
       }
     }

@@ -40,6 +40,19 @@ __device__ inline void sync_cluster() {
 #endif
 }
 
+/// The same, and what they wrote to device memory is seen as well.
+__device__ inline void sync_cluster_and_memory() {
+#if defined(CA_CUDA_MODEL)
+  cuda_model::sync_cluster();
+#elif __CUDA_ARCH__ >= 900
+  __syncwarp();
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#else
+  __syncthreads();
+#endif
+}
+
 /// The place in block `rank` of the cluster that `own` is in this one, to read; `own` is in shared
 /// memory.
 template <typename T>
