@@ -134,6 +134,7 @@ __global__ void __launch_bounds__(kGroupThreads, 1)
   sync_cluster();
   const HammingBlock block(params.kmeans);
   const int whole_rows = static_cast<int>(round_up(block.rows, 16 * kMostHashTiles));
+#pragma unroll 1
   for (int i = threadIdx.x; i < whole_rows; i += blockDim.x) {
     block.labels[i] = static_cast<uint16_t>(block.clusters);
   }

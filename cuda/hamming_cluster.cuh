@@ -145,13 +145,16 @@ __device__ void start_hamming_block(const HammingParams& params, const HammingBl
   const HammingSequence& sequence = block.sequence;
   const int thread = static_cast<int>(threadIdx.x);
   const int threads = static_cast<int>(blockDim.x);
+#pragma unroll 1
   for (int c = thread; c < block.clusters; c += threads) {
     block.centroids[c] = problem.initial != nullptr
                              ? problem.initial[sequence.index * problem.clusters + c]
                              : hash_at(random_position(problem.seed, RandomStream::start_positions,
                                                        sequence.length, c));
   }
+#pragma unroll 1
   for (int c = thread; c < block.clusters; c += threads) block.members[c] = 0;
+#pragma unroll 1
   for (int i = thread; i < block.clusters * 32; i += threads) block.pairs[i] = 0;
   if (thread == 0) {
     block.word.open();
@@ -159,7 +162,9 @@ __device__ void start_hamming_block(const HammingParams& params, const HammingBl
   }
   const int64_t stride = static_cast<int64_t>(block.parts) * threads;
   const int64_t own = static_cast<int64_t>(block.rank) * threads + thread;
+#pragma unroll 1
   for (int64_t i = sequence.length + own; i < problem.length; i += stride) sequence.labels[i] = -1;
+#pragma unroll 1
   for (int64_t c = sequence.clusters + own; c < problem.clusters; c += stride) {
     sequence.counts[c] = 0;
     sequence.centroids[c] = 0;
@@ -177,6 +182,7 @@ __device__ inline uint4 spread_centroid(uint64_t centroid, int four) {
 
 /// The last tile is filled up with the first centroid, which wins ties.
 __device__ inline void spread_centroids(const HammingBlock& block) {
+#pragma unroll 1
   for (int i = threadIdx.x; i < (block.clusters + 7) / 8 * kWarp; i += blockDim.x) {
     const int c = i / 4;
     block.operands[i] = spread_centroid(block.centroids[c < block.clusters ? c : 0], i % 4);
@@ -358,6 +364,7 @@ __device__ inline void update_centroids(const HammingBlock& block) {
 __device__ inline void store_hamming_block(const HammingParams& params, const HammingBlock& block,
                                            int64_t updates) {
   const HammingSequence& sequence = block.sequence;
+#pragma unroll 1
   for (int i = threadIdx.x; i < block.rows; i += blockDim.x) {
     sequence.labels[block.range.begin + i] = block.labels[i];
   }

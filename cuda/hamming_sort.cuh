@@ -57,6 +57,10 @@ __device__ inline void sort_hamming_block(const HammingParams& params, const Ham
   const int end = begin + sort.run_rows < sort.rows ? begin + sort.run_rows : sort.rows;
   int32_t* counts = sort.placed + warp_index() * sort.counted;
   __syncthreads();  // the last update of the centroids is over
+  if (threadIdx.x == 0) {
+    block.word.close();
+    block.new_centroids.close();
+  }
   for (int c = lane_index(); c < sort.counted; c += kWarp) counts[c] = 0;
   __syncwarp();
   for (int i = begin + lane_index(); i < end; i += kWarp) {

@@ -28,6 +28,14 @@ class Delivery {
 #endif
   }
 
+  /// By one thread, when all of the block have waited for the last round: the barrier's memory may
+  /// then be used for something else.
+  __device__ void close() const {
+#if defined(CA_CUDA_MODEL) || __CUDA_ARCH__ >= 900
+    invalidate_barrier(barrier_);
+#endif
+  }
+
   /// By one thread of each block in each round: what it will get, itself included.
   __device__ void expect(int bytes) const {
 #if defined(CA_CUDA_MODEL) || __CUDA_ARCH__ >= 900

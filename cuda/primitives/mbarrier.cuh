@@ -14,6 +14,7 @@ namespace cluster_attention::cuda {
 using cuda_model::arrive;
 using cuda_model::arrive_expecting;
 using cuda_model::initialize_barrier;
+using cuda_model::invalidate_barrier;
 using cuda_model::shared_address;
 using cuda_model::store_in_block;
 using cuda_model::wait_for;
@@ -35,6 +36,11 @@ __device__ inline void initialize_barrier(uint64_t* barrier, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)),
                "r"(arrivals)
                : "memory");
+}
+
+/// By one thread, before its memory is used for something else.
+__device__ inline void invalidate_barrier(uint64_t* barrier) {
+  asm volatile("mbarrier.inval.shared::cta.b64 [%0];" ::"r"(shared_address(barrier)) : "memory");
 }
 
 __device__ inline void arrive(uint64_t* barrier) {

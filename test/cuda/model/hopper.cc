@@ -116,6 +116,8 @@ void initialize_barrier(uint64_t* barrier, int arrivals) {
   barrier_at(barrier) = {count, count, 0};
 }
 
+void invalidate_barrier(uint64_t* barrier) { *barrier = ~uint64_t{0}; }
+
 void arrive(uint64_t* barrier) { arrive_expecting(barrier, 0); }
 
 void arrive_expecting(uint64_t* barrier, int bytes) {

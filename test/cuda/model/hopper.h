@@ -20,6 +20,7 @@ namespace cuda_model {
 uint32_t shared_address(const void* shared);
 
 void initialize_barrier(uint64_t* barrier, int arrivals);
+void invalidate_barrier(uint64_t* barrier);
 void arrive(uint64_t* barrier);
 /// arrive(), and the phase is not over before stores of `bytes` more have arrived.
 void arrive_expecting(uint64_t* barrier, int bytes);
