@@ -113,7 +113,7 @@ uint32_t shared_address(const void* shared) {
 
 void initialize_barrier(uint64_t* barrier, int arrivals) {
   const auto count = static_cast<uint16_t>(arrivals);
-  barrier_at(barrier) = {count, count, 0};
+  barrier_at(barrier) = {count, count, 0, 0};
 }
 
 void invalidate_barrier(uint64_t* barrier) { *barrier = ~uint64_t{0}; }
