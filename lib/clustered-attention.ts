@@ -122,7 +122,9 @@ function readGrouping(call: Call, { batch, heads, queryLength, headDim }: Attent
   const hashBias = call.flag('hashBias', true);
   const threshold = call.choice('threshold', Threshold, Threshold.normal);
   const given = call.optionalFloats('planes', { bits, 'headDim + 1': headDim + 1 });
-  if (grouping === euclidean) return { ...ready, grouping, iterations };
+  // Without queries there is nothing to hash, and no array bounds the size of the planes.
+  const empty = batch * queryLength === 0;
+  if (grouping === euclidean || empty) return { ...ready, grouping: euclidean, iterations };
   const planes = given ?? drawPlanes(bits, headDim, seed, hashBias);
   return { grouping, bits, iterations, threshold, seed, planes };
 }

@@ -239,6 +239,14 @@ describe('clusteredAttention', () => {
     expectClose(output, expected, BFLOAT16_BOUND);
   });
 
+  test('a call without queries draws no planes, however long their rows', async () => {
+    const none = new Float32Array();
+    const long = { batch: 0, heads: 1, queryLength: 3, headDim: 2 ** 31 - 1, valueDim: 1 };
+    const options = { query: none, key: none, value: none, clusters: 2, details: true };
+    const { output, labels, counts } = await clusteredAttention({ ...options, shape: long });
+    expect([output.length, labels.length, counts.length]).toEqual([0, 0, 0]);
+  });
+
   test('queries without a label and padded queries give rows of zeros', async () => {
     const labels = new Int32Array(2 * 2 * 48).fill(-1);
     const output = await clusteredAttention({ ...inputs(), labels });
