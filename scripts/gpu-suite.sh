@@ -6,12 +6,12 @@
 # build/gpu-suite) holds all of it.
 #   scripts/gpu-suite.sh [folder]
 # CA_GPU_BUILD   a folder with cuda_tests and cuda_bench from elsewhere: nothing is built
-# CA_GPU_LIMIT   seconds for the sanitizers (default 240)
+# CA_GPU_LIMIT   seconds for the sanitizers (default 170)
 set -u
 root=$(cd "$(dirname "$0")/.." && pwd)
 out=${1:-$root/build/gpu-suite}
 build=${CA_GPU_BUILD:-$root/build/gpu}
-limit=${CA_GPU_LIMIT:-240}
+limit=${CA_GPU_LIMIT:-170}
 bundle=$root/build/gpu-bundle/run.sh  # made by scripts/gpu-bundle.cjs
 mkdir -p "$out"
 rm -f "$out"/*.log "$out"/*.step
@@ -106,7 +106,26 @@ wait
 
 # ---- alone: how fast ---------------------------------------------------------------------------
 
-if [ -x "$build/cuda_bench" ]; then step benchmark 90 "$build/cuda_bench"; fi
+# Nsight Compute's view of each kernel: where its time goes. It leaves clocks and caches alone, so
+# that kernels find the L2 cache as the flush before each call has left it.
+profile() {
+  ncu --csv --page raw --clock-control none --cache-control none \
+    --metrics "$(python3 "$root/bench/cuda/profile.py" --metrics)" \
+    "$build/cuda_bench" --rounds 1 1024 16384 2>"$out/ncu.log" |
+    python3 "$root/bench/cuda/profile.py"
+}
+
+if [ -x "$build/cuda_bench" ]; then
+  step benchmark 90 "$build/cuda_bench"
+  step warm 30 "$build/cuda_bench" --warm 1024 16384
+  if command -v ncu >/dev/null && command -v python3 >/dev/null; then
+    export -f profile
+    export root build out
+    step profile 60 bash -c profile
+  else
+    note profile 'not run: no ncu, or no Python'
+  fi
+fi
 if python3 -c 'import torch' 2>/dev/null; then
   step sdpa 60 python3 "$root/bench/cuda/sdpa.py"
 else
@@ -117,8 +136,10 @@ fi
   printf '{"date":"%s","gpu":"%s","steps":[' "$(date -u +%F)" \
     "$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/null | head -n 1)"
   cat "$out"/*.step | tr -d '"\\' | tr '\t' ' ' | sed 's/.*/"&"/' | paste -sd,
-  printf '],"benchmark":[%s]' "$(grep -h '^{' "$out/benchmark.log" 2>/dev/null | paste -sd,)"
-  printf ',"sdpa":[%s]}\n' "$(grep -h '^{' "$out/sdpa.log" 2>/dev/null | paste -sd,)"
+  for part in benchmark warm profile; do
+    printf '],"%s":[%s' "$part" "$(grep -h '^{' "$out/$part.log" 2>/dev/null | paste -sd,)"
+  done
+  printf '],"sdpa":[%s]}\n' "$(grep -h '^{' "$out/sdpa.log" 2>/dev/null | paste -sd,)"
 } >"$out/results.json"
 
 grep -h '^{"kernel"' "$out/benchmark.log" 2>/dev/null |

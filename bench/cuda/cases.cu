@@ -2,6 +2,8 @@
 
 #include "bench/cuda/cases.h"
 #include "cuda/primitives/bfloat16.cuh"
+#include "cuda/hamming_kmeans.h"
+#include "cuda/launch.h"
 #include "cuda/query_groups.h"
 #include "cuda/session.h"
 #include "native/dispatch.h"
@@ -158,6 +160,18 @@ std::vector<Case> make_cases(cuda::Session* session, DeviceMemory& memory, int64
   // Pairs of codes compared: xor, population count, minimum.
   add("hamming_kmeans", 3.0 * heads * n * static_cast<double>(kClusters * 11),
       [=] { return backend().operations.hamming_kmeans(session, kmeans, call); });
+  // The same cut into fewer blocks than the plan takes, and that many.
+  for (int64_t blocks : {4, 8, 16}) {
+    const cuda::HammingLimits limits{session->multiprocessors(), session->shared_bytes(), blocks};
+    cuda::HammingPlan plan;
+    if (blocks > cuda::most_cluster_blocks(*session) ||
+        !cuda::plan_hamming_way(cuda::HammingPlan::Way::clusters, kHeads, length, kClusters, limits,
+                                plan)) {
+      continue;
+    }
+    add(("hamming_kmeans/" + std::to_string(blocks)).c_str(), 0.0,
+        [=] { return cuda::group_hashes(*session, kmeans, 1, plan); });
+  }
   // Hash, k-means, sort and means: in one launch, and each in its own.
   const ClusteredAttentionProblem clustered = make_clustered(inputs, rows, planes, 0);
   for (bool at_once : {true, false}) {

@@ -1,7 +1,7 @@
-// cuda_bench [--rounds R] [lengths ...]: times every operation on tensors that stay on the device:
-// CUDA events around one call, the L2 cache flushed before each, the median of R (default 30).
-// Prints one line of JSON per measurement; transfers do not count. Results are compared with the
-// CPU's first.
+// cuda_bench [--rounds R] [--warm] [lengths ...]: times every operation on tensors that stay on the
+// device: CUDA events around one call, the L2 cache flushed before each (with --warm it keeps what
+// the call before has left there, code and data), the median of R (default 30). Prints one line of
+// JSON per measurement; transfers do not count. Results are compared with the CPU's first.
 
 #include <algorithm>
 #include <cstdio>
@@ -20,6 +20,15 @@ namespace {
 using cuda::Storage;
 
 constexpr int64_t kFlushBytes = int64_t{256} << 20;  // more than any L2 cache
+/// Instead of a flush: keeps the device busy while the call is put in its queue.
+constexpr int64_t kBusyBytes = int64_t{1} << 20;
+constexpr int kBusyRounds = 40;
+
+struct Settings {
+  int rounds = 30;
+  bool warm = false;
+  std::vector<int64_t> lengths;
+};
 
 struct Times {
   double median = 0.0;
@@ -27,10 +36,20 @@ struct Times {
   double slowest = 0.0;
 };
 
+bool occupy(cuda::Session* session, void* flush, bool warm) {
+  const auto set = [&](int64_t bytes) {
+    return cudaMemsetAsync(flush, 0, static_cast<size_t>(bytes), session->stream()) == cudaSuccess;
+  };
+  if (!warm) return set(kFlushBytes);
+  bool works = true;
+  for (int i = 0; i < kBusyRounds; ++i) works = works && set(kBusyBytes);
+  return works;
+}
+
 /// Seconds between two events around the call; false when something fails.
-bool time_once(cuda::Session* session, const Case& one, void* flush, cudaEvent_t start,
+bool time_once(cuda::Session* session, const Case& one, void* flush, bool warm, cudaEvent_t start,
                cudaEvent_t stop, double* seconds) {
-  if (cudaMemsetAsync(flush, 0, kFlushBytes, session->stream()) != cudaSuccess) return false;
+  if (!occupy(session, flush, warm)) return false;
   if (cudaEventRecord(start, session->stream()) != cudaSuccess) return false;
   if (!one.run().ok()) return false;
   if (cudaEventRecord(stop, session->stream()) != cudaSuccess) return false;
@@ -41,15 +60,16 @@ bool time_once(cuda::Session* session, const Case& one, void* flush, cudaEvent_t
   return true;
 }
 
-bool measure(cuda::Session* session, const Case& one, void* flush, int rounds, Times* times) {
+bool measure(cuda::Session* session, const Case& one, void* flush, const Settings& settings,
+             Times* times) {
   cudaEvent_t start = nullptr;
   cudaEvent_t stop = nullptr;
   if (cudaEventCreate(&start) != cudaSuccess || cudaEventCreate(&stop) != cudaSuccess) return false;
   std::vector<double> seconds;
   bool works = true;
-  for (int round = -2; round < rounds && works; ++round) {  // the first two size the workspace
+  for (int round = -2; round < settings.rounds && works; ++round) {  // the first two size the workspace
     double one_call = 0.0;
-    works = time_once(session, one, flush, start, stop, &one_call);
+    works = time_once(session, one, flush, settings.warm, start, stop, &one_call);
     if (round >= 0) seconds.push_back(one_call);
   }
   (void)cudaEventDestroy(start);
@@ -64,20 +84,20 @@ const char* name_of(Storage storage) {
   return storage == Storage::bfloat16 ? "bfloat16" : "float32";
 }
 
-void print(const Case& one, const Times& times, int rounds) {
+void print(const Case& one, const Times& times, const Settings& settings) {
   std::printf(
-      "{\"kernel\":\"%s\",\"length\":%lld,\"storage\":\"%s\",\"rounds\":%d,"
+      "{\"kernel\":\"%s\",\"length\":%lld,\"storage\":\"%s\",\"rounds\":%d,%s"
       "\"microseconds\":%.1f,\"fastest\":%.1f,\"slowest\":%.1f,\"tflops\":%.1f",
-      one.name.c_str(), static_cast<long long>(one.length),
-      name_of(one.storage), rounds, times.median * 1e6,
-      times.fastest * 1e6, times.slowest * 1e6, one.operations / times.median * 1e-12);
+      one.name.c_str(), static_cast<long long>(one.length), name_of(one.storage), settings.rounds,
+      settings.warm ? "\"warm\":true," : "", times.median * 1e6, times.fastest * 1e6,
+      times.slowest * 1e6, one.operations / times.median * 1e-12);
   if (one.floor > 0.0 && one.storage == Storage::bfloat16) {
     std::printf(",\"timesTheFloor\":%.2f", times.median / one.floor);
   }
   std::printf("}\n");
 }
 
-int run_all(cuda::Session* session, const std::vector<int64_t>& lengths, int rounds) {
+int run_all(cuda::Session* session, const Settings& settings) {
   int failed = 0;
   for (Storage storage : {Storage::bfloat16, Storage::float32}) {
     const double bound = storage == Storage::bfloat16 ? 2e-2 : 3e-5;
@@ -86,14 +106,14 @@ int run_all(cuda::Session* session, const std::vector<int64_t>& lengths, int rou
                   one.name.c_str(), name_of(storage), one.error, bound);
       if (!(one.error <= bound)) ++failed;
     }
-    for (int64_t length : lengths) {
+    for (int64_t length : settings.lengths) {
       DeviceMemory memory(session);
       void* flush = memory.allocate(kFlushBytes);
       const std::vector<Case> cases = make_cases(session, memory, length, storage);
       for (const Case& one : cases) {
         Times times;
-        if (memory.complete() && measure(session, one, flush, rounds, &times)) {
-          print(one, times, rounds);
+        if (memory.complete() && measure(session, one, flush, settings, &times)) {
+          print(one, times, settings);
           continue;
         }
         std::fprintf(stderr, "%s at %lld failed\n", one.name.c_str(),
@@ -107,16 +127,17 @@ int run_all(cuda::Session* session, const std::vector<int64_t>& lengths, int rou
 
 int main(int argc, char** argv) {
   std::setvbuf(stdout, nullptr, _IOLBF, 1 << 12);  // whole lines, beside those of stderr
-  int rounds = 30;
-  std::vector<int64_t> lengths;
+  Settings settings;
   for (int i = 1; i < argc; ++i) {
     if (std::strcmp(argv[i], "--rounds") == 0 && i + 1 < argc) {
-      rounds = std::max(1, std::atoi(argv[++i]));
+      settings.rounds = std::max(1, std::atoi(argv[++i]));
+    } else if (std::strcmp(argv[i], "--warm") == 0) {
+      settings.warm = true;
     } else {
-      lengths.push_back(std::max(1ll, std::atoll(argv[i])));
+      settings.lengths.push_back(std::max(1ll, std::atoll(argv[i])));
     }
   }
-  if (lengths.empty()) lengths = {1024, 4096, 16384, 65536};
+  if (settings.lengths.empty()) settings.lengths = {1024, 4096, 16384, 65536};
   const cuda::Backend* backend = cluster_attention_cuda_backend(cuda::kBackendVersion);
   cuda::Session* session = nullptr;
   const Status status = backend->open_session(0, &session);
@@ -127,7 +148,7 @@ int main(int argc, char** argv) {
   cuda::DeviceInfo info;
   backend->describe_device(0, &info);
   std::printf("{\"device\":\"%s\",\"multiprocessors\":%d}\n", info.name, info.multiprocessors);
-  const int failed = run_all(session, lengths, rounds);
+  const int failed = run_all(session, settings);
   backend->close_session(session);
   return failed == 0 ? 0 : 1;
 }
