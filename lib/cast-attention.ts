@@ -181,8 +181,8 @@ const operation: DifferentiableOperation = {
  *
  * @returns (B,H,N,E) in `layout`; with `details: true` also `indices` and `coverage`.
  * @throws ERR_INVALID_ARG_TYPE, ERR_OUT_OF_RANGE, ERR_SHAPE_MISMATCH for wrong options,
- * ERR_UNSUPPORTED for `causal: true` or `queryLengths`, ERR_NON_FINITE for a NaN or an infinity in
- * a row that is read, ERR_OUT_OF_MEMORY, ERR_CUDA_UNAVAILABLE.
+ * ERR_UNSUPPORTED for `causal: true` or for `queryLengths` other than `keyLengths`, ERR_NON_FINITE
+ * for a NaN or an infinity in a row that is read, ERR_OUT_OF_MEMORY, ERR_CUDA_UNAVAILABLE.
  */
 export const castAttention =
   asynchronous<DetailedOperation<CastAttentionOptions, CastAttentionDetails>>(operation);
