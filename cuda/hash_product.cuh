@@ -166,17 +166,22 @@ __device__ void HashProduct<kRead, kVectors>::load_planes() {
     split_pair(value[2], value[3], operand.y, operand.w);
     operands_[i] = operand;
   }
-  for (int bit = thread; bit < kHashBits; bit += threads) {
-    float* limit = reinterpret_cast<float*>(limits_) + bit * 2;
-    limit[0] = 0.0f;
-    limit[1] = -1.0f;  // bits that there are none of are sure
-    if (bit >= bits) continue;
+  constexpr int kLanes = 8;  // share a plane
+  for (int i = thread; i < kHashBits * kLanes; i += threads) {
+    const int bit = i / kLanes;
+    const bool real = bit < bits;
     float square = 0.0f;
-#pragma unroll 4
-    for (int d = 0; d < dim; ++d) square = fmaf(plane(bit, d), plane(bit, d), square);
-    limit[0] = plane(bit, dim);
-    // No bound where nothing is known: the chain decides.
-    limit[1] = square >= kLeastSquare ? square * rsqrtf(square) : __uint_as_float(0x7f800000u);
+    for (int d = i % kLanes; real && d < dim; d += kLanes) {
+      square = fmaf(plane(bit, d), plane(bit, d), square);
+    }
+    square = warp_sum(square, kLanes);
+    if (i % kLanes != 0) continue;
+    float* limit = reinterpret_cast<float*>(limits_) + bit * 2;
+    limit[0] = real ? plane(bit, dim) : 0.0f;
+    // No bound where nothing is known: the chain decides. Bits that there are none of are sure.
+    const float known =
+        square >= kLeastSquare ? square * rsqrtf(square) : __uint_as_float(0x7f800000u);
+    limit[1] = real ? known : -1.0f;
   }
   __syncthreads();
 }
