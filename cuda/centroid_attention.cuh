@@ -9,6 +9,7 @@
 // Weights multiply the exponentials; an input of weight 0 is never read. float32 accumulation.
 
 #include "cuda/assignment.cuh"
+#include "native/core/weighted_sums.h"
 
 namespace cluster_attention::cuda {
 
@@ -108,10 +109,11 @@ __global__ void __launch_bounds__(kMergeThreads)
   float mass = 0.0f;
   if (assignment.masses != nullptr) {
     mass = total_of_series(assignment.masses + place.sum, place.parts, place.centroids, exchange);
-    if (params.mean) value *= static_cast<float>(1.0 / (mass + 1e-6));
+    if (params.mean) value *= mean_factor(mass);
   }
   if (!mine || threadIdx.x >= kMergeColumns) return;
   if (params.masses != nullptr && column == 0) params.masses[row] = mass;
+  if (!is_number(mass)) mark_non_finite(assignment.flags);
   store_output(params, place, value);
 }
 
@@ -137,7 +139,7 @@ __global__ void __launch_bounds__(kMergeThreads)
   }
   // Every assignment sums to 1 (NaN stays NaN), so the mean divides by a constant.
   const float mean = params.mean ? 1.0f / (1.0f + 1e-6f) : 1.0f;
-  store_output(params, place, value * (sum == 0.0f ? 0.0f : 1.0f / sum) * mean);
+  store_output(params, place, value * share_factor(sum) * mean);
   if (place.column > 0) return;
   const int64_t centroid = place.sequence * assignment.centroids + place.row;
   const bool none = sum == 0.0f;

@@ -17,6 +17,7 @@
 #include "native/core/order.h"
 #include "native/core/problem.h"
 #include "native/core/softmax_state.h"
+#include "native/core/weighted_sums.h"
 
 namespace cluster_attention::cuda {
 
@@ -91,7 +92,7 @@ __device__ void write_neighbor_output(const NeighborParams& params, int64_t sequ
   const int64_t batch = sequence / params.heads;
   const int64_t head = sequence % params.heads;
   const Rows value(params.value, batch, head);
-  const float factor = params.mean ? static_cast<float>(1.0 / (mass + 1e-6)) : 1.0f;
+  const float factor = params.mean ? mean_factor(mass) : 1.0f;
   const int64_t row = batch * params.output.batch_stride + head * params.output.head_stride +
                       centroid * params.output.row_stride;
   bool bad = false;
@@ -105,7 +106,9 @@ __device__ void write_neighbor_output(const NeighborParams& params, int64_t sequ
     bad |= !(fabsf(sum) < INFINITY);
   }
   if (params.masses != nullptr && lane_index() == 0) {
-    params.masses[sequence * params.centroids + centroid] = static_cast<float>(mass);
+    const auto stored = static_cast<float>(mass);
+    params.masses[sequence * params.centroids + centroid] = stored;
+    bad |= !(fabsf(stored) < INFINITY);
   }
   if (bad) mark_non_finite(params.flags);
 }
@@ -153,7 +156,7 @@ __global__ void __launch_bounds__(kNeighborThreads) score_neighbors(const Neighb
   }
   sum = warp_sum(sum);
   any_slot = any(any_slot);
-  const float inverse = 1.0f / sum;
+  const float inverse = share_factor(sum);
   // Normalised over its inputs, a list sums to 1 up to rounding (NaN stays NaN).
   const double mass = !any_slot ? 0.0 : (sum == sum ? 1.0 : static_cast<double>(sum));
   write_neighbor_output(params, sequence, centroid, list, mass, [&](int64_t slot) {

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 
 #include "native/core/softmax_state.h"
 #include "native/kernels/prefetch.h"
@@ -72,16 +71,6 @@ void prefetch_rows(const float* rows, int64_t row_stride, int64_t count, int64_t
 
 void negate(float* packed, int64_t count) {
   for (int64_t i = 0; i < count; ++i) packed[i] = -packed[i];
-}
-
-float share_factor(float sum) {
-  if (std::isinf(sum)) return std::numeric_limits<float>::quiet_NaN();
-  return sum == 0.0f ? 0.0f : 1.0f / sum;
-}
-
-float mean_factor(double mass) {
-  if (std::isinf(mass)) return std::numeric_limits<float>::quiet_NaN();
-  return static_cast<float>(1.0 / (mass + 1e-6));
 }
 
 double log_sum_exp(float maximum, float sum) {

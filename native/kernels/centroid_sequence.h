@@ -52,15 +52,6 @@ void prefetch_rows(const float* rows, int64_t row_stride, int64_t count, int64_t
 /// smallest dot product they report is -Inf for every Inf that would get the weight 0.
 void negate(float* packed, int64_t count);
 
-// Weights can be so large that their sums leave the range of float32. The reciprocal of Inf would
-// make zeros that look like a result: it is NaN.
-
-/// Multiplier that turns a sum of weighted exponentials into shares; 0 for a row without logits.
-float share_factor(float sum);
-
-/// Multiplier that turns the sum of a centroid into the mean, 1 / (mass + 1e-6).
-float mean_factor(double mass);
-
 /// Natural log-sum-exp of a softmax state in base 2.
 double log_sum_exp(float maximum, float sum);
 

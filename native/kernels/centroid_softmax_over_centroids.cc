@@ -6,6 +6,7 @@
 
 #include "native/core/shape.h"
 #include "native/core/softmax_state.h"
+#include "native/core/weighted_sums.h"
 #include "native/kernels/finite.h"
 #include "native/simd/simd.h"
 

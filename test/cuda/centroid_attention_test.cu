@@ -250,6 +250,37 @@ TEST_ONCE("CUDA centroid attention: NaN and Inf in rows that are read show") {
   }
 }
 
+/// Each sum, or mass, has a reciprocal of 0, which would make zeros that look like a result.
+TEST_ONCE("CUDA centroid attention: weights whose sums leave the range of float32 show") {
+  for (const CentroidOptions& options : all_centroid_options()) {
+    if (!options.weights) continue;
+    const Scope scope(options.name());
+    Case which = find_case("prime");
+    which.query_length = 1;
+    CentroidArrays fixture(which, options);
+    const AttentionShape& shape = fixture.inputs.shape;
+    for (int64_t s = 0; s < fixture.sequences(); ++s) {
+      const auto fill = [&](auto& rows, float* data, int64_t count, int64_t dim, float value) {
+        for (int64_t i = 0; i < count; ++i) {
+          std::fill_n(data + (rows.row(s / shape.heads, s % shape.heads, i) - data), dim, value);
+        }
+      };
+      fill(fixture.inputs.query, fixture.query, 1, shape.head_dim, 0.0f);
+      fill(fixture.inputs.value, fixture.value, shape.key_length, shape.value_dim, 1e-30f);
+    }
+    for (int64_t i = 0; i < shape.batch * shape.key_length; ++i) {
+      if (fixture.weights[i] != 0.0f) fixture.weights[i] = 3e38f;  // else never read
+    }
+    bool non_finite = false;
+    CHECK_EQUAL(describe(run_there(fixture, &non_finite)), "ok");
+    CHECK(non_finite);
+    // The masses of lists are summed in double: their mean is right.
+    const bool mean = options.aggregate == Collect::mean && !options.neighbors;
+    const bool shows = options.normalize == Normalize::inputs || mean;
+    for (float value : fixture.result()) CHECK_EQUAL(value == value, !shows);
+  }
+}
+
 TEST_ONCE("CUDA centroid attention: bfloat16 operands and storage") {
   for (const char* name : {"prime", "width-64-130", "ragged", "tile-129"}) {
     for (const CentroidOptions& options : all_centroid_options()) {
