@@ -18,6 +18,9 @@ constexpr int64_t kLanes = 16;
 /// Rows whose distances one task updates, and whose sum is a step of the running sum.
 constexpr int64_t kRowsPerTask = 1024;
 static_assert(kRowsPerTask % kLanes == 0, "a task has whole blocks");
+/// Distances in float32 are as good as those of the definition while the largest is at least this:
+/// far from where they underflow.
+constexpr double kSmallestInFloat = 0x1p-100;
 
 int64_t chunks_of(int64_t length) { return divide_up(length, kRowsPerTask); }
 
@@ -29,20 +32,21 @@ class StartRows {
             char* scratch)
       : rows_(rows), row_stride_(row_stride), length_(length), dim_(dim), steps_(steps) {
     packed_ = reinterpret_cast<float*>(scratch);
-    distances_ = packed_ + round_up(length, kLanes) * dim;
-    sums_ = reinterpret_cast<double*>(distances_ + round_up(length, kLanes));
+    distances_ = reinterpret_cast<double*>(packed_ + round_up(length, kLanes) * dim);
+    sums_ = distances_ + round_up(length, kLanes);
     farthest_ = reinterpret_cast<int64_t*>(sums_ + chunks_of(length));
     taken_ = reinterpret_cast<uint8_t*>(farthest_ + chunks_of(length));
   }
 
   static int64_t scratch_bytes(int64_t length, int64_t dim) {
-    const int64_t floats = round_up(length, kLanes) * (dim + 1);
-    return floats * static_cast<int64_t>(sizeof(float)) +
+    const int64_t rows = round_up(length, kLanes);
+    return rows *
+               (dim * static_cast<int64_t>(sizeof(float)) + static_cast<int64_t>(sizeof(double))) +
            chunks_of(length) * static_cast<int64_t>(sizeof(double) + sizeof(int64_t)) + length;
   }
 
   Status open(bool normalize_rows) {
-    std::fill(distances_, distances_ + length_, std::numeric_limits<float>::infinity());
+    std::fill(distances_, distances_ + length_, kInfinity);
     std::fill(taken_, taken_ + length_, 0);
     return steps_.run(chunks_of(length_), operations(), [this, normalize_rows](int64_t task) {
       const Range range = chunk(task);
@@ -50,28 +54,18 @@ class StartRows {
     });
   }
 
-  /// Lowers every distance by the newly chosen row.
-  Status choose(int64_t row) {
+  /// Lowers every distance by chosen[count - 1], the newly chosen row. Once distances leave the
+  /// range of float32, all those so far are measured again in double.
+  Status choose(const int64_t* chosen, int64_t count) {
+    const int64_t row = chosen[count - 1];
     taken_[row] = 1;
-    distances_[row] = 0.0f;  // even where the row holds NaN: no row is chosen twice
-    return steps_.run(chunks_of(length_), operations(), [this, row](int64_t task) {
-      const Range range = chunk(task);
-      double sum = 0.0;
-      int64_t farthest = range.begin;
-      for (int64_t first = range.begin; first < range.end; first += kLanes) {
-        float distances[kLanes];
-        squared_distances(first, row, distances);
-        const int64_t count = std::min(kLanes, range.end - first);
-        for (int64_t i = 0; i < count; ++i) {
-          const float distance = std::min(distances_[first + i], distances[i]);
-          distances_[first + i] = distance;
-          sum += distance;
-          if (distance > distances_[farthest]) farthest = first + i;
-        }
-      }
-      sums_[task] = sum;
-      farthest_[task] = farthest;
-    });
+    CA_RETURN_IF_ERROR(wide_ ? lower<double>(row) : lower<float>(row));
+    const double largest = distances_[farthest_row()];
+    if (wide_ || (largest >= kSmallestInFloat && largest < kInfinity)) return Status::success();
+    wide_ = true;
+    std::fill(distances_, distances_ + length_, kInfinity);
+    for (int64_t j = 0; j < count; ++j) CA_RETURN_IF_ERROR(lower<double>(chosen[j]));
+    return Status::success();
   }
 
   /// The first row at which the running sum of the distances exceeds `share` of their total, -1
@@ -90,7 +84,7 @@ class StartRows {
       double sum = before;
       for (int64_t i = range.begin; i < range.end; ++i) {
         sum += distances_[i];
-        if (distances_[i] > 0.0f) last_positive = i;
+        if (distances_[i] > 0.0) last_positive = i;
         if (sum > target) return i;
       }
     }
@@ -99,11 +93,8 @@ class StartRows {
 
   /// The row with the largest distance (tie: lowest), -1 when no distance is positive.
   int64_t farthest() const {
-    int64_t best = farthest_[0];
-    for (int64_t c = 1; c < chunks_of(length_); ++c) {
-      if (distances_[farthest_[c]] > distances_[best]) best = farthest_[c];
-    }
-    return distances_[best] > 0.0f ? best : -1;
+    const int64_t best = farthest_row();
+    return distances_[best] > 0.0 ? best : -1;
   }
 
   int64_t lowest_unchosen() {
@@ -112,6 +103,8 @@ class StartRows {
   }
 
  private:
+  static constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
   Range chunk(int64_t index) const {
     return {index * kRowsPerTask, std::min((index + 1) * kRowsPerTask, length_)};
   }
@@ -130,15 +123,48 @@ class StartRows {
     for (int64_t d = 0; d < dim_; ++d) packed[d * kLanes] = static_cast<float>(row[d] * scale);
   }
 
+  int64_t farthest_row() const {
+    int64_t best = farthest_[0];
+    for (int64_t c = 1; c < chunks_of(length_); ++c) {
+      if (distances_[farthest_[c]] > distances_[best]) best = farthest_[c];
+    }
+    return best;
+  }
+
+  /// Lowers every distance by that from `row`, as `Distance` measures it.
+  template <typename Distance>
+  Status lower(int64_t row) {
+    distances_[row] = 0.0;  // even where the row holds NaN: no row is chosen twice
+    return steps_.run(chunks_of(length_), operations(), [this, row](int64_t task) {
+      const Range range = chunk(task);
+      double sum = 0.0;
+      int64_t farthest = range.begin;
+      for (int64_t first = range.begin; first < range.end; first += kLanes) {
+        Distance distances[kLanes];
+        squared_distances(first, row, distances);
+        const int64_t count = std::min(kLanes, range.end - first);
+        for (int64_t i = 0; i < count; ++i) {
+          const double distance = std::min<double>(distances_[first + i], distances[i]);
+          distances_[first + i] = distance;
+          sum += distance;
+          if (distance > distances_[farthest]) farthest = first + i;
+        }
+      }
+      sums_[task] = sum;
+      farthest_[task] = farthest;
+    });
+  }
+
   /// Squared distances of the block that begins with row `first` from row `chosen`.
-  void squared_distances(int64_t first, int64_t chosen, float* distances) const {
+  template <typename Distance>
+  void squared_distances(int64_t first, int64_t chosen, Distance* distances) const {
     const float* block = packed_row(first);
     const float* origin = packed_row(chosen);
-    float sums[kLanes] = {};
+    Distance sums[kLanes] = {};
     for (int64_t d = 0; d < dim_; ++d) {
-      const float element = origin[d * kLanes];
+      const Distance element = origin[d * kLanes];
       for (int64_t i = 0; i < kLanes; ++i) {
-        const float difference = block[d * kLanes + i] - element;
+        const Distance difference = block[d * kLanes + i] - element;
         sums[i] += difference * difference;
       }
     }
@@ -151,11 +177,12 @@ class StartRows {
   int64_t dim_;
   Steps steps_;
   float* packed_;      // (blocks,dim,kLanes), unit rows if so wanted
-  float* distances_;   // (length)
+  double* distances_;  // (length), float32 numbers unless wide_
   double* sums_;       // (chunks), of the distances
   int64_t* farthest_;  // (chunks)
   uint8_t* taken_;     // (length)
   int64_t lowest_unchosen_ = 0;
+  bool wide_ = false;  // distances are measured in double
 };
 
 }  // namespace
@@ -177,7 +204,7 @@ Status plus_plus_start(const float* rows, int64_t row_stride, int64_t length, in
   const double first = random_uniform(seed, RandomStream::plus_plus, 0);
   chosen[0] = static_cast<int64_t>(first * static_cast<double>(length));
   for (int64_t j = 1; j < count; ++j) {
-    CA_RETURN_IF_ERROR(start.choose(chosen[j - 1]));
+    CA_RETURN_IF_ERROR(start.choose(chosen, j));
     const int64_t row = start.draw(random_uniform(seed, RandomStream::plus_plus, j));
     chosen[j] = row >= 0 ? row : start.lowest_unchosen();
   }
@@ -202,7 +229,7 @@ Status farthest_start(const float* rows, int64_t row_stride, int64_t length, int
   CA_RETURN_IF_ERROR(start.open(normalize_rows));
   chosen[0] = 0;
   for (int64_t j = 1; j < count; ++j) {
-    CA_RETURN_IF_ERROR(start.choose(chosen[j - 1]));
+    CA_RETURN_IF_ERROR(start.choose(chosen, j));
     const int64_t row = start.farthest();
     chosen[j] = row >= 0 ? row : start.lowest_unchosen();
   }

@@ -21,7 +21,8 @@ void sample_positions(uint64_t seed, int64_t length, int64_t count,
 /// with probability proportional to its squared distance to the nearest row so far: the first row
 /// at which the running sum of those distances exceeds u_j times their total. When all distances
 /// are 0 it is the lowest row not yet chosen. u_j is draw j of the stream plus_plus. Distances are
-/// fp32, their sums double, in index order. `normalize_rows` measures the unit-normalised rows (a
+/// fp32 (double once the largest is out of the range where fp32 tells them apart), their sums
+/// double, in index order. `normalize_rows` measures the unit-normalised rows (a
 /// zero row stays zero). count <= length.
 Status plus_plus_start(const float* rows,  // (length,dim), row_stride apart
                        int64_t row_stride, int64_t length, int64_t dim, int64_t count,
