@@ -12,7 +12,14 @@ import {
   newTensor,
   shareTensor,
 } from './device-tensor';
-import { invalidType, outOfRange, shapeMismatch, unsupported, wrongTensor } from './errors';
+import {
+  invalidType,
+  outOfRange,
+  overlapping,
+  shapeMismatch,
+  unsupported,
+  wrongTensor,
+} from './errors';
 import * as intrinsics from './intrinsics';
 import type { TypedArray, TypedArrayKind, TypedArrays } from './intrinsics';
 import * as options from './options';
@@ -46,7 +53,7 @@ export class Call {
   readonly #form: Form;
   readonly #values: Values;
   readonly #shape: Values;
-  readonly #inputs: TypedArray[] = [];
+  readonly #inputs = new Map<string, TypedArray>();
   /** The dimensions of the arrays that were read, by option. */
   readonly #axes = new Map<string, Axes>();
   /** Tensors of this call's own: results, and what stands for those of the caller. */
@@ -209,7 +216,7 @@ export class Call {
       return this.#use(checkedTensor(name, dtype, value, elementCount(name, axes)));
     }
     const array = checkedArray(name, kind, value, axes);
-    this.#inputs.push(array);
+    this.#inputs.set(name, array);
     // A gradient may borrow numbers, but not what decides where it reads and writes.
     const kept = this.differentiable && kind !== 'Float32Array';
     if (this.#form === 'sync' && !kept && !intrinsics.isShared(array)) return array;
@@ -288,7 +295,7 @@ export class Call {
     this.#out = checkedTensor('out', dtype, value, elementCount('out', axes));
     for (const name in this.#values) {
       if (name !== 'out' && this.#values[name] === value) {
-        throw outOfRange('out', 'memory that overlaps no input', name);
+        throw overlapping('out', name);
       }
     }
     return this.#use(value);
@@ -296,8 +303,8 @@ export class Call {
 
   #checkedOut(value: unknown, axes: Axes): Float32Array {
     const out = checkedArray('out', 'Float32Array', value, axes) as Float32Array;
-    if (this.#inputs.some((input) => intrinsics.overlap(out, input))) {
-      throw outOfRange('out', 'memory that overlaps no input', out);
+    for (const [name, input] of this.#inputs) {
+      if (intrinsics.overlap(out, input)) throw overlapping('out', name);
     }
     return out;
   }

@@ -5,15 +5,11 @@
  */
 import { binding, DeviceType } from './binding';
 import { errorOfFailure } from './errors';
+import { memories, type Memory } from './tensor-memory';
 
-interface Memory {
-  readonly number: number;
-  owners: number;
-}
+export { memoryOf } from './tensor-memory';
 
-/** By owner; FREED in the end. Whoever stands here is a DeviceTensor, whatever else it seems. */
-const memories = new WeakMap<object, Memory>();
-
+/** What owners have in the end. */
 const FREED: Memory = { number: 0, owners: 0 };
 
 const forgotten = new FinalizationRegistry<Memory>(letGo);
@@ -47,11 +43,6 @@ export function allocateFor(
 /** Makes `owner` a second owner of the memory of `other`, which has not freed it. */
 export function shareWith(owner: object, other: object): void {
   own(owner, memories.get(other)!);
-}
-
-/** The number of the memory of `owner`: 0 once it was freed, undefined for what is no tensor. */
-export function memoryOf(owner: unknown): number | undefined {
-  return typeof owner === 'object' && owner !== null ? memories.get(owner)?.number : undefined;
 }
 
 /** Gives up ownership; a second time does nothing. */

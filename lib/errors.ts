@@ -4,6 +4,7 @@
  */
 import { CPU, deviceName } from './device-name';
 import { kindOf, lengthOf } from './intrinsics';
+import { memoryOf } from './tensor-memory';
 
 /** The `code` of every error that this package raises. */
 export type ErrorCode =
@@ -73,6 +74,7 @@ export function describe(value: unknown): string {
 function describeObject(value: object): string {
   const kind = kindOf(value);
   if (kind !== undefined) return `a ${kind} of ${lengthOf(value)} elements`;
+  if (memoryOf(value) !== undefined) return 'a DeviceTensor';
   try {
     return Array.isArray(value) ? `an array of ${value.length} elements` : 'an object';
   } catch {
@@ -102,6 +104,12 @@ export function outOfRange(
   const place = index === undefined ? '' : ` at index ${index}`;
   const message = `${argument} must be ${expected}, received ${describe(received)}${place}`;
   return make(RangeError, 'ERR_OUT_OF_RANGE', message, argument, index);
+}
+
+/** Memory of `out` that the call reads too. */
+export function overlapping(argument: string, input: string): Error {
+  const message = `${argument} must be memory that overlaps no input, received some of ${input}`;
+  return make(RangeError, 'ERR_OUT_OF_RANGE', message, argument);
 }
 
 /** Sizes whose product no array can hold. */
@@ -227,7 +235,8 @@ export function errorOfFailure(
       return make(
         RangeError,
         'ERR_NON_FINITE',
-        `${argument} must stay in the range of float32, received finite inputs whose result does not`,
+        `${argument} must be finite, received NaN or Infinity in it or on the way to it from finite ` +
+          'inputs (the range of float32 ends at 3.4e38)',
         argument,
         index,
       );

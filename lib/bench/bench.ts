@@ -11,9 +11,9 @@ import {
   SOURCE_OPTIONS,
 } from './selection';
 
-/** Shared with `tune`. */
-export const HELP_INPUTS = `Inputs:
-  --length N,…          tokens (1024,4096)
+/** Shared with `tune`; `length` says what --length is. */
+export const helpInputs = (length: string): string => `Inputs:
+${length}
   --batch B --heads H --dim D --value-dim E     (1, 8, 64, D)
   --distribution NAME   gaussian (no groups: the worst case), mixture, local (default gaussian)
   --seed S              of synthetic inputs and of the methods (0)
@@ -35,7 +35,7 @@ const HELP = `Usage: cluster-attention bench [options]
 Measures every method in a fresh process, after checking its result against double precision, and
 prints time, speed-up over exact attention, error and memory. Lists make every combination.
 
-${HELP_INPUTS}
+${helpInputs('  --length N,…          tokens (1024,4096)')}
 
 Methods:
   --methods M,…         exact,clustered,improved,centroid,cast (all)

@@ -2,7 +2,7 @@
 import { setNumThreads } from '../threads';
 import { ExactRows, measureAccuracy } from './accuracy';
 import { Arguments } from './arguments';
-import { HELP_INPUTS, HELP_RUN } from './bench';
+import { HELP_RUN, helpInputs } from './bench';
 import { define, sampleOutput } from './definition';
 import { drawTensors } from './distributions';
 import { type Inputs, loadInputs } from './inputs';
@@ -28,7 +28,7 @@ import { UsageError } from './usage';
 const FINALISTS = 10;
 const EXACT_UP_TO = 16_384;
 
-const HELP = `Usage: cluster-attention tune [options] --target-error 0.05
+const HELP = `Usage: cluster-attention tune [options] --input file.safetensors --target-error 0.05
 
 Looks for the fastest setting of the clustered attentions whose error (relative L2 distance to exact
 attention) is within the target on your inputs, shows what no other setting beats in speed and error,
@@ -36,7 +36,7 @@ and prints the call to paste. The settings that are tried follow from the inputs
 
   --target-error E      (0.05)
 
-${HELP_INPUTS}
+${helpInputs('  --length N            tokens of synthetic inputs')}
 
 ${HELP_RUN}
   --threads T           (all)
@@ -192,9 +192,12 @@ export async function tune(parameters: readonly string[]): Promise<number> {
   const settings = readSettings(options);
   if (conditions.gradient)
     throw new UsageError('tune looks at the forward pass: --grad is for bench');
-  if (source.problems.length > 1 || conditions.threads.length > 1) {
-    throw new UsageError('tune takes one --length and one --threads');
+  if (source.problems.length > 1) {
+    throw new UsageError(
+      options.has('length') ? 'tune takes one --length' : 'tune needs --input or --length',
+    );
   }
+  if (conditions.threads.length > 1) throw new UsageError('tune takes one --threads');
   const destinations = {
     json: options.writablePath('json'),
     report: options.writablePath('report'),

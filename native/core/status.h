@@ -9,7 +9,7 @@ enum class StatusCode : int32_t {
   out_of_memory,     // a workspace could not be allocated
   cancelled,         // the caller's abort flag was raised
   non_finite,        // NaN or Inf in a row that is read: `argument`, `index`
-  overflow,          // finite inputs, but a result leaves the range of float32
+  overflow,          // finite inputs, but NaN or Inf in a result or on the way to it
   out_of_range,      // an index or label outside its range: `argument`, `index`
   duplicate,         // an entry listed twice where it may stand once: `argument`, `index`
   shape_mismatch,    // sizes that cannot be multiplied or do not fit: `argument`

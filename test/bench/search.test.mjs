@@ -142,7 +142,9 @@ describe('the command', () => {
   test.each([
     ['an error of 0', ['--target-error', '0'], /--target-error expects a number > 0/],
     ['no number', ['--target-error', 'small'], /--target-error expects a number > 0/],
+    ['no inputs', [], /needs --input or --length/],
     ['two lengths', ['--length', '64,128'], /takes one --length/],
+    ['two numbers of threads', ['--length', '64', '--threads', '1,2'], /takes one --threads/],
     ['gradients', ['--grad'], /--grad is for bench/],
     ['methods', ['--methods', 'exact'], /methods/],
     ['a missing file', ['--input', '/no/such/file'], /cannot read/],

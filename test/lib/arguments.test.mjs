@@ -174,6 +174,10 @@ describe.each(names)('%s', (name) => {
           };
         };
         await expectBothRefuse(name, make, WRONG_VALUE, 'out');
+        const { message } = await errorOf(() => required[`${name}Sync`](make()));
+        expect(message).toBe(
+          `out must be memory that overlaps no input, received some of ${input}`,
+        );
       }
     });
   }

@@ -120,6 +120,14 @@ describe('the life of a tensor', () => {
     );
   });
 
+  test('is called by its name in errors', () => {
+    const tensor = DeviceTensor.from(new Float32Array(2));
+    const call = { ...operations.attention.minimal(), causal: tensor };
+    expect(() => required.attentionSync(call)).toThrow(/received a DeviceTensor$/);
+    tensor.dispose();
+    expect(() => required.attentionSync(call)).toThrow(/received a DeviceTensor$/);
+  });
+
   test('cannot be copied to another thread', () => {
     const tensor = DeviceTensor.from(new Float32Array(2));
     expect(structuredClone(tensor)).not.toBeInstanceOf(DeviceTensor);

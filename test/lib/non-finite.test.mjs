@@ -88,6 +88,17 @@ describe('what a result cannot show by itself', () => {
     expectNonFinite(await errorOf(() => imported.aggregate(sum)), '');
   });
 
+  test('the message is true of what `out` held, and of what happens on the way', async () => {
+    const shape = { batch: 1, rows: 1, depth: 1, columns: 1 };
+    const one = Float32Array.of(1);
+    const added = { a: one, b: one, shape, accumulate: true, out: Float32Array.of(NaN) };
+    const { message } = await errorOf(() => required.matmulSync(added));
+    expect(message).toBe(
+      'output must be finite, received NaN or Infinity in it or on the way to it from finite ' +
+        'inputs (the range of float32 ends at 3.4e38)',
+    );
+  });
+
   // 1/Inf = 0 would make zeros of them: each case has a finite value, or none but in its details.
   test.each([
     ['over the inputs', { normalize: 'inputs' }],

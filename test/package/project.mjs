@@ -22,7 +22,7 @@ export const nodeOf = (major = first(nodes)) => nodes.get(major);
 /** The major version of the Node that is used by default. */
 export const NODE = first(nodes);
 
-/** The JavaScript blocks of the README: the first is CommonJS, the second an ES module. */
+/** The JavaScript blocks of the README: CommonJS, or an ES module that imports. */
 export function examplesOfReadme() {
   const readme = readFileSync(join(inject('root'), 'README.md'), 'utf8');
   return [...readme.matchAll(/```js\n([\s\S]*?)```/g)].map(([, code]) => code);
@@ -88,11 +88,8 @@ export function execute(folder, file, code, { node = nodeOf(), ...options } = {}
 
 /** Runs the README's examples; throws what went wrong. */
 export function runExamples(folder, options) {
-  const [commonjs, module] = examplesOfReadme();
-  for (const [file, code] of [
-    ['example.cjs', commonjs],
-    ['example.mjs', module],
-  ]) {
+  for (const [i, code] of examplesOfReadme().entries()) {
+    const file = `example-${i}.${/^import /m.test(code) ? 'mjs' : 'cjs'}`;
     const { status, output } = execute(folder, file, code, options);
     if (status !== 0) throw new Error(`${file} failed:\n${output}`);
   }
