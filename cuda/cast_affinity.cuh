@@ -5,84 +5,50 @@
 //   A_q = sum over heads of q S^T, A_k = sum over heads of k S^T       (N,C)
 //   A_g = sigma(phi) f(A_q) + (1 - sigma(phi)) f(A_k), f over the clusters
 //
-// Method: one block per 64 tokens; tiles of 64 tokens x 64 clusters of both sides, summed over the
-// heads on tensor cores. With at most 64 clusters A_g is made of both in the registers; with more,
-// the raw sums are stored, the softmax of each token's row is kept online, and the thread that has
-// stored a sum reads it again when the last cluster has been seen. Gates in double precision.
+// Method: one block per 64 tokens, in groups of four warps that have 64 clusters each: a tile of
+// queries and one of keys meet the surrogates of all groups. Both sides are summed over the heads
+// on tensor cores. Where the groups hold all clusters, A_g is made in the registers; with more, the
+// raw sums are stored, and the thread that has stored a sum reads it again when the last cluster
+// has been seen. The maximum and the sum of a token's row are joined tile by tile in the order of
+// the clusters, so that nothing depends on the number of groups. Gates in double precision.
 
 #include "cuda/assignment_softmax.cuh"
-#include "cuda/cast_params.cuh"
+#include "cuda/cast_layout.cuh"
 
 namespace cluster_attention::cuda {
-
-struct AffinityData {
-  int32_t token[kTile];
-  int32_t cluster[kTile];
-  Gates gates[kTile];
-};
-
-/// Without a split tiles are small: those of the next head are on their way while these are used.
-template <bool kSplit>
-constexpr int kAffinityStages = kSplit ? 1 : 2;
-
-struct AffinityLayout {
-  int64_t data;
-  int64_t surrogates;
-  int64_t queries;
-  int64_t keys;
-  int64_t bytes;
-};
-
-template <bool kSplit>
-CA_HOST_DEVICE AffinityLayout affinity_layout() {
-  SharedLayout parts;
-  AffinityLayout layout;
-  layout.data = parts.add<AffinityData>(1);
-  layout.surrogates = parts.add<OperandTile<kSplit>>(kAffinityStages<kSplit>);
-  layout.queries = parts.add<OperandTile<kSplit>>(kAffinityStages<kSplit>);
-  layout.keys = parts.add<OperandTile<kSplit>>(kAffinityStages<kSplit>);
-  layout.bytes = parts.bytes();
-  return layout;
-}
 
 template <bool kSplit, RowAccess kAccess>
 class AffinityBlock {
  public:
   __device__ AffinityBlock(const CastParams& params, int64_t batch, int64_t tile)
-      : params_(params), batch_(batch), first_(tile * kTile), tokens_(params.real_tokens(batch)) {
-    const AffinityLayout layout = affinity_layout<kSplit>();
+      : params_(params),
+        batch_(batch),
+        first_(tile * kTile),
+        tokens_(params.real_tokens(batch)),
+        group_(static_cast<int>(threadIdx.y)),
+        groups_(static_cast<int>(blockDim.y)) {
+    const AffinityLayout layout = affinity_layout<kSplit>(groups_);
     data_ = dynamic_shared<AffinityData>(layout.data);
     surrogate_tiles_ = dynamic_shared<OperandTile<kSplit>>(layout.surrogates);
-    query_tiles_ = dynamic_shared<OperandTile<kSplit>>(layout.queries);
-    key_tiles_ = dynamic_shared<OperandTile<kSplit>>(layout.keys);
+    row_tiles_ = dynamic_shared<OperandTile<kSplit>>(layout.rows);
     matrix_ = batch * params.clusters * params.tokens;
   }
 
   __device__ void run() {
     if (first_ >= tokens_) return;
-    open_rows(data_->token, first_, tokens_);
+    if (group_ == 0) open_rows(data_->token, first_, tokens_);
     const bool softmax = params_.activation == Activation::softmax;
-    const bool single = params_.clusters <= kTile;
-    InputSums query_sums, key_sums;
-    for (int64_t first = 0; first < params_.clusters; first += kTile) {
+    const int64_t step = groups_ * kTile;
+    const bool at_once = params_.clusters <= step;
+    for (int64_t first = group_ * kTile; first - group_ * kTile < params_.clusters; first += step) {
       multiply(first);
-      if (softmax && single) {
-        query_sums.exponentiate(query_scores_, kLog2E);
-        key_sums.exponentiate(key_scores_, kLog2E);
-      } else if (softmax) {
-        query_sums.add(query_scores_, kLog2E);
-        key_sums.add(key_scores_, kLog2E);
-      }
-      if (!single) store(first);
-    }
-    if (softmax && !single) {
-      query_sums.join(kLog2E);
-      key_sums.join(kLog2E);
+      if (softmax) join_sums();
+      if (!at_once) store(first);
     }
     __syncthreads();  // the gates are there
-    for (int64_t first = 0; first < params_.clusters; first += kTile) {
-      if (!single) fetch_sums(first, query_sums, key_sums);
-      mix(first, query_sums, key_sums);
+    for (int64_t first = group_ * kTile; first - group_ * kTile < params_.clusters; first += step) {
+      if (!at_once) fetch_stored(first);
+      mix(first);
     }
     if (params_.selection == Selection::single_assignment) rank();
     if (bad_) mark_non_finite(params_.flags);
@@ -91,71 +57,147 @@ class AffinityBlock {
  private:
   static constexpr int kStages = kAffinityStages<kSplit>;
 
+  /// A product over up to 64 elements of a head.
+  struct Step {
+    int64_t head = 0;
+    int64_t first = 0;
+    int stage = 0;
+  };
+  __device__ Step after(Step step) const {
+    step.first += kTile;
+    if (step.first >= params_.dim) {
+      step.first = 0;
+      ++step.head;
+    }
+    step.stage = (step.stage + 1) % kStages;
+    return step;
+  }
+  __device__ bool exists(const Step& step) const {
+    return step.head < params_.heads && params_.dim > 0;
+  }
+  __device__ OperandTile<kSplit>& surrogates(const Step& step) const {
+    return surrogate_tiles_[step.stage * groups_ + group_];
+  }
+  __device__ OperandTile<kSplit>& rows(const Step& step, int side) const {
+    return row_tiles_[step.stage * kAffinitySides + side];
+  }
+  /// Clusters of the group's tile, none or fewer past the last one.
+  __device__ int columns_from(int64_t first) const {
+    const int64_t columns = params_.clusters - first;
+    return static_cast<int>(columns < kTile ? columns : kTile);
+  }
+
   /// Raw sums over the heads of clusters [first, first + 64); under softmax -Inf past the last one.
   __device__ void multiply(int64_t first) {
     __syncthreads();  // the positions of the clusters before are used up
-    open_rows(data_->cluster, first, params_.clusters);
+    open_rows(data_->cluster[group_], first, params_.clusters);
     __syncthreads();
-    clear(query_scores_);
-    clear(key_scores_);
-    const int64_t chunks = tiles_of(params_.dim);
-    const int64_t steps = params_.heads * chunks;
-    if (steps > 0) {
-      begin(0, chunks);
-      end(0, chunks);
+#pragma unroll
+    for (TileSums& scores : scores_) clear(scores);
+    Step step;
+    if (exists(step)) {
+      begin(step);
+      end(step);
     }
     if (first == 0) open_gates();
-    for (int64_t step = 0; step < steps; ++step) {
+    while (exists(step)) {
       tiles_arrive();
       __syncthreads();
-      if (kStages > 1 && step + 1 < steps) begin(step + 1, chunks);
-      const int64_t depth = params_.dim - step % chunks * kTile;
-      const OperandTile<kSplit>& surrogates = surrogate_tiles_[step % kStages];
-      add_scores(query_scores_, query_tiles_[step % kStages], surrogates, depth);
-      add_scores(key_scores_, key_tiles_[step % kStages], surrogates, depth);
-      if (kStages == 1 && step + 1 < steps) {
+      const Step next = after(step);
+      if (kStages > 1 && exists(next)) begin(next);
+      add_products(step);
+      if (kStages == 1 && exists(next)) {
         __syncthreads();  // the tiles are used up
-        begin(step + 1, chunks);
+        begin(next);
       }
-      if (step + 1 < steps) end(step + 1, chunks);
+      if (exists(next)) end(next);
+      step = next;
     }
     const TilePlace place;
-    const bool softmax = params_.activation == Activation::softmax;
+    const int columns =
+        params_.activation == Activation::softmax ? columns_from(first) : static_cast<int>(kTile);
 #pragma unroll
-    for (int n = 0; n < kTileColumns; ++n) {
+    for (TileSums& scores : scores_) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        bad_ |= !is_number(query_scores_[n][i]) || !is_number(key_scores_[n][i]);
-        if (softmax && first + place.column(n, i % 2) >= params_.clusters) {
-          query_scores_[n][i] = key_scores_[n][i] = -INFINITY;
+      for (int n = 0; n < kTileColumns; ++n) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          bad_ |= !is_number(scores[n][i]);
+          if (place.column(n, i % 2) >= columns) scores[n][i] = -INFINITY;
         }
       }
     }
   }
 
-  /// Sets the loads of a step off; the surrogates, which are floats, pass registers.
-  __device__ void begin(int64_t step, int64_t chunks) {
-    const int64_t head = step / chunks;
-    const int64_t first = step % chunks * kTile;
-    const int stage = static_cast<int>(step % kStages);
-    if constexpr (kAccess != RowAccess::any) {
-      loads_.begin(Rows(params_.surrogates, 0, head), data_->cluster, first,
-                   tile_count(first, params_.dim));
+  /// Both sides by the same surrogates, which are read once.
+  __device__ void add_products(const Step& step) {
+    const int lane = lane_index();
+    const int a_place = (16 * warp_index() + lane % 16) * kTilePitch + lane / 16 * 8;
+    const int b_place = (lane % 8 + lane / 16 * 8) * kTilePitch + lane / 8 % 2 * 8;
+    const OperandTile<kSplit>& columns = surrogates(step);
+    const int depth = tile_count(step.first, params_.dim);
+#pragma unroll
+    for (int k = 0; k < kTile; k += 16) {
+      if (k >= depth) break;
+      FragmentA high[kAffinitySides], low[kAffinitySides];
+#pragma unroll
+      for (int side = 0; side < kAffinitySides; ++side) {
+        load_tiles(high[side], rows(step, side).high + a_place + k);
+        if constexpr (kSplit) load_tiles(low[side], rows(step, side).low + a_place + k);
+      }
+#pragma unroll
+      for (int n = 0; n < kTileColumns; n += 2) {
+        uint32_t b_high[4], b_low[4];
+        load_tiles(b_high, columns.high + b_place + 8 * n * kTilePitch + k);
+        if constexpr (kSplit) load_tiles(b_low, columns.low + b_place + 8 * n * kTilePitch + k);
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const FragmentB high_b = {b_high[2 * i], b_high[2 * i + 1]};
+#pragma unroll
+          for (int side = 0; side < kAffinitySides; ++side) {
+            FragmentD& sums = scores_[side][n + i];
+            if constexpr (kSplit) {
+              const FragmentB low_b = {b_low[2 * i], b_low[2 * i + 1]};
+              mma_split_16x8x16(sums, high[side], low[side], high_b, low_b);
+            } else {
+              mma_bf16_16x8x16(sums, high[side], high_b);
+            }
+          }
+        }
+      }
     }
-    fetch_tiles<kAccess>(query_tiles_[stage], Rows(params_.query, batch_, head), first, params_.dim,
-                         key_tiles_[stage], Rows(params_.key, batch_, head), first, params_.dim,
-                         data_->token);
+  }
+
+  /// Sets the loads of a step off: the first group's those of queries, the last one's those of
+  /// keys. The surrogates, which are floats, pass registers.
+  __device__ void begin(const Step& step) {
+    if constexpr (kAccess != RowAccess::any) {
+      loads_.begin(Rows(params_.surrogates, 0, step.head), data_->cluster[group_], step.first,
+                   tile_count(step.first, params_.dim));
+    }
+    const Rows query(params_.query, batch_, step.head);
+    const Rows key(params_.key, batch_, step.head);
+    if (kSplit && groups_ == 1) {
+      fetch_tiles<kAccess>(rows(step, 0), query, step.first, params_.dim, rows(step, 1), key,
+                           step.first, params_.dim, data_->token);
+      return;
+    }
+    if (group_ == 0) {
+      fetch_tile<kAccess>(rows(step, 0), query, data_->token, step.first, params_.dim);
+    }
+    if (group_ == groups_ - 1) {
+      fetch_tile<kAccess>(rows(step, 1), key, data_->token, step.first, params_.dim);
+    }
   }
 
   /// Puts the surrogates of a step in their tile.
-  __device__ void end(int64_t step, int64_t chunks) {
-    const Rows surrogates(params_.surrogates, 0, step / chunks);
-    const int64_t first = step % chunks * kTile;
-    OperandTile<kSplit>& tile = surrogate_tiles_[step % kStages];
+  __device__ void end(const Step& step) {
+    const Rows from(params_.surrogates, 0, step.head);
+    const int32_t* position = data_->cluster[group_];
     if constexpr (kAccess != RowAccess::any) {
-      loads_.end(tile, surrogates, data_->cluster, first, tile_count(first, params_.dim));
+      loads_.end(surrogates(step), from, position, step.first, tile_count(step.first, params_.dim));
     } else {
-      fetch_tile(tile, surrogates, data_->cluster, first, params_.dim);
+      fetch_tile(surrogates(step), from, position, step.first, params_.dim);
     }
   }
 
@@ -166,73 +208,108 @@ class AffinityBlock {
     params_.clear_memberships(batch_, token);
   }
 
-  /// body(n, i, place in the matrices) for what this thread has of clusters [first, first + 64).
-  template <typename Body>
-  __device__ void for_each(int64_t first, const Body& body) const {
+  /// Takes the clusters of all groups into the maxima and the sums of the rows.
+  __device__ void join_sums() {
     const TilePlace place;
+#pragma unroll
+    for (int side = 0; side < kAffinitySides; ++side) {
+      InputSums mine;
+      mine.add(scores_[side], kLog2E);
+      mine.join(kLog2E);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        if (place.pair != 0) continue;
+        data_->maximum[side][group_][place.row(half)] = mine.maximum[half];
+        data_->sum[side][group_][place.row(half)] = mine.sum[half];
+      }
+    }
+    __syncthreads();
+    for (int group = 0; group < groups_; ++group) {
+#pragma unroll
+      for (int side = 0; side < kAffinitySides; ++side) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const float maximum = data_->maximum[side][group][place.row(half)];
+          const float sum = data_->sum[side][group][place.row(half)];
+          float& joint = sums_[side].maximum[half];
+          float& total = sums_[side].sum[half];
+          const float larger = fmaxf(joint, maximum);
+          total = total * rescale(joint, larger, kLog2E) + sum * rescale(maximum, larger, kLog2E);
+          joint = larger;
+        }
+      }
+    }
+  }
+
+  /// body(n, i, element) for what this thread has of a matrix in clusters [first, first + 64).
+  template <typename Body>
+  __device__ void for_each(float* matrix, int64_t first, const Body& body) const {
+    const TilePlace place;
+    const int columns = columns_from(first);
+    const int64_t stride = params_.cluster_stride;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int64_t token = first_ + place.row(half);
       if (token >= tokens_) continue;
-      int64_t target = matrix_ + token * params_.token_stride +
-                       (first + place.column(0, 0)) * params_.cluster_stride;
+      float* element =
+          matrix + matrix_ + token * params_.token_stride + (first + place.column(0, 0)) * stride;
 #pragma unroll
       for (int n = 0; n < kTileColumns; ++n) {
-#pragma unroll
-        for (int side = 0; side < 2; ++side) {
-          if (first + place.column(n, side) < params_.clusters) body(n, 2 * half + side, target);
-          target += (side == 0 ? 1 : 7) * params_.cluster_stride;
-        }
+        if (place.column(n, 0) < columns) body(n, 2 * half, element[0]);
+        if (place.column(n, 1) < columns) body(n, 2 * half + 1, element[stride]);
+        element += 8 * stride;
       }
     }
   }
 
+  __device__ float* matrix_of(int side) const {
+    return side == 0 ? params_.affinity : params_.key_affinity;
+  }
   __device__ void store(int64_t first) {
-    for_each(first, [this](int n, int i, int64_t target) {
-      params_.affinity[target] = query_scores_[n][i];
-      params_.key_affinity[target] = key_scores_[n][i];
-    });
+#pragma unroll
+    for (int side = 0; side < kAffinitySides; ++side) {
+      for_each(matrix_of(side), first,
+               [&](int n, int i, float& element) { element = scores_[side][n][i]; });
+    }
+  }
+  __device__ void fetch_stored(int64_t first) {
+#pragma unroll
+    for (int side = 0; side < kAffinitySides; ++side) {
+      for_each(matrix_of(side), first,
+               [&](int n, int i, const float& element) { scores_[side][n][i] = element; });
+    }
   }
 
-  /// The exponentials, or the raw sums, of what store() has kept.
-  __device__ void fetch_sums(int64_t first, const InputSums& query_sums,
-                             const InputSums& key_sums) {
-    const bool softmax = params_.activation == Activation::softmax;
-    for_each(first, [&](int n, int i, int64_t target) {
-      const float query = params_.affinity[target];
-      const float key = params_.key_affinity[target];
-      query_scores_[n][i] =
-          softmax ? exp2_fast((query - query_sums.maximum[i / 2]) * kLog2E) : query;
-      key_scores_[n][i] = softmax ? exp2_fast((key - key_sums.maximum[i / 2]) * kLog2E) : key;
-    });
-  }
-
-  /// A_g of exponentials or raw sums.
-  __device__ void mix(int64_t first, const InputSums& query_sums, const InputSums& key_sums) {
+  /// A_g of raw sums.
+  __device__ void mix(int64_t first) {
     const TilePlace place;
     const bool softmax = params_.activation == Activation::softmax;
-    float query_factor[2], key_factor[2];
+    TileSums& mixed = scores_[0];
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const Gates gates = data_->gates[place.row(half)];
-      query_factor[half] = softmax ? gates.query_gate / query_sums.sum[half] : gates.query_gate;
-      key_factor[half] = softmax ? gates.key_gate / key_sums.sum[half] : gates.key_gate;
-    }
-    if (!softmax) {
+    for (int side = 0; side < kAffinitySides; ++side) {
+      TileSums& scores = scores_[side];
+      if (!softmax) laplace_of_all(scores);
 #pragma unroll
-      for (int n = 0; n < kTileColumns; ++n) {
+      for (int half = 0; half < 2; ++half) {
+        const Gates gates = data_->gates[place.row(half)];
+        const float gate = side == 0 ? gates.query_gate : gates.key_gate;
+        const float maximum = sums_[side].maximum[half];
+        const float factor = softmax ? gate / sums_[side].sum[half] : gate;
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          query_scores_[n][i] = laplace(query_scores_[n][i]);
-          key_scores_[n][i] = laplace(key_scores_[n][i]);
+        for (int n = 0; n < kTileColumns; ++n) {
+#pragma unroll
+          for (int i = 2 * half; i < 2 * half + 2; ++i) {
+            if (softmax) scores[n][i] = exp2_fast((scores[n][i] - maximum) * kLog2E);
+            mixed[n][i] =
+                side == 0 ? factor * scores[n][i] : fmaf(factor, scores[n][i], mixed[n][i]);
+          }
         }
       }
     }
-    for_each(first, [&](int n, int i, int64_t target) {
-      const float affinity =
-          query_factor[i / 2] * query_scores_[n][i] + key_factor[i / 2] * key_scores_[n][i];
-      params_.affinity[target] = affinity;
-      const uint32_t rank = ordered_key(affinity);
+    for_each(params_.affinity, first, [&](int n, int i, float& element) { element = mixed[n][i]; });
+    if (params_.selection != Selection::single_assignment) return;
+    for_each(params_.affinity, first, [&](int n, int i, const float&) {
+      const uint32_t rank = ordered_key(mixed[n][i]);
       best_[i / 2] = rank > best_[i / 2] ? rank : best_[i / 2];
     });
   }
@@ -243,32 +320,41 @@ class AffinityBlock {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const uint32_t best = warp_max(best_[half], 4);
-      const int64_t token = first_ + place.row(half);
-      if (token >= tokens_ || place.pair != 0) continue;
-      params_.order[batch_ * params_.order_size + token] =
-          make_candidate(value_of_key(best), static_cast<int32_t>(token));
+      if (place.pair == 0) data_->best[group_][place.row(half)] = best;
     }
+    __syncthreads();
+    const int64_t token = first_ + threadIdx.x;
+    if (group_ > 0 || threadIdx.x >= kTile || token >= tokens_) return;
+    uint32_t best = 0;
+    for (int group = 0; group < groups_; ++group) {
+      const uint32_t other = data_->best[group][threadIdx.x];
+      best = other > best ? other : best;
+    }
+    params_.order[batch_ * params_.order_size + token] =
+        make_candidate(value_of_key(best), static_cast<int32_t>(token));
   }
 
   const CastParams& params_;
   const int64_t batch_;
   const int64_t first_;
   const int64_t tokens_;
+  const int group_;
+  const int groups_;
   int64_t matrix_;
   AffinityData* data_;
   OperandTile<kSplit>* surrogate_tiles_;
-  OperandTile<kSplit>* query_tiles_;
-  OperandTile<kSplit>* key_tiles_;
+  OperandTile<kSplit>* row_tiles_;
   VectorLoads loads_;  // of the surrogates
-  TileSums query_scores_;
-  TileSums key_scores_;
+  TileSums scores_[kAffinitySides];
+  InputSums sums_[kAffinitySides];
   uint32_t best_[2] = {0, 0};
   bool bad_ = false;
 };
 
 /// kAccess: how queries and keys are read where the surrogates are read by vectors, else `any`.
 template <bool kSplit, RowAccess kAccess>
-__global__ void __launch_bounds__(kTileThreads, 2) cast_affinity(const CastParams params) {
+__global__ void __launch_bounds__(kTileThreads* kAffinityGroups<kSplit>, 1)
+    cast_affinity(const CastParams params) {
   // surrogates: (H,C,D), query, key: (H, 64 of N, D) -> affinity: (C, 64 of N)
   const int64_t tiles = token_tiles(params.tokens);
   const int64_t batch = blockIdx.x / tiles;

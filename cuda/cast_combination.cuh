@@ -12,73 +12,51 @@
 // have to be taken away again. A summary that is not finite is no operand either: what it reaches,
 // it reaches term by term, so that it does not reach its own members. float32 accumulation.
 
-#include "cuda/cast_params.cuh"
+#include "cuda/cast_intra.cuh"
+#include "cuda/cast_layout.cuh"
 #include "cuda/row_softmax.cuh"
 
 namespace cluster_attention::cuda {
 
-struct CombinationColumns {
-  int32_t row_position[kTile];    // tokens
-  int32_t position[kTile];        // clusters
-  int32_t value_position[kTile];  // clusters whose summary is finite
-  uint32_t not_finite[2];         // bits of the others
-  float row_factor[kTile];        // softplus1(phi)
-};
-
-struct CombinationLayout {
-  int64_t columns;
-  int64_t keys;  // of all warps; then the weights of explicit terms
-  int64_t values;
-  int64_t query;
-  int64_t bytes;
-};
-
-template <bool kSplit>
-CA_HOST_DEVICE CombinationLayout combination_layout(int query_tiles) {
-  constexpr int64_t kWeights = kTile * kTile * static_cast<int64_t>(sizeof(float));
-  constexpr int64_t kKeys = static_cast<int64_t>(sizeof(OperandTile<kSplit>));
-  SharedLayout parts;
-  CombinationLayout layout;
-  layout.columns = parts.add<CombinationColumns>(1);
-  layout.keys = parts.add<unsigned char>(kKeys > kWeights ? kKeys : kWeights);
-  layout.values = parts.add<OperandTile<kSplit>>(1);
-  layout.query = parts.add<OperandTile<kSplit>>(query_tiles);
-  layout.bytes = parts.bytes();
-  return layout;
-}
-
-template <bool kSplit, bool kSmall>
+template <bool kSplit, RowAccess kAccess>
 class CombinationBlock {
  public:
-  /// With kSmall one tile has all elements of a query, another one those of a summary.
+  /// One tile has all elements of a query, another one those of a summary.
+  static constexpr bool kSmall = kAccess != RowAccess::any;
   static constexpr int kValueTiles = kSmall ? 1 : kRowValueTiles;
 
   __device__ CombinationBlock(const CastParams& params, int64_t sequence, int64_t tile,
                               int64_t value_block)
       : params_(params),
-        sequence_(sequence),
-        batch_(sequence / params.heads),
-        head_(sequence % params.heads),
-        first_token_(tile * kTile),
-        tokens_(params.real_tokens(batch_)),
-        value_block_(value_block),
-        first_value_(value_block * kRowValueTiles * kTile),
+        sequence_(static_cast<int>(sequence)),
+        batch_(static_cast<int>(sequence / params.heads)),
+        head_(static_cast<int>(sequence % params.heads)),
+        group_(kSmall ? static_cast<int>(threadIdx.y) : 0),
+        first_token_(static_cast<int>((tile * params.combination_groups + group_) * kTile)),
+        tokens_(static_cast<int>(params.real_tokens(batch_))),
+        value_block_(kSmall ? 0 : value_block),
+        first_value_(value_block_ * kRowValueTiles * kTile),
         softmax_(params.activation == Activation::softmax),
         scale_(params.product_scale(params.clusters)) {
-    const CombinationLayout layout = combination_layout<kSplit>(params.query_tiles);
+    const int query_tiles = params.combination_query_tiles;
+    const CombinationLayout layout =
+        combination_layout<kSplit, kAccess>(params.combination_groups, query_tiles);
+    rows_ = dynamic_shared<CombinationRows>(layout.rows) + group_;
     columns_ = dynamic_shared<CombinationColumns>(layout.columns);
-    query_tiles_ = dynamic_shared<OperandTile<kSplit>>(layout.query);
-    key_tile_ = dynamic_shared<OperandTile<kSplit>>(layout.keys);
-    weights_ = dynamic_shared<float>(layout.keys);
-    value_tile_ = dynamic_shared<OperandTile<kSplit>>(layout.values);
+    query_tiles_ = dynamic_shared<OperandTile<kSplit>>(layout.query) + group_ * query_tiles;
+    key_tiles_ = dynamic_shared<OperandTile<kSplit>>(layout.keys);
+    weights_ = dynamic_shared<TermWeight<kSplit>>(layout.weights) + group_ * kTile * kTile;
+    value_tiles_ = dynamic_shared<OperandTile<kSplit>>(layout.values);
   }
 
   __device__ void run() {
 #pragma unroll
     for (int t = 0; t < kValueTiles; ++t) clear(output_[t]);
-    if (threadIdx.x >= kTile) open_token(static_cast<int>(threadIdx.x) - kTile);
-    if (first_token_ < tokens_) {
-      for (int64_t first = 0; first < params_.clusters; first += kTile) add_clusters(first);
+    // All groups go the same way.
+    if (first_token_ - group_ * kTile < tokens_) {
+      open();
+      const int count = static_cast<int>(tiles_of(params_.clusters));
+      for (int step = 0; step < count; ++step) add_clusters(step, count);
     }
     write();
     if (bad_) mark_non_finite(params_.flags);
@@ -86,102 +64,128 @@ class CombinationBlock {
   }
 
  private:
+  static constexpr int kStages = kCombinationStages<kSplit, kAccess>;
+
   // Made where they are read: kept, they would take a third of the registers.
   __device__ Rows query() const { return {params_.query, batch_, head_}; }
-  __device__ Rows surrogates() const { return {params_.surrogates, 0, head_}; }
+  __device__ Rows surrogates() const { return {params_.operand_surrogates, 0, head_}; }
   __device__ Rows inter() const {
     Rows rows;
-    rows.data = params_.inter + sequence_ * params_.clusters * params_.value_dim;
+    rows.data = params_.inter;
+    rows.offset = sequence_ * params_.clusters * params_.value_dim;
     rows.stride = params_.value_dim;
+    rows.storage = IntraRow<kSplit>::kStorage;
     return rows;
   }
+  __device__ CombinationColumns& columns(int step) const { return columns_[step % (kStages + 1)]; }
 
-  /// By one half of the block, while the other one opens the first clusters.
-  __device__ void open_token(int row) {
-    const int64_t token = first_token_ + row;
-    const bool real = token < tokens_;
-    columns_->row_position[row] = real ? static_cast<int32_t>(token) : kNoRow;
-    columns_->row_factor[row] = real ? params_.query_factor[batch_ * params_.tokens + token] : 0.0f;
+  /// The tokens, and the first clusters.
+  __device__ void open() {
+    if (threadIdx.x >= kTile) open_token(static_cast<int>(threadIdx.x) - kTile);
+    for (int step = 0; step < kStages; ++step) open_clusters(step, is_finite(step));
+    __syncthreads();
+    if constexpr (kSmall) {
+      fetch_tile<kAccess>(query_tiles_[0], query(), rows_->position, 0, params_.dim);
+      if (kStages > 1) fetch(0);
+    }
   }
 
-  __device__ void add_clusters(int64_t first) {
-    if (first > 0) __syncthreads();  // the tiles of the clusters before are used up
-    if (threadIdx.x < kTile) open_cluster(first);
+  /// By one half of a group, while the other one opens the clusters.
+  __device__ void open_token(int row) {
+    const int token = first_token_ + row;
+    const bool real = token < tokens_;
+    rows_->position[row] = real ? token : kNoRow;
+    rows_->factor[row] = real ? params_.query_factor[batch_ * params_.tokens + token] : 0.0f;
+  }
+
+  /// Whether the summary of this thread's cluster is finite; by two warps, as open_clusters().
+  __device__ bool is_finite(int step) const {
+    const int cluster = step * kTile + static_cast<int>(threadIdx.x);
+    if (group_ > 0 || threadIdx.x >= kTile || cluster >= params_.clusters) return true;
+    const int64_t lists = params_.batch * params_.heads * params_.clusters;
+    const int64_t list = sequence_ * params_.clusters + cluster;
+    return params_.inter_not_finite[value_block_ * lists + list] == 0;
+  }
+  __device__ void open_clusters(int step, bool finite) {
+    if (group_ > 0 || threadIdx.x >= kTile) return;
+    const int cluster = step * kTile + static_cast<int>(threadIdx.x);
+    const int32_t position = cluster < params_.clusters ? cluster : kNoRow;
+    columns(step).position[threadIdx.x] = position;
+    columns(step).value_position[threadIdx.x] = finite ? position : kNoRow;
+    const unsigned others = ballot(!finite);
+    if (lane_index() == 0) columns(step).not_finite[warp_index()] = others;
+  }
+
+  /// Of small tiles: the surrogates by the first group, the summaries by the last one.
+  __device__ void fetch(int step) {
+    if (group_ == 0) {
+      fetch_tile<kAccess>(key_tiles_[step % kStages], surrogates(), columns(step).position, 0,
+                          params_.dim);
+    }
+    if (group_ == params_.combination_groups - 1) {
+      fetch_tile<kAccess>(value_tiles_[step % kStages], inter(), columns(step).value_position, 0,
+                          params_.value_dim);
+    }
+  }
+
+  __device__ void add_clusters(int step, int count) {
+    const int64_t first = static_cast<int64_t>(step) * kTile;
+    const int later = step + kStages;
+    const bool later_finite = is_finite(later);
+    OperandTile<kSplit>& values = value_tiles_[step % kStages];
     unsigned long long terms[2];
-    fetch_memberships(first, terms);
-    __syncthreads();
-    const int columns =
-        static_cast<int>(params_.clusters - first < kTile ? params_.clusters - first : kTile);
+    fetch_memberships(step, terms);
     TileSums scores;
     clear(scores);
-    multiply(scores, first);
-    find_terms(terms);
-    Term next[2] = {open_term(terms[0], 0, first), open_term(terms[1], 1, first)};
-    finish_scores(scores, columns);
+    multiply(scores, step, count);
+    find_terms(step, terms);
+    Term next[2] = {open_term(terms[0], 0, step), open_term(terms[1], 1, step)};
+    const int64_t rest = params_.clusters - first;
+    finish_scores(scores, static_cast<int>(rest < kTile ? rest : kTile));
     if (softmax_) {
       softmax_state_.weigh(scores, output_, positive(fabsf(scale_) * kLog2E),
                            [](int) { return 1.0f; });
     }
-    __syncthreads();  // the keys give way to weights
+    if (kStages == 1) __syncthreads();  // the keys give way to weights
     take_terms(scores, terms);
     __syncwarp();
-    add_terms(terms, next, first);
-    add_values(output_[0], scores, *value_tile_, params_.value_dim - first_value_);
+    add_terms(terms, next, step);
+    add_values(output_[0], scores, values, params_.value_dim - first_value_);
 #pragma unroll
     for (int t = 1; t < kValueTiles; ++t) {
       const int64_t column = first_value_ + t * kTile;
       if (column >= params_.value_dim) break;
       __syncthreads();
-      load_tile(*value_tile_, inter(), columns_->value_position, column, params_.value_dim);
+      load_tile(values, inter(), columns(step).value_position, column, params_.value_dim);
       __syncthreads();
-      add_values(output_[t], scores, *value_tile_, params_.value_dim - column);
+      add_values(output_[t], scores, values, params_.value_dim - column);
     }
+    open_clusters(later, later_finite);
   }
 
-  /// Queries times surrogates; the summaries arrive besides.
-  __device__ void multiply(TileSums& scores, int64_t first) {
+  /// Queries times surrogates; the summaries arrive besides, and those of the next clusters leave.
+  __device__ void multiply(TileSums& scores, int step, int count) {
+    if (kStages == 1 && step > 0) __syncthreads();  // the tiles before are used up
     if constexpr (kSmall) {
-      const auto dim = static_cast<int>(params_.dim);
-      const auto value_dim = static_cast<int>(params_.value_dim);
-      VectorLoads keys, values;
-      keys.begin(surrogates(), columns_->position, 0, dim);
-      values.begin(inter(), columns_->value_position, 0, value_dim);
-      if (first == 0) fetch_tile(*query_tiles_, query(), columns_->row_position, 0, dim);
-      keys.end(*key_tile_, surrogates(), columns_->position, 0, dim);
-      values.end(*value_tile_, inter(), columns_->value_position, 0, value_dim);
+      if (kStages == 1) fetch(step);
       tiles_arrive();
       __syncthreads();
-      add_scores(scores, *query_tiles_, *key_tile_, dim);
+      if (kStages > 1 && step + 1 < count) fetch(step + 1);
+      add_scores(scores, *query_tiles_, key_tiles_[step % kStages], params_.dim);
     } else {
-      fetch_tile(*value_tile_, inter(), columns_->value_position, first_value_, params_.value_dim);
-      multiply_rows(scores, query_tiles_, params_.query_tiles, first == 0, query(),
-                    columns_->row_position, *key_tile_, surrogates(), columns_->position,
+      fetch_tile(*value_tiles_, inter(), columns(step).value_position, first_value_,
+                 params_.value_dim);
+      multiply_rows(scores, query_tiles_, params_.combination_query_tiles, step == 0, query(),
+                    rows_->position, *key_tiles_, surrogates(), columns(step).position,
                     params_.dim);
     }
-  }
-
-  /// By two warps.
-  __device__ void open_cluster(int64_t first) {
-    const int64_t cluster = first + threadIdx.x;
-    const int64_t lists = params_.batch * params_.heads * params_.clusters;
-    const bool real = cluster < params_.clusters;
-    bool usable = real;
-    if (real) {
-      const int64_t list = sequence_ * params_.clusters + cluster;
-      usable = params_.inter_not_finite[value_block_ * lists + list] == 0;
-    }
-    const auto position = static_cast<int32_t>(cluster);
-    columns_->position[threadIdx.x] = real ? position : kNoRow;
-    columns_->value_position[threadIdx.x] = usable ? position : kNoRow;
-    const unsigned others = ballot(real && !usable);
-    if (lane_index() == 0) columns_->not_finite[warp_index()] = others;
   }
 
   __device__ void finish_scores(TileSums& scores, int columns) {
     const TilePlace place;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const float factor = columns_->row_factor[place.row(half)];
+      const float factor = rows_->factor[place.row(half)];
 #pragma unroll
       for (int n = 0; n < kTileColumns; ++n) {
         scores[n][2 * half] *= factor;
@@ -192,33 +196,24 @@ class CombinationBlock {
                           columns);
   }
 
-  /// The place of a token in a cluster, or -1.
-  __device__ int32_t slot_of(int64_t token, int64_t cluster) const {
-    if (params_.slots != nullptr) {
-      return params_.slots[(batch_ * params_.clusters + cluster) * params_.tokens + token];
-    }
-    const int64_t place = batch_ * params_.tokens + token;
-    return params_.own_cluster[place] == cluster ? params_.own_slot[place] : -1;
-  }
-
-  /// Columns of row place.row(half) that hold its token.
-  __device__ void fetch_memberships(int64_t first, unsigned long long (&terms)[2]) const {
+  /// Clusters of a tile that hold the tokens of this thread's rows.
+  __device__ void fetch_memberships(int step, unsigned long long (&members)[2]) {
     const TilePlace place;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int64_t token = first_token_ + place.row(half);
-      terms[half] = token < tokens_ ? *params_.membership(batch_, first / kTile, token) : 0;
+      const int token = first_token_ + place.row(half);
+      members[half] = token < tokens_ ? *params_.membership(batch_, step, token) : 0;
+      covered_[half] |= members[half] != 0;
     }
   }
 
   /// Columns whose terms are added one by one: also those whose summaries are not finite.
-  __device__ void find_terms(unsigned long long (&terms)[2]) {
+  __device__ void find_terms(int step, unsigned long long (&terms)[2]) const {
     const TilePlace place;
-    const unsigned long long others =
-        static_cast<unsigned long long>(columns_->not_finite[1]) << 32 | columns_->not_finite[0];
+    const uint32_t* bits = columns(step).not_finite;
+    const unsigned long long others = static_cast<unsigned long long>(bits[1]) << 32 | bits[0];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      covered_[half] |= terms[half] != 0;
       if (first_token_ + place.row(half) < tokens_) terms[half] |= others;
     }
   }
@@ -230,76 +225,81 @@ class CombinationBlock {
     for (int half = 0; half < 2; ++half) {
       if (terms[half] == 0) continue;
       const unsigned long long mine = terms[half] >> place.pair;
-      float* row = weights_ + place.row(half) * kTile;
+      TermWeight<kSplit>* row = weights_ + place.row(half) * kTile;
 #pragma unroll
       for (int n = 0; n < kTileColumns; ++n) {
 #pragma unroll
         for (int side = 0; side < 2; ++side) {
           if ((mine >> (8 * n + side) & 1) == 0) continue;
-          row[place.column(n, side)] = weights[n][2 * half + side];
+          row[place.column(n, side)] = from_float<TermWeight<kSplit>>(weights[n][2 * half + side]);
           weights[n][2 * half + side] = 0.0f;
         }
       }
     }
   }
 
-  /// One term of a row.
+  /// One term of a row; the last slot is the summary.
   struct Term {
     int column;
     int32_t slot;
   };
-  __device__ Term open_term(unsigned long long terms, int half, int64_t first) const {
+  __device__ Term open_term(unsigned long long terms, int half, int step) const {
     if (terms == 0) return {-1, -1};
     const TilePlace place;
+    const int token = first_token_ + place.row(half);
     const int column = __ffsll(static_cast<long long>(terms)) - 1;
-    return {column, slot_of(first_token_ + place.row(half), first + column)};
+    const bool finite = (columns(step).not_finite[column / 32] >> column % 32 & 1) == 0;
+    const bool member = finite || (*params_.membership(batch_, step, token) >> column & 1) != 0;
+    if (!member) return {column, static_cast<int32_t>(params_.cluster_size)};
+    return {column, params_.member_slot(batch_, step * kTile + column, token)};
   }
 
   /// Adds the terms: members' rows of R_intra, and summaries that are not finite. The four lanes of
   /// a row go together; while a row is read, the place of the next one is looked up.
-  __device__ void add_terms(unsigned long long (&terms)[2], Term (&next)[2], int64_t first) {
+  __device__ void add_terms(unsigned long long (&terms)[2], Term (&next)[2], int step) {
+    constexpr int kTogether = kSplit ? 1 : 2;  // rows on their way: those of floats take registers
     while (any((terms[0] | terms[1]) != 0)) {
       const Term now[2] = {next[0], next[1]};
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         terms[half] &= terms[half] - 1;
-        next[half] = open_term(terms[half], half, first);
+        next[half] = open_term(terms[half], half, step);
       }
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        if (now[half].column >= 0) add_term(now[half], half, first);
+      for (int t = 0; t < kValueTiles; ++t) {
+        const int64_t column = first_value_ + t * kTile;
+        if (column >= params_.value_dim) break;
+#pragma unroll
+        for (int half = 0; half < 2; half += kTogether) {
+          LaneRow<kSplit> rows[kTogether];
+#pragma unroll
+          for (int i = 0; i < kTogether; ++i) {
+            const Term& term = now[half + i];
+            if (term.column >= 0) row_of(term, step, column).load(rows[i]);
+          }
+#pragma unroll
+          for (int i = 0; i < kTogether; ++i) {
+            const Term& term = now[half + i];
+            if (term.column >= 0) add_row(output_[t], rows[i], term, half + i);
+          }
+        }
       }
     }
   }
 
-  __device__ void add_term(const Term& term, int half, int64_t first) {
+  /// Columns [first, first + 64) of a term.
+  __device__ IntraRow<kSplit> row_of(const Term& term, int step, int64_t first) const {
+    const int64_t list = sequence_ * params_.clusters + step * kTile + term.column;
+    return {params_, list, term.slot, first};
+  }
+  __device__ void add_row(TileSums& output, const LaneRow<kSplit>& row, const Term& term,
+                          int half) const {
     const TilePlace place;
-    const float weight = weights_[place.row(half) * kTile + term.column];
-    const int64_t list = sequence_ * params_.clusters + first + term.column;
-    const float* source =
-        term.slot >= 0
-            ? params_.intra + (list * params_.cluster_size + term.slot) * params_.value_dim
-            : params_.inter + list * params_.value_dim;
-    const bool pairs = params_.value_dim % 2 == 0;
+    const float weight = to_float(weights_[place.row(half) * kTile + term.column]);
 #pragma unroll
-    for (int t = 0; t < kValueTiles; ++t) {
-      float2 x[kTileColumns];
-#pragma unroll
-      for (int n = 0; n < kTileColumns; ++n) {
-        const int64_t element = first_value_ + t * kTile + place.column(n, 0);
-        x[n] = make_float2(0.0f, 0.0f);
-        if (pairs && element < params_.value_dim) {
-          x[n] = *reinterpret_cast<const float2*>(source + element);
-        } else {
-          if (element < params_.value_dim) x[n].x = source[element];
-          if (element + 1 < params_.value_dim) x[n].y = source[element + 1];
-        }
-      }
-#pragma unroll
-      for (int n = 0; n < kTileColumns; ++n) {
-        output_[t][n][2 * half] = fmaf(weight, x[n].x, output_[t][n][2 * half]);
-        output_[t][n][2 * half + 1] = fmaf(weight, x[n].y, output_[t][n][2 * half + 1]);
-      }
+    for (int i = 0; i < 2 * kTileColumns; ++i) {
+      float& sum = output[i / 2][2 * half + i % 2];
+      sum = fmaf(weight, row.value(i), sum);
     }
   }
 
@@ -307,7 +307,7 @@ class CombinationBlock {
     const TilePlace place;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int64_t token = first_token_ + place.row(half);
+      const int token = first_token_ + place.row(half);
       const float sum = softmax_state_.total(half);
       const float normalizer = !softmax_ ? 1.0f : (sum == 0.0f ? 0.0f : 1.0f / sum);
       if (token >= params_.tokens) continue;
@@ -342,13 +342,10 @@ class CombinationBlock {
     }
     covered = warp_sum(covered);
     if (lane_index() == 0 && covered > 0) atomicAdd(params_.covered + batch_, covered);
-    const auto blocks = static_cast<uint32_t>(token_tiles(params_.tokens));
+    const auto blocks = static_cast<uint32_t>(combination_blocks(params_));
     __syncthreads();
-    if (!last_block_done(params_.tickets + batch_, blocks,
-                         reinterpret_cast<uint32_t*>(columns_->row_position))) {
-      return;
-    }
-    if (threadIdx.x == 0) {
+    if (!last_block_done(params_.tickets + batch_, blocks, columns_->not_finite)) return;
+    if (threadIdx.x == 0 && group_ == 0) {
       // As an atomic, so that it is what all blocks have added up.
       const int32_t total = atomicAdd(params_.covered + batch_, 0);
       params_.coverage[batch_] =
@@ -357,35 +354,40 @@ class CombinationBlock {
   }
 
   const CastParams& params_;
-  const int64_t sequence_;
-  const int64_t batch_;
-  const int64_t head_;
-  const int64_t first_token_;
-  const int64_t tokens_;
+  // All fit, and 64 bits would take registers.
+  const int sequence_;
+  const int batch_;
+  const int head_;
+  const int group_;
+  const int first_token_;
+  const int tokens_;
   const int64_t value_block_;
   const int64_t first_value_;
   const bool softmax_;
   const float scale_;
+  CombinationRows* rows_;
   CombinationColumns* columns_;
   OperandTile<kSplit>* query_tiles_;
-  OperandTile<kSplit>* key_tile_;
-  OperandTile<kSplit>* value_tile_;
-  float* weights_;
+  OperandTile<kSplit>* key_tiles_;
+  OperandTile<kSplit>* value_tiles_;
+  TermWeight<kSplit>* weights_;
   RowSoftmax softmax_state_;
   TileSums output_[kValueTiles];
   bool covered_[2] = {false, false};
   bool bad_ = false;
 };
 
-/// kSmall: dim and value_dim are at most 64, surrogates and summaries are read by vectors.
-template <bool kSplit, bool kSmall>
-__global__ void __launch_bounds__(kTileThreads, kSmall ? 4 : 2)
-    cast_combination(const CastParams params) {
+/// kAccess: how surrogates and summaries are read where dim and value_dim are at most 64, else
+/// `any`.
+template <bool kSplit, RowAccess kAccess>
+__global__ void __launch_bounds__(kAccess == RowAccess::any ? kTileThreads
+                                                            : kTileThreads * kMostCombinationGroups,
+                                  2) cast_combination(const CastParams params) {
   // query: (64 of N,D), surrogates: (C,D), inter: (C,E), intra: (C,kappa,E) -> output: (64 of N,E)
   const int64_t value_blocks = value_blocks_of(params.value_dim);
-  const int64_t tiles = token_tiles(params.tokens);
+  const int64_t tiles = combination_blocks(params);
   const int64_t rest = blockIdx.x / value_blocks;
-  CombinationBlock<kSplit, kSmall>(params, rest / tiles, rest % tiles, blockIdx.x % value_blocks)
+  CombinationBlock<kSplit, kAccess>(params, rest / tiles, rest % tiles, blockIdx.x % value_blocks)
       .run();
 }
 

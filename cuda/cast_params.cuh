@@ -44,18 +44,20 @@ struct CastParams {
   /// for Top-K (B*C,order_size), where a cluster has too many members for shared memory.
   unsigned long long* order = nullptr;
   int64_t order_size = 0;
-  int32_t* counts = nullptr;       // (B,C)
-  int32_t* members = nullptr;      // (B,C,kappa)
-  int32_t* slots = nullptr;        // (B,C,N): the place of a token in a cluster, or -1
-  int32_t* own_cluster = nullptr;  // (B,N), single assignment, in the place of slots
-  int32_t* own_slot = nullptr;     // (B,N)
+  int32_t* counts = nullptr;    // (B,C)
+  int32_t* members = nullptr;   // (B,C,kappa)
+  int32_t* slots = nullptr;     // (B,C,N): the place of a token in a cluster that holds it
+  int32_t* own_slot = nullptr;  // (B,N), single assignment, in the place of slots
   /// (B,tiles of C,N): bit c of a tile is set where cluster 64 tile + c holds the token. Optional.
   unsigned long long* memberships = nullptr;
 
   // Steps 4 and 5.
-  float* intra = nullptr;               // R_intra (B*H,C,kappa,E)
-  float* inter = nullptr;               // R_inter (B*H,C,E)
+  float* intra = nullptr;               // R_intra and R_inter (B*H,C,kappa+1,E), see cast_intra.cuh
+  float* inter = nullptr;               // R_inter (B*H,C,E), likewise in the storage of operands
   int32_t* inter_not_finite = nullptr;  // (value blocks,B*H,C)
+  /// (H,C,D) as the operands of step 6: rounded to bfloat16, or the surrogates themselves.
+  Tensor operand_surrogates;
+  float* rounded_surrogates = nullptr;  // what the operands are rounded to
 
   OutputRows output;  // (B,H,N,E)
   Storage storage = Storage::float32;
@@ -63,9 +65,17 @@ struct CastParams {
   double* coverage = nullptr;   // (B), optional
   int32_t* covered = nullptr;   // (B), tokens in some cluster
   uint32_t* tickets = nullptr;  // (B)
-  int query_tiles = 1;
+  int query_tiles = 1;          // of each group of cast_clusters
+  int member_groups = 1;
+  int combination_query_tiles = 1;  // of each group of cast_combination
+  int combination_groups = 1;
   Flags* flags = nullptr;
 
+  /// The place of a token in a cluster that holds it.
+  __device__ int32_t member_slot(int64_t b, int64_t cluster, int64_t token) const {
+    const bool single = slots == nullptr;  // then a token is in one cluster
+    return single ? own_slot[b * tokens + token] : slots[(b * clusters + cluster) * tokens + token];
+  }
   __device__ int64_t real_tokens(int64_t b) const {
     return lengths != nullptr ? lengths[b] : tokens;
   }
@@ -127,6 +137,18 @@ __device__ inline float laplace(float x) {
   return 0.5f * erfcf((kLaplaceMean - x) * kLaplaceInverseWidth);
 }
 
+/// The same of a tile, one by one through local memory: a copy of the code for each would take more
+/// time to fetch than all else in kernels that run it once.
+__device__ inline void laplace_of_all(TileSums& scores) {
+  float values[4 * kTileColumns];
+#pragma unroll
+  for (int i = 0; i < 4 * kTileColumns; ++i) values[i] = scores[i / 4][i % 4];
+#pragma unroll 1
+  for (float& value : values) value = laplace(value);
+#pragma unroll
+  for (int i = 0; i < 4 * kTileColumns; ++i) scores[i / 4][i % 4] = values[i];
+}
+
 /// Products, times `factor`, become logits, -Inf past `columns` where a softmax follows (its
 /// exponent must be positive()); under Laplace, weights of the first `rows` rows. True if a logit
 /// is not finite. What is past the real rows and columns was made of zeros and real rows.
@@ -147,12 +169,13 @@ __device__ inline bool finish_logits(TileSums& scores, bool softmax, float facto
     for (int i = 0; i < 4; ++i) finite = finite && is_number(scores[n][i]);
   }
   if (!softmax) {
+    laplace_of_all(scores);
 #pragma unroll
     for (int n = 0; n < kTileColumns; ++n) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const bool counts = place.row(i / 2) < rows && place.column(n, i % 2) < columns;
-        scores[n][i] = counts ? laplace(scores[n][i]) : 0.0f;
+        if (!counts) scores[n][i] = 0.0f;
       }
     }
   } else if (columns < kTile) {

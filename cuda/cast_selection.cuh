@@ -41,7 +41,7 @@ CA_HOST_DEVICE inline SelectionLayout selection_layout(int64_t cluster_size) {
 }
 
 __global__ void __launch_bounds__(kBlockSelectionThreads) select_members(const CastParams params) {
-  // affinity: (N) of one cluster -> members: (kappa), slots: (N)
+  // affinity: (N) of one cluster -> members: (kappa), slots: (N), of members alone
   constexpr int kThreads = kBlockSelectionThreads;
   const int64_t list = blockIdx.x;
   const int64_t tokens = params.real_tokens(list / params.clusters);
@@ -52,7 +52,6 @@ __global__ void __launch_bounds__(kBlockSelectionThreads) select_members(const C
                                              : params.order + list * params.order_size;
   const float* affinity = params.affinity + list * params.tokens;
   int32_t* slots = params.slots + list * params.tokens;
-  for (int64_t n = threadIdx.x; n < params.tokens; n += kThreads) slots[n] = -1;
   BlockSelection selection(*dynamic_shared<BlockSelection::Scratch>(layout.scratch));
   const bool done = size > 0 && in_shared && size <= BlockSelection::kMostQuickly &&
                     selection.run_quickly(affinity, tokens, static_cast<int>(size), candidates);
@@ -102,7 +101,7 @@ __device__ inline int32_t choose_cluster(const CastParams& params, const float* 
 }
 
 __global__ void __launch_bounds__(kSelectionThreads) assign_members(const CastParams params) {
-  // affinity: (N,C), order: (N) of one sequence -> members: (C,kappa), own_cluster, own_slot: (N)
+  // affinity: (N,C), order: (N) of one sequence -> members: (C,kappa), own_slot: (N)
   const int64_t batch = blockIdx.x;
   const int64_t tokens = params.real_tokens(batch);
   const int thread = static_cast<int>(threadIdx.x);
@@ -113,10 +112,6 @@ __global__ void __launch_bounds__(kSelectionThreads) assign_members(const CastPa
   const int64_t padded = next_power_of_two(tokens);
   for (int64_t i = tokens + thread; i < padded; i += kSelectionThreads) order[i] = 0;
   for (int64_t c = thread; c < params.clusters; c += kSelectionThreads) counts[c] = 0;
-  for (int64_t n = thread; n < params.tokens; n += kSelectionThreads) {
-    params.own_cluster[batch * params.tokens + n] = -1;
-    params.own_slot[batch * params.tokens + n] = -1;
-  }
   __syncthreads();
   sort_descending(order, padded);
 
@@ -144,7 +139,6 @@ __global__ void __launch_bounds__(kSelectionThreads) assign_members(const CastPa
     if (thread < served) {
       const int64_t token = candidate_index(order[visit + thread]);
       members[cluster * params.cluster_size + slot] = static_cast<int32_t>(token);
-      params.own_cluster[batch * params.tokens + token] = cluster;
       params.own_slot[batch * params.tokens + token] = slot;
       atomicAdd(counts + cluster, 1);
     }

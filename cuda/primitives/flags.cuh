@@ -47,7 +47,7 @@ __device__ inline void fence_device() {
 __device__ inline bool last_block_done(uint32_t* ticket, uint32_t blocks, uint32_t* scratch) {
   fence_device();
   __syncthreads();
-  if (threadIdx.x == 0) *scratch = atomicInc(ticket, blocks - 1);
+  if (threadIdx.x == 0 && threadIdx.y == 0) *scratch = atomicInc(ticket, blocks - 1);
   __syncthreads();
   const bool last = *scratch == blocks - 1;
   __syncthreads();

@@ -113,7 +113,9 @@ TEST_ONCE("CUDA CAST: matches the reference") {
 }
 
 TEST_ONCE("CUDA CAST: sizes around the tiles") {
-  for (const Case& one : cast_tile_cases(300)) {
+  std::vector<Case> list = cast_tile_cases(300);
+  for (const Case& one : cast_chunk_cases()) list.push_back(one);
+  for (const Case& one : list) {
     for (Selection selection : kSelections) {
       for (Activation activation : kActivations) {
         const Scope scope(one.name + cast_options_name(selection, activation));
@@ -209,11 +211,13 @@ TEST_ONCE("CUDA CAST: given indices out of range or listed twice are named") {
 }
 
 TEST_ONCE("CUDA CAST: the same bits in every order of the threads, alone and in a batch") {
-  for (const char* name : {"ragged", "width-64-130"}) {
+  Case chunks = cast_tile_case({140, 16, 16, 70, 70});
+  chunks.batch = 2;
+  for (const Case& one : {find_case("ragged"), find_case("width-64-130"), chunks}) {
     for (Selection selection : kSelections) {
       for (Activation activation : kActivations) {
-        const Scope scope(name + cast_options_name(selection, activation));
-        CastArrays fixture(find_case(name), selection, activation);
+        const Scope scope(one.name + cast_options_name(selection, activation));
+        CastArrays fixture(one, selection, activation);
         CHECK_EQUAL(describe(run_there(fixture)), "ok");
         const auto expected = fixture.arrays.snapshot();
         in_every_thread_order([&] {
@@ -275,20 +279,34 @@ TEST_ONCE("CUDA CAST: NaN and Inf in rows that are read show") {
   }
 }
 
-TEST_ONCE("CUDA CAST: a value that is not finite reaches the rows that depend on it") {
-  CastArrays fixture(find_case("prime"), Selection::given);
+/// A NaN in the value of token 13, a member of cluster 0, where the CPU has it.
+void check_reach(const Case& one, Precision precision) {
+  const Scope scope(one.name + (precision == Precision::float32 ? "" : " bfloat16"));
+  CastArrays fixture(one, Selection::given);
   const AttentionShape& shape = fixture.inputs.shape;
-  std::iota(fixture.given, fixture.given + 11, 0);
-  fixture.value[13 * 5 + 3] = std::numeric_limits<float>::quiet_NaN();
+  std::iota(fixture.given, fixture.given + one.cluster_size, 13);
+  fixture.value[13 * shape.value_dim + 3] = std::numeric_limits<float>::quiet_NaN();
   fixture.arrays.poison();
   Context context(1);
   CHECK_EQUAL(describe(run(fixture.problem, {NonFinite::propagate, {}}, context)), "ok");
   const std::vector<float> expected = fixture.result();
-  CHECK_EQUAL(describe(run_there(fixture)), "ok");
+  Device device(precision == Precision::float32 ? cuda::Storage::float32 : cuda::Storage::bfloat16);
+  fixture.arrays.poison();
+  const CastAttentionProblem there = on_device(fixture.problem, device, fixture.arrays);
+  CHECK_EQUAL(describe(device.run(Device::backend().operations.cast_attention, there, precision)),
+              "ok");
+  device.fetch(fixture.arrays);
   const std::vector<float> actual = fixture.result();
   for (int64_t row = 0; row < shape.batch * shape.heads * shape.key_length; ++row) {
     const int64_t place = row * shape.value_dim + 3;
     CHECK_EQUAL(std::isnan(actual[place]), std::isnan(expected[place]));
+  }
+}
+
+TEST_ONCE("CUDA CAST: a value that is not finite reaches the rows that depend on it") {
+  check_reach(find_case("prime"), Precision::float32);
+  for (Precision precision : {Precision::float32, Precision::bfloat16}) {
+    for (const Case& one : cast_chunk_cases()) check_reach(one, precision);
   }
 }
 
@@ -303,10 +321,14 @@ void round_inputs(const CastArrays& fixture) {
 }
 
 TEST_ONCE("CUDA CAST: bfloat16 operands and storage") {
+  std::vector<Case> list = cast_chunk_cases();
   for (const char* name : {"prime", "width-64-130", "ragged", "tile-129"}) {
+    list.push_back(find_case(name));
+  }
+  for (const Case& one : list) {
     for (Selection selection : kSelections) {
-      const Scope scope(name + cast_options_name(selection, Activation::softmax));
-      CastArrays fixture(find_case(name), selection);
+      const Scope scope(one.name + cast_options_name(selection, Activation::softmax));
+      CastArrays fixture(one, selection);
       round_inputs(fixture);
       CHECK_EQUAL(describe(run_there(fixture, nullptr, Precision::bfloat16)), "ok");
       check_results(fixture, kRoundedBound);

@@ -57,4 +57,14 @@ inline std::vector<Case> cast_tile_cases(int64_t many) {
   return list;
 }
 
+/// Rows of whole chunks of 16 bytes: several tiles of tokens, of members and of clusters, in the
+/// last one more than a block has at once.
+inline std::vector<Case> cast_chunk_cases() {
+  const std::array<int64_t, 5> sizes[] = {
+      {150, 64, 64, 129, 3}, {200, 16, 24, 70, 70}, {140, 8, 8, 5, 270}};
+  std::vector<Case> list;
+  for (const auto& size : sizes) list.push_back(cast_tile_case(size));
+  return list;
+}
+
 }  // namespace cluster_attention::test
