@@ -14,7 +14,8 @@ Status CentroidAttention::prepare(const CentroidAttentionProblem& problem, Conte
   problem_ = &problem;
   const AttentionShape& shape = problem.inputs.shape;
   CA_RETURN_IF_ERROR(active_.find(shape.batch, shape.key_length, problem.inputs.key_lengths,
-                                  problem.weights, context));
+                                  problem.weights, problem.normalize == Normalize::inputs,
+                                  context));
   if (problem.neighbors != nullptr) return over_neighbors_.prepare(problem, active_, context);
   if (problem.normalize == Normalize::inputs) {
     return over_inputs_.prepare(problem, active_, context);

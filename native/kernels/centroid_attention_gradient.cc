@@ -30,7 +30,8 @@ Status CentroidAttentionGradient::prepare(const CentroidAttentionGradientProblem
   const CentroidAttentionProblem& forward = problem.forward;
   const AttentionShape& shape = forward.inputs.shape;
   CA_RETURN_IF_ERROR(active_.find(shape.batch, shape.key_length, forward.inputs.key_lengths,
-                                  forward.weights, context));
+                                  forward.weights, forward.normalize == Normalize::inputs,
+                                  context));
   CA_RETURN_IF_ERROR(output_.prepare(problem, context));
   if (problem.weights != nullptr) {
     weight_terms_ =
@@ -84,6 +85,7 @@ Status CentroidAttentionGradient::sum_weights(Context& context) {
           const float* terms = weight_terms_ + (batch * shape.heads + h) * length;
           for (int64_t i = 0; i < length; ++i) sum[i] += terms[i];
         }
+        for (int64_t i = 0; i < length; ++i) sum[i] *= active_.scale(batch);
         if (!all_finite(sum, length)) context.mark_non_finite();
       },
       static_cast<double>(shape.batch * shape.heads * length));

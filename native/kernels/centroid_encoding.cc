@@ -6,7 +6,8 @@ namespace cluster_attention::kernels {
 
 Status CentroidEncoding::start(float* centroids) {
   const int64_t length = problem_.length;
-  CA_RETURN_IF_ERROR(active_.find(problem_.batch, length, nullptr, problem_.weights, context_));
+  CA_RETURN_IF_ERROR(
+      active_.find(problem_.batch, length, nullptr, problem_.weights, false, context_));
   bool any_removed = false;
   for (int64_t b = 0; b < problem_.batch; ++b) any_removed |= active_.index(b) != nullptr;
   Workspace& workspace = context_.workspace();

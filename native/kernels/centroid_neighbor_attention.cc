@@ -234,7 +234,7 @@ double NeighborAttention::normalize_over_inputs(const CentroidSequence& sequence
   if (sequence.logsumexp != nullptr) {
     sequence.logsumexp[centroid] = static_cast<float>(logsumexp);
   }
-  return logsumexp;
+  return logsumexp - std::log(static_cast<double>(active_->scale(sequence.batch)));
 }
 
 /// output_j = sum over slots of assignment times value row, 0 for a list without inputs.

@@ -166,7 +166,7 @@ Status PoolGradient::prepare_soft() {
   // The inputs are their own operands under the dot product.
   if (forward_.similarity != Similarity::dot) CA_RETURN_IF_ERROR(prepare_keys());
   CA_RETURN_IF_ERROR(
-      active_.find(forward_.batch, forward_.length, forward_.lengths, nullptr, context_));
+      active_.find(forward_.batch, forward_.length, forward_.lengths, nullptr, false, context_));
   CA_RETURN_IF_ERROR(output_.prepare(attention_, context_, 0.0));
   return dense_.prepare(attention_, active_, output_, nullptr, context_);
 }

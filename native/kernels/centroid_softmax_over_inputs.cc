@@ -199,11 +199,13 @@ void SoftmaxOverInputs::merge(int64_t sequence_index, int64_t tile_index, Contex
   // Every assignment sums to 1 (NaN stays NaN), so the mean divides by a constant.
   const float mean = problem_->aggregate == Collect::mean ? 1.0f / (1.0f + 1e-6f) : 1.0f;
   float normalizer[kMaximumLanes];
+  // The saved log-sum-exps are of the scaled weights, as those of the gradient are.
+  const double log_scale = std::log(static_cast<double>(active_->scale(sequence.batch)));
   double objective = 0.0;
   for (int64_t i = 0; i < columns; ++i) {
     const SoftmaxState lane{total.maximum[i], total.sum[i]};
     normalizer[i] = share_factor(lane.sum) * mean;
-    objective += log_sum_exp(lane.maximum, lane.sum);
+    objective += log_sum_exp(lane.maximum, lane.sum) - log_scale;
     const float logsumexp = lane.logsumexp();
     negative_logsumexp_[sequence_index * shape.query_length + first + i] = -logsumexp;
     if (sequence.logsumexp != nullptr) sequence.logsumexp[first + i] = logsumexp;

@@ -2,9 +2,9 @@
 // definition says, or the call must fail.
 
 import { describe, expect, test } from 'vitest';
-import { expectSameBits } from './support/compare.mjs';
+import { expectClose, expectSameBits } from './support/compare.mjs';
 import { normals } from './support/data.mjs';
-import { bothForms } from './support/package.mjs';
+import { bothForms, required } from './support/package.mjs';
 
 const times = (array, factor) => array.map((value) => value * factor);
 
@@ -46,4 +46,47 @@ describe('starting rows', () => {
     const plain = await encode({ ...weights, ...call, inputs: coarse, steps: 0 });
     expectSameBits(huge, times(plain, 2 ** 70));
   });
+});
+
+describe('weights of extreme size, over the inputs', () => {
+  const shape = { batch: 2, heads: 2, queryLength: 9, keyLength: 70, headDim: 4, valueDim: 3 };
+  const weights = normals(140, 3200).map((value) => Math.abs(Math.round(value * 8)) / 8);
+  const options = {
+    query: normals(144, 3201),
+    key: normals(1120, 3202),
+    value: normals(840, 3203),
+    shape,
+    weights,
+    normalize: 'inputs',
+  };
+  const lists = { neighbors: Int32Array.from({ length: 90 }, (_, i) => (i * 7) % 70) };
+  const attention = bothForms('centroidAttention');
+
+  // Sums of weights overflow, products with values and with exponentials underflow.
+  test.each([{}, lists].flatMap((more) => [124, 100, -100, -130, -145].map((e) => [more, e])))(
+    'only their ratios count: %o, times 2^%d',
+    async (more, exponent) => {
+      const call = { ...options, ...more, details: true };
+      const expected = await attention(call);
+      const scaled = times(times(weights, 2 ** (exponent / 2)), 2 ** (exponent / 2));
+      const actual = await attention({ ...call, weights: scaled });
+      expectClose(actual.output, expected.output);
+      expectSameBits(actual.labels, expected.labels);
+      const terms = shape.heads * shape.queryLength * exponent * Math.LN2;
+      expectClose(
+        actual.objective,
+        expected.objective.map((each) => each + terms),
+      );
+
+      const back = (of) => required.centroidAttentionVjpSync({ ...options, ...more, weights: of });
+      const gradOutput = normals(108, 3204);
+      const wanted = back(weights).backward(gradOutput);
+      const gradients = ['query', 'key', 'value', ...(exponent > -130 ? ['weights'] : [])];
+      const got = back(scaled).backward(gradOutput, { gradients });
+      for (const name of ['query', 'key', 'value']) expectClose(got[name], wanted[name], 1e-5);
+      if (exponent <= -130) return; // those by the weights leave float32
+      const byWeights = Float64Array.from(got.weights, (each) => each * 2 ** exponent);
+      expectClose(byWeights, wanted.weights, 1e-5);
+    },
+  );
 });

@@ -89,9 +89,9 @@ describe('what a result cannot show by itself', () => {
   });
 
   test('the message is true of what `out` held, and of what happens on the way', async () => {
-    const shape = { batch: 1, rows: 1, depth: 1, columns: 1 };
-    const one = Float32Array.of(1);
-    const added = { a: one, b: one, shape, accumulate: true, out: Float32Array.of(NaN) };
+    const one = { a: Float32Array.of(1), b: Float32Array.of(1) };
+    const size = { batch: 1, rows: 1, depth: 1, columns: 1 };
+    const added = { ...one, shape: size, accumulate: true, out: Float32Array.of(NaN) };
     const { message } = await errorOf(() => required.matmulSync(added));
     expect(message).toBe(
       'output must be finite, received NaN or Infinity in it or on the way to it from finite ' +
@@ -101,8 +101,6 @@ describe('what a result cannot show by itself', () => {
 
   // 1/Inf = 0 would make zeros of them: each case has a finite value, or none but in its details.
   test.each([
-    ['over the inputs', { normalize: 'inputs' }],
-    ['over listed inputs', { normalize: 'inputs', neighbors: Int32Array.of(0, 1, 2, 3) }],
     ['the mean', { aggregate: 'mean' }],
     ['masses', { details: true }],
     ['masses of listed inputs', { details: true, neighbors: Int32Array.of(0, 1, 2, 3) }],
@@ -123,8 +121,8 @@ describe('what a result cannot show by itself', () => {
     const rest = { shape: { batch: 1, length: 4, dim: 1, heads: 1, headDim: 1 }, centroids: 1 };
     const one = Float32Array.of(1);
     const encode = { queryWeight: one, keyWeight: one, valueWeight: one, outputWeight: one };
-    const { key: inputs, weights, normalize, aggregate } = options;
-    const call = { ...encode, ...rest, inputs, weights, normalize, aggregate };
+    const { key: inputs, weights, aggregate } = options;
+    const call = { ...encode, ...rest, inputs, weights, aggregate };
     if (!details) expectNonFinite(await errorOf(() => imported.centroidEncode(call)), '');
   });
 
