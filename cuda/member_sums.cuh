@@ -50,14 +50,14 @@ __device__ double sum_listed(const float* data, int64_t base, int64_t row_stride
   for (int64_t first = 0; first < count; first += kWarp) {
     const int64_t mine = first + lane_index();
     const int32_t member = mine < count ? members[mine] : 0;
-    const int64_t begin = base + member * row_stride;  // of the row of each lane, multiplied once
+    const int64_t begin = member * row_stride;  // of the row of each lane, multiplied once
     const int rows = static_cast<int>(count - first < kWarp ? count - first : kWarp);
     float value[kWarp];
 #pragma unroll
     for (int i = 0; i < kWarp; ++i) {
       const int64_t row = shuffle(begin, i);
       const bool wanted = i < rows && column >= 0;
-      value[i] = wanted ? read<kRead>(data, row + column) : 0.0f;
+      value[i] = wanted ? read<kRead>(data, base + row + column) : 0.0f;
     }
     if (scales == nullptr) {
 #pragma unroll
@@ -121,14 +121,14 @@ __device__ void sum_part(const InputRows& inputs, int64_t base, const int32_t* m
   const auto member_at = [&](int64_t i) { return i < count ? members[i] : 0; };
   int32_t next = member_at(first + lane_index());
   for (; first < count; first += kStep) {
-    const int64_t begin = base + next * inputs.row_stride;
+    const int64_t begin = next * inputs.row_stride;  // likewise
     next = member_at(first + kStep + lane_index());
     const int rows = static_cast<int>(count - first < kWarp ? count - first : kWarp);
     StoredColumns<kRead, kColumns> values[kWarp];
 #pragma unroll
     for (int i = 0; i < kWarp; ++i) {
       const int64_t row = shuffle(begin, i);
-      if (i < rows && inside) values[i].load(inputs.data, row);
+      if (i < rows && inside) values[i].load(inputs.data, base + row);
     }
 #pragma unroll
     for (int i = 0; i < kWarp; ++i) {
