@@ -85,7 +85,8 @@ float select_rank(float* values, int64_t count, int64_t rank) {
 int64_t threshold_group() { return std::min(2 * simd().width, simd().lanes); }
 /// threshold: 'data' for the group of bits from first_bit on: the projections of all rows, bit by
 /// bit, and of each the value of rank floor(u_b count).
-void data_thresholds(const float* rows, int64_t row_stride, int64_t count, int64_t dim,
+/// Returns false when a projection is no number of float32: it has no rank.
+bool data_thresholds(const float* rows, int64_t row_stride, int64_t count, int64_t dim,
                      const float* packed_planes, int64_t first_bit, int64_t bits, uint64_t seed,
                      float* projections,  // (group,count), scratch
                      float* thresholds) {
@@ -98,8 +99,10 @@ void data_thresholds(const float* rows, int64_t row_stride, int64_t count, int64
                     kHashColumns, group, product, lanes, false);
     simd().unpack(product, group, block, nullptr, projections + first, count, nullptr);
   }
+  bool finite = true;
   for (int64_t bit = first_bit; bit < std::min(bits, first_bit + group); ++bit) {
     float* values = projections + (bit - first_bit) * count;
+    finite = finite && all_finite(values, count);
     for (int64_t i = 0; i < count; ++i) {  // NaN (under 'propagate') ranks above every number
       values[i] = values[i] == values[i] ? values[i] : std::numeric_limits<float>::infinity();
     }
@@ -107,6 +110,24 @@ void data_thresholds(const float* rows, int64_t row_stride, int64_t count, int64
     const int64_t rank = static_cast<int64_t>(u * static_cast<double>(count));
     thresholds[bit] = select_rank(values, count, rank);
   }
+  return finite;
+}
+
+/// The bits of one row of finite numbers of which some products (64) have left the range of float32
+/// on the way: an Inf may have the sign of a part of the sum, a NaN has none.
+uint64_t correct_signs(const float* row, int64_t dim, const float* packed_planes,
+                       const float* thresholds, int64_t bits, const float* products,
+                       uint64_t hash) {
+  for (int64_t b = 0; b < bits; ++b) {
+    if (std::isfinite(products[b])) continue;
+    double sum = 0.0;
+    for (int64_t d = 0; d < dim; ++d) {
+      sum += static_cast<double>(row[d]) * packed_planes[d * kHashColumns + b];
+    }
+    const uint64_t bit = uint64_t{1} << b;
+    hash = sum > thresholds[b] ? hash | bit : hash & ~bit;
+  }
+  return hash;
 }
 
 /// The real rows of every sequence of a call.
@@ -140,9 +161,11 @@ Status find_data_thresholds(const Sequences& sequences, const float* packed_plan
     const int64_t sequence = task / groups;
     const int64_t count = sequences.real(sequence);
     if (count == 0) return;
-    data_thresholds(sequences.rows(sequence), sequences.inputs.row_stride, count, sequences.dim,
-                    packed_planes, task % groups * threshold_group(), bits, seed,
-                    scratch + worker * size, thresholds + sequence * kHashColumns);
+    if (!data_thresholds(sequences.rows(sequence), sequences.inputs.row_stride, count,
+                         sequences.dim, packed_planes, task % groups * threshold_group(), bits,
+                         seed, scratch + worker * size, thresholds + sequence * kHashColumns)) {
+      context.mark_non_finite();
+    }
   };
   return context.parallel(tasks, find_group, 2.0 * sequences.products(bits));
 }
@@ -172,12 +195,18 @@ bool hash_rows(const float* rows, int64_t row_stride, int64_t count, int64_t dim
     const int64_t block = std::min(kHashRows, count - first);
     simd().multiply(rows + first * row_stride, row_stride, 1, block, dim, packed_planes,
                     kHashColumns, bits, product_scratch, kHashColumns, false);
-    simd().sign_bits(product_scratch, block, thresholds, bits, hashes + first);
-    // NaN or Inf in a row shows in each of its products. So does a sum that leaves the range of
-    // float32, whose sign is still right: only the row itself tells the two apart.
+    if (simd().sign_bits(product_scratch, block, thresholds, bits, hashes + first)) continue;
+    // NaN or Inf in a row shows in each of its products, a sum that leaves the range of float32 in
+    // its own: only the row itself tells the two apart.
     for (int64_t r = 0; r < block; ++r) {
-      if (!std::isfinite(product_scratch[r * kHashColumns])) {
-        finite = finite && all_finite(rows + (first + r) * row_stride, dim);
+      const float* products = product_scratch + r * kHashColumns;
+      if (all_finite(products, bits)) continue;
+      const float* row = rows + (first + r) * row_stride;
+      if (all_finite(row, dim)) {
+        hashes[first + r] =
+            correct_signs(row, dim, packed_planes, thresholds, bits, products, hashes[first + r]);
+      } else {
+        finite = false;
       }
     }
   }

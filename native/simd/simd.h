@@ -150,7 +150,8 @@ struct Simd {
                       const float* bias, int64_t first_row, float* best, int32_t* best_row);
 
   /// hashes[r] = bits where product[r][b] > threshold[b], b < bits; rows are 64 apart.
-  void (*sign_bits)(const float* product, int64_t rows, const float* threshold, int64_t bits,
+  /// False where some product, or one past the bits, may be NaN or Inf.
+  bool (*sign_bits)(const float* product, int64_t rows, const float* threshold, int64_t bits,
                     uint64_t* hashes);
 
   /// labels[i] = nearest centroid in Hamming distance, lowest index of the nearest.

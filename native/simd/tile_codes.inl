@@ -1,17 +1,21 @@
 // Binary codes: hashing, Hamming distances, bit counts. Part of tile_kernels.inl.
 
-void sign_bits(const float* product, int64_t rows, const float* threshold, int64_t bits,
+bool sign_bits(const float* product, int64_t rows, const float* threshold, int64_t bits,
                uint64_t* hashes) {
   float padded[64];
   for (int64_t b = 0; b < 64; ++b) padded[b] = b < bits ? threshold[b] : kInfinity;
   const int64_t used = vectors_of(bits) * kWidth;
+  Vec poison = {};
   for (int64_t r = 0; r < rows; ++r) {
     uint64_t hash = 0;
     for (int64_t b = 0; b < used; b += kWidth) {
-      hash |= static_cast<uint64_t>(greater(load(product + r * 64 + b), load(padded + b))) << b;
+      const Vec x = load(product + r * 64 + b);
+      hash |= static_cast<uint64_t>(greater(x, load(padded + b))) << b;
+      poison = poison + (x - x);
     }
     hashes[r] = hash;
   }
+  return !any(poison != Vec{});
 }
 
 #if defined(__AVX512VPOPCNTDQ__)

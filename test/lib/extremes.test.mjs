@@ -63,9 +63,12 @@ describe('weights of extreme size, over the inputs', () => {
   const attention = bothForms('centroidAttention');
 
   // Sums of weights overflow, products with values and with exponentials underflow.
-  test.each([{}, lists].flatMap((more) => [124, 100, -100, -130, -145].map((e) => [more, e])))(
-    'only their ratios count: %o, times 2^%d',
-    async (more, exponent) => {
+  const forms = { all: {}, listed: lists };
+  const exponents = [124, 100, -100, -130, -145];
+  test.each(Object.keys(forms).flatMap((form) => exponents.map((e) => [form, e])))(
+    'only their ratios count: %s, times 2^%d',
+    async (form, exponent) => {
+      const more = forms[form];
       const call = { ...options, ...more, details: true };
       const expected = await attention(call);
       const scaled = times(times(weights, 2 ** (exponent / 2)), 2 ** (exponent / 2));
@@ -89,4 +92,30 @@ describe('weights of extreme size, over the inputs', () => {
       expectClose(byWeights, wanted.weights, 1e-5);
     },
   );
+});
+
+describe('projections that leave float32 on the way', () => {
+  const shape = { rows: 40, dim: 12, bits: 64 };
+  const inputs = normals(480, 3300).map((value) => Math.round(value * 64) / 64);
+  const planes = normals(64 * 13, 3301).map((value, i) => (i % 13 === 12 ? 0 : value));
+
+  test('hash: their sign is that of the whole sum', async () => {
+    const hash = bothForms('hash');
+    const expected = await hash({ inputs, planes, shape });
+    for (const exponent of [124, 125]) {
+      const huge = times(inputs, 2 ** exponent);
+      expect(huge.every(Number.isFinite)).toBe(true);
+      expectSameBits(await hash({ inputs: huge, planes, shape }), expected);
+    }
+  });
+
+  test('clustered attention refuses them for thresholds from the data: they have no rank', () => {
+    const size = { batch: 1, heads: 1, queryLength: 40, headDim: 12 };
+    const query = times(inputs, 2 ** 125);
+    const key = times(inputs, 2 ** -125);
+    const call = { query, key, value: inputs, shape: size, clusters: 5, threshold: 'data' };
+    expect(() => required.clusteredAttentionSync(call)).toThrow(
+      expect.objectContaining({ code: 'ERR_NON_FINITE', argument: 'output' }),
+    );
+  });
 });
