@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 
 #include "native/core/shape.h"
 #include "native/core/tensor.h"
@@ -87,7 +88,23 @@ Status PoolSimilarity::find_origins(const float* starts, Context& context) {
     for (int64_t d = 0; d < dim && centroids > 0; ++d) {
       origin_[batch * dim + d] = round_coarsely(sum[d] / static_cast<double>(centroids));
     }
+    if (leaves_origin(batch)) std::fill_n(origin_ + batch * dim, dim, 0.0f);
   });
+}
+
+/// Whether the first step takes the centroids far away from an origin near given starts, to where
+/// the inputs are: their digits would be lost in those of the origin.
+bool PoolSimilarity::leaves_origin(int64_t batch) const {
+  const CentroidPoolProblem& problem = *problem_;
+  if (problem.start != PoolStart::given || problem.iterations == 0) return false;
+  if (problem.similarity == Similarity::cosine) return false;  // all are unit rows
+  constexpr float kFar = 16.0f;
+  const auto magnitude = [](float largest, float x) { return std::max(largest, std::fabs(x)); };
+  const float* origin = origin_ + batch * problem.dim;
+  const float far = std::accumulate(origin, origin + problem.dim, 0.0f, magnitude) / kFar;
+  const float* inputs = problem.inputs + batch * problem.length * problem.dim;
+  const int64_t count = real_length(problem.lengths, batch, problem.length) * problem.dim;
+  return std::none_of(inputs, inputs + count, [far](float x) { return std::fabs(x) >= far; });
 }
 
 double PoolSimilarity::centroid_factor(const float* centroid) const {

@@ -8,8 +8,9 @@
 //     euclidean   (u - c) . (x - c) - |u - c|^2 / 2, the last term as one more dimension in which
 //                 every input is 1
 //
-// c is a common origin near the starting centroids. It changes no result but the rounding: without
-// it, what tells centroids of data far from 0 apart is lost in the digits that they share.
+// c is a common origin near the starting centroids (0 where given ones are far from all inputs). It
+// changes no result but the rounding: without it, what tells centroids of data far from 0 apart is
+// lost in the digits that they share.
 
 #include <cstdint>
 
@@ -45,6 +46,7 @@ class PoolSimilarity {
   double centroid_factor(const float* centroid) const;
   Status find_norms(Context& context);
   Status find_origins(const float* starts, Context& context);
+  bool leaves_origin(int64_t batch) const;
 
   const CentroidPoolProblem* problem_ = nullptr;
   int64_t dim_ = 0;

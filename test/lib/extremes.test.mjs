@@ -2,7 +2,8 @@
 // definition says, or the call must fail.
 
 import { describe, expect, test } from 'vitest';
-import { expectClose, expectSameBits } from './support/compare.mjs';
+import * as oracle from './oracle/index.mjs';
+import { expectClose, expectSameBits, expectSameChoices } from './support/compare.mjs';
 import { normals } from './support/data.mjs';
 import { bothForms, required } from './support/package.mjs';
 
@@ -118,4 +119,28 @@ describe('projections that leave float32 on the way', () => {
       expect.objectContaining({ code: 'ERR_NON_FINITE', argument: 'output' }),
     );
   });
+});
+
+describe('pooling from given centroids far from the inputs', () => {
+  const shape = { batch: 1, length: 60, dim: 4 };
+  const inputs = normals(240, 3400);
+  const directions = normals(12, 3401);
+
+  test.each(['dot', 'euclidean'].flatMap((kind) => [1e5, 1e9].map((far) => [kind, far])))(
+    '%s, %d times as far: the second step sees the inputs again',
+    async (similarity, far) => {
+      const initial = times(directions, far);
+      const call = { inputs, shape, centroids: 3, similarity, details: true };
+      const pool = bothForms('centroidPool');
+      const actual = await pool({ ...call, initial, temperature: 0, iterations: 1 });
+      const rows = oracle.rowsAt(actual.output, 0, 3, 4);
+      const points = oracle.rowsAt(inputs, 0, 60, 4);
+      const expected = oracle.centroidPool(points, rows, {
+        ...call,
+        iterations: 0,
+        temperature: 0,
+      });
+      expectSameChoices(actual.labels, expected.labels, (i, j) => expected.scores[j][i]);
+    },
+  );
 });
