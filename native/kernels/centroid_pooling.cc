@@ -83,7 +83,10 @@ Status CentroidPooling::allocate() {
   operands_ = workspace.allocate<float>(problem_.batch * problem_.centroids * similarity_.dim());
   rows_ = workspace.allocate<float>(context_.workers() * problem_.dim);
   tiles_ = workspace.allocate<AssignmentTile>(context_.workers());
-  if (operands_ == nullptr || rows_ == nullptr || tiles_ == nullptr ||
+  const int64_t block = checked_size(problem_.centroids, block_columns());
+  const bool hard = problem_.temperature == 0.0f;
+  blocks_ = workspace.allocate<float>(hard ? checked_size(context_.workers(), block) : 0);
+  if (operands_ == nullptr || rows_ == nullptr || tiles_ == nullptr || blocks_ == nullptr ||
       !sums_.allocate(problem_.batch * parts_, problem_.centroids, problem_.dim, true, workspace)) {
     return Status::out_of_memory();
   }
@@ -98,26 +101,30 @@ Status CentroidPooling::allocate() {
 
 Status CentroidPooling::pass(Pass purpose, int32_t* labels) {
   return context_.parallel(problem_.batch * parts_, [&](int64_t task, int worker) {
-    pass_part(purpose, task / parts_, task % parts_, labels, tiles_[worker]);
+    pass_part(purpose, task / parts_, task % parts_, labels, worker);
   });
 }
 
 void CentroidPooling::pass_part(Pass purpose, int64_t batch, int64_t part, int32_t* labels,
-                                AssignmentTile& tile) {
+                                int worker) {
   // operands: (M,dim) rows x (dim,lanes) inputs; values: (N,d) rows
   if (part >= parts(batch) || centroids(batch) == 0) return;
   const Simd& cpu = simd();
   const int64_t count = centroids(batch);
   const float* values = problem_.inputs + batch * problem_.length * problem_.dim;
   const AssignmentSums sums = sums_.at(batch * parts_ + part);
+  AssignmentTile& tile = tiles_[worker];
   const bool hard = problem_.temperature == 0.0f;
   if (hard) {
-    std::fill(sums.values, sums.values + count * round_up(problem_.dim, cpu.width), 0.0f);
-    std::fill(sums.masses, sums.masses + count * cpu.width, 0.0f);
+    clear(count, sums);
+    clear(count, block(worker));
   }
   const Range range = split(inputs(batch), parts(batch), part);
   for (int64_t first = range.begin; first < range.end; first += cpu.lanes) {
     if (context_.cancelled()) return;
+    if (hard && first > range.begin && (first - range.begin) % kInputsPerBlock == 0) {
+      add_block(count, block(worker), sums);
+    }
     const int64_t columns = std::min(cpu.lanes, range.end - first);
     similarity_.pack(batch, first, columns, tile.packed);
     prefetch_rows(values + (first + columns) * problem_.dim, problem_.dim,
@@ -129,7 +136,7 @@ void CentroidPooling::pass_part(Pass purpose, int64_t batch, int64_t part, int32
       std::copy(tile.best_row, tile.best_row + columns, labels + batch * problem_.length + first);
     }
     if (hard) {
-      add_hard(purpose, columns, values + first * problem_.dim, tile, sums);
+      add_hard(purpose, columns, values + first * problem_.dim, tile, block(worker));
       continue;
     }
     cpu.softmax_rows(tile.scores, count, columns, kLog2E / problem_.temperature, tile.maximum,
@@ -143,6 +150,33 @@ void CentroidPooling::pass_part(Pass purpose, int64_t batch, int64_t part, int32
         tile_rows(values, problem_.dim, nullptr, nullptr, first, columns, value_dim, tile);
     add_tile(tile, count, columns, rows, value_dim, first > range.begin, sums);
   }
+  if (hard) add_block(count, block(worker), sums);
+}
+
+int64_t CentroidPooling::block_columns() const {
+  return round_up(problem_.dim, simd().width) + simd().width;
+}
+
+AssignmentSums CentroidPooling::block(int worker) const {
+  AssignmentSums sums;
+  sums.values = blocks_ + worker * problem_.centroids * block_columns();
+  sums.masses = sums.values + problem_.centroids * round_up(problem_.dim, simd().width);
+  return sums;
+}
+
+void CentroidPooling::clear(int64_t centroids, const AssignmentSums& sums) const {
+  std::fill_n(sums.values, centroids * round_up(problem_.dim, simd().width), 0.0f);
+  std::fill_n(sums.masses, centroids * simd().width, 0.0f);
+}
+
+/// Adds what a block holds, so that no sum runs over all inputs in one chain, and clears it.
+void CentroidPooling::add_block(int64_t centroids, const AssignmentSums& block,
+                                const AssignmentSums& sums) const {
+  const int64_t width = simd().width;
+  const int64_t count = centroids * round_up(problem_.dim, width);
+  for (int64_t i = 0; i < count; ++i) sums.values[i] += block.values[i];
+  for (int64_t i = 0; i < centroids * width; ++i) sums.masses[i] += block.masses[i];
+  clear(centroids, block);
 }
 
 /// Adds every input of a tile to its most similar centroid.

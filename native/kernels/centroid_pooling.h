@@ -61,12 +61,18 @@ class CentroidPooling {
   Status start();
   Status allocate();
   Status pass(Pass purpose, int32_t* labels);
-  void pass_part(Pass purpose, int64_t batch, int64_t part, int32_t* labels, AssignmentTile& tile);
+  void pass_part(Pass purpose, int64_t batch, int64_t part, int32_t* labels, int worker);
+  /// Sums of at most kInputsPerBlock inputs of a hard assignment.
+  AssignmentSums block(int worker) const;
+  int64_t block_columns() const;
+  void clear(int64_t centroids, const AssignmentSums& sums) const;
   void add_hard(Pass purpose, int64_t columns, const float* rows, const AssignmentTile& tile,
                 const AssignmentSums& sums) const;
+  void add_block(int64_t centroids, const AssignmentSums& block, const AssignmentSums& sums) const;
   void update(int64_t batch, int64_t j, float* mean);
 
   static constexpr int64_t kCentroidsPerTask = 64;
+  static constexpr int64_t kInputsPerBlock = 512;
 
   const CentroidPoolProblem& problem_;
   Context& context_;
@@ -76,6 +82,7 @@ class CentroidPooling {
   float* operands_ = nullptr;        // (batch,M,similarity dim)
   float* rows_ = nullptr;            // (workers,d)
   AssignmentTile* tiles_ = nullptr;  // (workers)
+  float* blocks_ = nullptr;          // (workers,M,d and 1, rounded up), of a hard assignment
   AssignmentSumsArray sums_;         // (batch,parts)
 };
 
