@@ -236,7 +236,7 @@ export function errorOfFailure(
         RangeError,
         'ERR_NON_FINITE',
         `${argument} must be finite, received NaN or Infinity in it or on the way to it from finite ` +
-          'inputs (the range of float32 ends at 3.4e38)',
+          'inputs (the range of float32 ends at 3.4e38, that of logits in gradients at 65536)',
         argument,
         index,
       );

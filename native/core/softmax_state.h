@@ -50,4 +50,17 @@ struct SoftmaxState {
   }
 };
 
+/// Largest size of a saved log-sum-exp from which weights can be computed again: its rounding, and
+/// that of the logits, changes them by up to 1 % there.
+constexpr float kLargestSaved = 65536.0f;
+
+/// A saved log-sum-exp in base 2, as backwards subtract it from logits. NaN where those are so
+/// large that nothing true could be computed; -Inf, of a row without logits, stays.
+CA_HOST_DEVICE inline float saved_in_base2(float logsumexp) {
+  const bool large =
+      logsumexp > kLargestSaved ||
+      (logsumexp < -kLargestSaved && logsumexp != -std::numeric_limits<float>::infinity());
+  return large ? std::numeric_limits<float>::quiet_NaN() : logsumexp * kLog2E;
+}
+
 }  // namespace cluster_attention

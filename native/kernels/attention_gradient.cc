@@ -120,7 +120,7 @@ class AttentionGradientKernel {
 
 float maximum_of(float logsumexp) {
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
-  return logsumexp == -kInfinity ? kInfinity : logsumexp * kLog2E;
+  return logsumexp == -kInfinity ? kInfinity : saved_in_base2(logsumexp);
 }
 
 Status attention_gradient(const AttentionGradientProblem& problem, Context& context) {

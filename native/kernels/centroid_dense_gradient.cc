@@ -190,7 +190,7 @@ void DenseGradient::assign(const CentroidSequence& sequence, int64_t index, int6
   const float* logsumexp =
       problem_->forward.logsumexp + index * inputs.shape.query_length + first_centroid;
   for (int64_t j = 0; j < centroids; ++j) {
-    cpu.weigh(scores + j * cpu.lanes, columns, scale, logsumexp[j] * kLog2E);
+    cpu.weigh(scores + j * cpu.lanes, columns, scale, saved_in_base2(logsumexp[j]));
   }
 }
 

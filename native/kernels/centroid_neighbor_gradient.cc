@@ -143,7 +143,7 @@ void NeighborGradient::score(const Sequence& sequence, int64_t centroid) const {
     share[slot] = over_inputs ? product : product * scale;
     change[slot] = simd().dot(output, value, inputs.shape.value_dim) - offset;
   }
-  if (over_inputs) simd().weigh(share, count, scale, view.logsumexp[centroid] * kLog2E);
+  if (over_inputs) simd().weigh(share, count, scale, saved_in_base2(view.logsumexp[centroid]));
 }
 
 /// Gradients that belong to one input: by its key, its value and its weight.

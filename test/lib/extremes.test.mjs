@@ -157,3 +157,37 @@ describe('long sequences of equal values', () => {
     expectClose(output, inputs.subarray(0, 1), 1e-5);
   });
 });
+
+describe('gradients at large logits', () => {
+  const shape = { batch: 1, heads: 1, queryLength: 20, keyLength: 70, headDim: 8 };
+  const labels = Int32Array.from({ length: 20 }, (_, i) => i % 4);
+  const cases = {
+    attention: {},
+    clusteredAttention: { labels, clusters: 4 },
+    improvedClusteredAttention: { labels, clusters: 4, topK: 5 },
+    centroidAttention: { normalize: 'inputs' },
+    'centroidAttention of lists': {
+      normalize: 'inputs',
+      neighbors: Int32Array.from({ length: 1400 }, (_, i) => i % 70),
+    },
+  };
+  const [query, key, value] = [normals(160, 3500), normals(560, 3501), normals(560, 3502)];
+
+  test.each(Object.keys(cases))('%s: right to a percent, or refused', (label) => {
+    const name = label.split(' ')[0];
+    const gradOutput = new Float32Array(160).fill(1);
+    for (const scale of [1e2, 1e3, -1e3, 3e3, 1e6, 1e8, 1e20, 1e30, -1e30]) {
+      const call = { query, key, value, shape, scale, ...cases[label] };
+      const back = (more) => required[`${name}VjpSync`]({ ...call, ...more }).backward(gradOutput);
+      if (Math.abs(scale) < 1e5) {
+        // Each query spreads its gradient over the values: their sum is that of the weights, 1.
+        const sum = back({}).value.reduce((a, b) => a + b, 0);
+        expect(Math.abs(sum / 160 - 1)).toBeLessThan(1e-2);
+      } else {
+        expect(() => back({})).toThrow(expect.objectContaining({ code: 'ERR_NON_FINITE' }));
+        const loose = back({ nonFinite: 'propagate' });
+        expect(loose.value.every(Number.isFinite)).toBe(false);
+      }
+    }
+  });
+});
