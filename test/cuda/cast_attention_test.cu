@@ -3,42 +3,14 @@
 #include <numeric>
 
 #include "native/reference/cast_attention.h"
+#include "test/cuda/cast_device.h"
 #include "test/cuda/launches.h"
 #include "test/cuda/tile_cases.h"
-#include "test/native/cast_arrays.h"
 #include "test/native/compare.h"
 
 namespace cluster_attention::test {
 
 namespace {
-
-/// float32 products are made of three bfloat16 ones; three of them follow each other.
-constexpr double kSplitBound = 4e-5;
-/// Weights and values are rounded to bfloat16: 2^-9 each.
-constexpr double kRoundedBound = 0x1p-6;
-
-CastAttentionProblem on_device(CastAttentionProblem problem, Device& device, const Arrays& arrays) {
-  problem.inputs = device.inputs(problem.inputs, arrays);
-  problem.output = device.stored(problem.output, arrays);
-  problem.surrogates = device.at(problem.surrogates, arrays);
-  problem.gate = device.at(problem.gate, arrays);
-  problem.given_indices = device.at(problem.given_indices, arrays);
-  problem.indices = device.at(problem.indices, arrays);
-  problem.coverage = device.at(problem.coverage, arrays);
-  return problem;
-}
-
-/// Runs on the device with fresh outputs, which are brought back.
-Status run_there(CastArrays& fixture, bool* non_finite = nullptr,
-                 Precision precision = Precision::float32) {
-  fixture.arrays.poison();
-  Device device;
-  const CastAttentionProblem there = on_device(fixture.problem, device, fixture.arrays);
-  const Status status = device.run(Device::backend().operations.cast_attention, there, precision);
-  if (non_finite != nullptr) *non_finite = device.non_finite();
-  if (status.ok()) device.fetch(fixture.arrays);
-  return status;
-}
 
 /// The output and the coverage that belong to the tokens chosen.
 void check_results(const CastArrays& fixture, double bound) {
@@ -146,22 +118,45 @@ void make_ties(CastArrays& fixture) {
   }
 }
 
+/// The last cluster alone is near a token, the nearer the more of its elements are ones.
+void make_one_near(CastArrays& fixture) {
+  const int64_t clusters = fixture.problem.clusters;
+  const int64_t dim = fixture.inputs.shape.head_dim;
+  for (int64_t row = 0; row < fixture.inputs.shape.heads * clusters; ++row) {
+    std::fill_n(fixture.surrogates + row * dim, dim, (row + 1) % clusters == 0 ? 0.0625f : 0.0f);
+  }
+}
+
 TEST_ONCE("CUDA CAST: the tokens chosen equal the CPU's, ties included") {
   std::vector<Case> list = cast_tile_cases(300);
+  for (const Case& one : cast_chunk_cases()) list.push_back(one);
   for (const char* name : {"prime", "ragged", "ragged-keys", "slots-over-tokens",
                            "slots-under-tokens", "cluster-size-over-tokens", "long-keys"}) {
     list.push_back(find_case(name));
   }
   for (const Case& one : list) {
     for (Selection selection : {Selection::top_k, Selection::single_assignment}) {
-      const Scope scope(one.name + cast_options_name(selection, Activation::laplace));
-      // The function of one score alone: no sum over the clusters rounds.
-      CastArrays fixture(one, selection, Activation::laplace);
-      make_ties(fixture);
-      CHECK_RUNS(fixture.problem, fixture.arrays);
-      const std::vector<int32_t> expected = fixture.indices();
-      CHECK_EQUAL(describe(run_there(fixture)), "ok");
-      CHECK_SAME(fixture.indices(), expected);
+      for (bool near : {false, true}) {
+        const Scope scope(one.name + cast_options_name(selection, Activation::laplace) +
+                          (near ? " one near" : ""));
+        // The function of one score alone: no sum over the clusters rounds.
+        CastArrays fixture(one, selection, Activation::laplace);
+        make_ties(fixture);
+        if (near) make_one_near(fixture);
+        CHECK_RUNS(fixture.problem, fixture.arrays);
+        const std::vector<int32_t> expected = fixture.indices();
+        CHECK_EQUAL(describe(run_there(fixture)), "ok");
+        CHECK_SAME(fixture.indices(), expected);
+        // Exact in bfloat16 too.
+        Device device(cuda::Storage::bfloat16);
+        fixture.arrays.poison();
+        const CastAttentionProblem there = on_device(fixture.problem, device, fixture.arrays);
+        CHECK_EQUAL(describe(device.run(Device::backend().operations.cast_attention, there,
+                                        Precision::bfloat16)),
+                    "ok");
+        device.fetch(fixture.arrays);
+        CHECK_SAME(fixture.indices(), expected);
+      }
     }
   }
 }
@@ -249,75 +244,6 @@ TEST_ONCE("CUDA CAST: optional outputs do not change the others") {
     CHECK_EQUAL(describe(run_there(fixture)), "ok");
     CHECK_SAME(fixture.result(), expected);
   }
-}
-
-TEST_ONCE("CUDA CAST: NaN and Inf in rows that are read show") {
-  constexpr float kInfinity = std::numeric_limits<float>::infinity();
-  for (Selection selection : kSelections) {
-    for (Activation activation : kActivations) {
-      CastArrays fixture(find_case("prime"), selection, activation);
-      if (selection == Selection::given) std::iota(fixture.given, fixture.given + 11, 0);
-      CHECK_EQUAL(describe(run_there(fixture)), "ok");
-      // The value of a token is read where the token is in a cluster.
-      const int32_t token = fixture.problem.indices[0];
-      float* const places[] = {fixture.query + 17 * 3 + 3, fixture.key + 17 * 3 + 3,
-                               fixture.surrogates + 17 * 3 + 3, fixture.gate + 3,
-                               fixture.value + 13 * token + 3};
-      for (size_t i = 0; i < 5; ++i) {
-        for (float bad : {std::numeric_limits<float>::quiet_NaN(), -kInfinity}) {
-          const Scope scope(cast_options_name(selection, activation) + " " + std::to_string(bad) +
-                            " in array " + std::to_string(i));
-          const float saved = *places[i];
-          *places[i] = bad;
-          bool non_finite = false;
-          CHECK_EQUAL(describe(run_there(fixture, &non_finite)), "ok");
-          CHECK(non_finite);
-          *places[i] = saved;
-        }
-      }
-    }
-  }
-}
-
-/// A NaN in the value of token 13, a member of cluster 0, where the CPU has it.
-void check_reach(const Case& one, Precision precision) {
-  const Scope scope(one.name + (precision == Precision::float32 ? "" : " bfloat16"));
-  CastArrays fixture(one, Selection::given);
-  const AttentionShape& shape = fixture.inputs.shape;
-  std::iota(fixture.given, fixture.given + one.cluster_size, 13);
-  fixture.value[13 * shape.value_dim + 3] = std::numeric_limits<float>::quiet_NaN();
-  fixture.arrays.poison();
-  Context context(1);
-  CHECK_EQUAL(describe(run(fixture.problem, {NonFinite::propagate, {}}, context)), "ok");
-  const std::vector<float> expected = fixture.result();
-  Device device(precision == Precision::float32 ? cuda::Storage::float32 : cuda::Storage::bfloat16);
-  fixture.arrays.poison();
-  const CastAttentionProblem there = on_device(fixture.problem, device, fixture.arrays);
-  CHECK_EQUAL(describe(device.run(Device::backend().operations.cast_attention, there, precision)),
-              "ok");
-  device.fetch(fixture.arrays);
-  const std::vector<float> actual = fixture.result();
-  for (int64_t row = 0; row < shape.batch * shape.heads * shape.key_length; ++row) {
-    const int64_t place = row * shape.value_dim + 3;
-    CHECK_EQUAL(std::isnan(actual[place]), std::isnan(expected[place]));
-  }
-}
-
-TEST_ONCE("CUDA CAST: a value that is not finite reaches the rows that depend on it") {
-  check_reach(find_case("prime"), Precision::float32);
-  for (Precision precision : {Precision::float32, Precision::bfloat16}) {
-    for (const Case& one : cast_chunk_cases()) check_reach(one, precision);
-  }
-}
-
-void round_inputs(const CastArrays& fixture) {
-  const AttentionShape& shape = fixture.inputs.shape;
-  const int64_t rows = shape.batch * shape.heads * shape.key_length;
-  round_in_place({{fixture.query, rows * shape.head_dim},
-                  {fixture.key, rows * shape.head_dim},
-                  {fixture.value, rows * shape.value_dim},
-                  {fixture.surrogates, shape.heads * fixture.problem.clusters * shape.head_dim},
-                  {fixture.gate, shape.batch * shape.key_length}});
 }
 
 TEST_ONCE("CUDA CAST: bfloat16 operands and storage") {
