@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "native/core/tensor.h"
 
@@ -10,11 +11,13 @@ namespace cluster_attention::kernels {
 namespace {
 
 /// 1 while the largest weight leaves room for its products on both sides, else what makes it 1 (or
-/// as much of that as float32 can hold).
-float scale_for(float largest) {
+/// as much of that as float32 can hold); 1 also where that would take the smallest near 0, as some
+/// list of neighbors may hold no other.
+float scale_for(float smallest, float largest) {
   const bool extreme = largest > 0.0f && (largest < 0x1p-64f || largest > 0x1p64f);
   if (!extreme || std::isinf(largest)) return 1.0f;
-  return std::ldexp(1.0f, std::clamp(-std::ilogb(largest), -126, 126));
+  const float scale = std::ldexp(1.0f, std::clamp(-std::ilogb(largest), -126, 126));
+  return smallest * scale < 0x1p-64f ? 1.0f : scale;
 }
 
 }  // namespace
@@ -43,15 +46,17 @@ void ActiveInputs::compact(int64_t batch, bool relative) {
   int32_t* index = index_ + batch * length_;
   float* active_weights = active_weights_ + batch * length_;
   int64_t count = 0;
+  float smallest = std::numeric_limits<float>::infinity();
   float largest = 0.0f;
   for (int64_t i = 0; i < lengths_[batch]; ++i) {
     index[count] = static_cast<int32_t>(i);
     active_weights[count] = weights[i];
     count += weights[i] != 0.0f ? 1 : 0;
+    if (weights[i] > 0.0f) smallest = std::min(smallest, weights[i]);
     largest = std::max(largest, weights[i]);
   }
   counts_[batch] = count;
-  scales_[batch] = relative ? scale_for(largest) : 1.0f;
+  scales_[batch] = relative ? scale_for(smallest, largest) : 1.0f;
   if (scales_[batch] == 1.0f) return;
   for (int64_t i = 0; i < count; ++i) active_weights[i] *= scales_[batch];
 }

@@ -7,6 +7,7 @@
 
 #include "native/core/shape.h"
 #include "native/core/tensor.h"
+#include "native/kernels/finite.h"
 #include "native/simd/simd.h"
 
 namespace cluster_attention::kernels {
@@ -104,7 +105,9 @@ bool PoolSimilarity::leaves_origin(int64_t batch) const {
   const float far = std::accumulate(origin, origin + problem.dim, 0.0f, magnitude) / kFar;
   const float* inputs = problem.inputs + batch * problem.length * problem.dim;
   const int64_t count = real_length(problem.lengths, batch, problem.length) * problem.dim;
-  return std::none_of(inputs, inputs + count, [far](float x) { return std::fabs(x) >= far; });
+  // An origin that is NaN or Inf stays: it shows that a given centroid is.
+  return all_finite(origin, problem.dim) &&
+         std::none_of(inputs, inputs + count, [far](float x) { return std::fabs(x) >= far; });
 }
 
 double PoolSimilarity::centroid_factor(const float* centroid) const {

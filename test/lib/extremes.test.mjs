@@ -95,6 +95,25 @@ describe('weights of extreme size, over the inputs', () => {
   );
 });
 
+describe('weights of all sizes, over listed inputs', () => {
+  test('a list of small weights alone has a sum, too', async () => {
+    const call = {
+      query: Float32Array.of(1, 1),
+      key: Float32Array.of(0, 0, 0, 0),
+      value: Float32Array.of(1, 3, 5, 9),
+      weights: Float32Array.of(1e-30, 1e-30, 1e37, 3e37),
+      shape: { batch: 1, heads: 1, queryLength: 2, keyLength: 4, headDim: 1 },
+      normalize: 'inputs',
+      neighbors: Int32Array.of(0, 1, 2, 3),
+      details: true,
+    };
+    const { output, masses, objective } = await bothForms('centroidAttention')(call);
+    expectClose(output, [2, 8]);
+    expectSameBits(masses, Float32Array.of(1, 1));
+    expectClose(objective, [Math.log(2e-30) + Math.log(4e37)]);
+  });
+});
+
 describe('projections that leave float32 on the way', () => {
   const shape = { rows: 40, dim: 12, bits: 64 };
   const inputs = normals(480, 3300).map((value) => Math.round(value * 64) / 64);
