@@ -1,5 +1,6 @@
 // CAST with NaN and Inf.
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <numeric>
@@ -72,6 +73,9 @@ void check_reach(CastArrays& fixture, Precision precision) {
 CastArrays make_reach(const Case& one) {
   CastArrays fixture(one, Selection::given);
   int32_t* const given = fixture.given;
+  // No other cluster has the tokens that are about to have something that is not finite.
+  std::replace_if(
+      given, given + fixture.slots(), [](int32_t n) { return n == 13 || n == 20 || n == 21; }, -1);
   const int64_t size = fixture.problem.cluster_size;
   std::iota(given, given + size, 13);
   std::iota(given + (fixture.problem.clusters - 1) * size, given + fixture.problem.clusters * size,
