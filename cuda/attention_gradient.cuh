@@ -27,9 +27,9 @@ struct QueryTermsParams {
   bool round_gradient;  // to bfloat16, as the products will
 };
 
-/// A log-sum-exp in base 2; that of a row without keys leaves weights of 0.
+/// A saved log-sum-exp in base 2; that of a row without keys leaves weights of 0.
 __device__ inline float maximum_of(float logsumexp) {
-  return logsumexp == -HUGE_VALF ? HUGE_VALF : logsumexp * kLog2E;
+  return logsumexp == -HUGE_VALF ? HUGE_VALF : saved_in_base2(logsumexp);
 }
 
 template <typename = void>

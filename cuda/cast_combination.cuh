@@ -271,7 +271,7 @@ class CombinationBlock {
         if (column >= params_.value_dim) break;
 #pragma unroll
         for (int half = 0; half < 2; half += kTogether) {
-          LaneRow<kSplit> rows[kTogether];
+          LaneRow<kSplit> rows[kTogether] = {};
 #pragma unroll
           for (int i = 0; i < kTogether; ++i) {
             const Term& term = now[half + i];

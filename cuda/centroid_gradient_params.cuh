@@ -108,7 +108,7 @@ __device__ inline CentroidTerms centroid_terms(const CentroidGradientParams& par
   if (params.assignment.row_bias != nullptr) terms.bias = params.assignment.row_bias[row];
   terms.factor = params.output_factor[row];
   terms.offset = params.output_offset[row];
-  if (params.over_inputs) terms.logsumexp = params.logsumexp[row] * kLog2E;
+  if (params.over_inputs) terms.logsumexp = saved_in_base2(params.logsumexp[row]);
   return terms;
 }
 

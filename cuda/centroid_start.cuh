@@ -98,6 +98,8 @@ class StartSequence {
       if (i == last) taken_[i] = 1;
       const float before = draw_ == 1 ? INFINITY : distances_[i];
       const float now = squared_distance(i, last);
+      // What float32 cannot hold does not tell which row is farthest.
+      if (!(now < INFINITY)) mark_non_finite(params_.flags);
       float distance = now < before ? now : before;
       if (i == last) distance = 0.0f;  // even where the row holds NaN: no row is chosen twice
       distances_[i] = distance;

@@ -53,13 +53,24 @@ __global__ void hash_kernel(const HashParams params) {
     bad = bad || !is_finite(value);
     return params.round_planes ? round_to_bfloat16(value) : value;
   };
+  const auto element = [&](int row, int64_t d) {
+    return read<kRead>(problem.inputs.data, base + row * problem.inputs.row_stride + d);
+  };
+  // Of a projection that leaves the range of float32 on the way.
+  const auto exceeds_in_double = [&](int row, int bit, float threshold) {
+    double exact = 0.0;
+#pragma unroll 1
+    for (int64_t d = 0; d < problem.dim; ++d) {
+      exact += static_cast<double>(element(row, d)) * plane(bit, d);
+    }
+    return exact > threshold;
+  };
   FmaSums sum;
   fma_product(
       tile, problem.dim,
       [&](int row, int64_t d) {
         if (row >= rows) return 0.0f;
-        const float value =
-            read<kRead>(problem.inputs.data, base + row * problem.inputs.row_stride + d);
+        const float value = element(row, d);
         bad = bad || !is_finite(value);
         return value;
       },
@@ -73,7 +84,9 @@ __global__ void hash_kernel(const HashParams params) {
       if (bit >= bits) continue;
       float* target = params.projections + (sequence * bits + bit) * problem.length + first_row;
       for (int i = 0; i < 8; ++i) {
-        if (8 * y + i < rows) target[8 * y + i] = sum[i][j];
+        if (8 * y + i >= rows) continue;
+        target[8 * y + i] = sum[i][j];
+        bad = bad || !is_finite(sum[i][j]);  // it has no rank
       }
     }
   } else {
@@ -94,7 +107,12 @@ __global__ void hash_kernel(const HashParams params) {
       uint64_t hash = 0;
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        const uint32_t signs = ballot(x + 16 * j < bits && sum[i][j] > threshold[j]);
+        const int bit = x + 16 * j;
+        bool exceeds = sum[i][j] > threshold[j];
+        if (bit < bits && 8 * y + i < rows && !is_finite(sum[i][j])) {
+          exceeds = exceeds_in_double(8 * y + i, bit, threshold[j]);
+        }
+        const uint32_t signs = ballot(bit < bits && exceeds);
         hash |= static_cast<uint64_t>(signs >> shift & 0xffffu) << (16 * j);
       }
       if (x == i && 8 * y + i < rows) hashes[8 * y + i] = hash;

@@ -21,7 +21,7 @@ __device__ uint32_t HashProduct<kRead, kVectors>::look_at_row(const HashTile& ti
   return zero ? 0u : unsure;
 }
 
-/// The bit as the CPU finds it.
+/// The bit as the CPU finds it; where the chain leaves the range of float32, in double.
 template <Read kRead, bool kVectors>
 __device__ bool HashProduct<kRead, kVectors>::chain_exceeds(const HashTile& tile, int row,
                                                             int bit) const {
@@ -37,7 +37,14 @@ __device__ bool HashProduct<kRead, kVectors>::chain_exceeds(const HashTile& tile
       if (first + i < dim) sum = fmaf(chunk.get(i), plane[first + i], sum);
     }
   }
-  return sum > plane[dim];
+  if (is_finite(sum)) return sum > plane[dim];
+  double exact = 0.0;
+#pragma unroll 1
+  for (int d = 0; d < dim; ++d) {
+    const float value = read<kRead>(problem_.inputs.data, row_at(tile, row) + d);
+    exact += static_cast<double>(value) * plane[d];
+  }
+  return exact > plane[dim];
 }
 
 /// Distances from a sum to its threshold that prove nothing are up to this times |plane|.

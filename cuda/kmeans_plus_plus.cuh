@@ -160,6 +160,8 @@ __device__ void draw_next_row(const KMeansParams& params, int64_t draw, int64_t 
     const int64_t i = first + threadIdx.x;
     const float squared = squared_distance<kRead>(params, sequence, first, center);
     if (i >= sequence.length) continue;
+    // What float32 cannot hold does not tell how likely a row is.
+    if (!is_finite(squared)) mark_non_finite(params.flags);
     float distance = first_draw ? __int_as_float(0x7f800000) : distances[i];
     if (squared < distance) distance = squared;
     if (i == center) distance = 0.0f;  // even where the row holds NaN: no row is chosen twice

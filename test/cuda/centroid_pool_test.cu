@@ -257,6 +257,22 @@ TEST_ONCE("CUDA centroid pool: optional outputs, NaN, bfloat16") {
   }
 }
 
+TEST_ONCE("CUDA centroid pool: distances that leave the range of float32 choose no row silently") {
+  for (PoolStart start : {PoolStart::farthest, PoolStart::plus_plus}) {
+    PoolArrays fixture(find_case("prime"), Similarity::euclidean, start);
+    fixture.problem.iterations = 0;
+    for (float scale : {1e10f, 1e10f}) {  // 1e20 in the end
+      bool non_finite = false;
+      CHECK_EQUAL(describe(run_there(fixture, &non_finite)), "ok");
+      CHECK(!non_finite);
+      for (int64_t i = 0; i < 2 * 53 * 17; ++i) fixture.inputs[i] *= scale;
+    }
+    bool non_finite = false;
+    CHECK_EQUAL(describe(run_there(fixture, &non_finite)), "ok");
+    CHECK(non_finite);
+  }
+}
+
 TEST_ONCE("CUDA centroid pool: failed allocations and cancellation") {
   PoolArrays fixture(find_case("prime"), Similarity::cosine, PoolStart::farthest);
   const auto map = [&](const CentroidPoolProblem& problem, Device& device) {

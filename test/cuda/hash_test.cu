@@ -74,6 +74,20 @@ TEST_ONCE("CUDA hash: rows that are tiny, huge or zero, and sums at their thresh
   }
 }
 
+TEST_ONCE("CUDA hash: projections that leave the range of float32 on the way") {
+  Case which = find_case("prime");
+  which.batch = which.heads = 1;
+  which.query_length = 70;
+  for (int64_t dim : {17, 64, 300}) {
+    const Scope scope(std::to_string(dim) + " columns");
+    which.head_dim = dim;
+    HashFixture fixture(which, Fill::gaussian);
+    for (int64_t i = 0; i < 70 * dim; ++i) fixture.inputs[i] *= 3e37f;
+    for (int64_t i = 0; i < which.bits * (dim + 1); ++i) fixture.planes[i] *= 10.0f;
+    check_same_as_cpu(fixture.problem, fixture.arrays, kHash, on_device(fixture));
+  }
+}
+
 TEST_ONCE("CUDA hash: bfloat16 rounds rows and planes, stored so or not") {
   for (cuda::Storage storage : {cuda::Storage::float32, cuda::Storage::bfloat16}) {
     HashFixture fixture(find_case("usual"), comparable_fill());

@@ -118,6 +118,16 @@ TEST_ONCE("CUDA k-means: NaN and Inf are noticed, and cancellation is heard") {
   CHECK_EQUAL(device_status(fixture.problem, fixture.arrays, kKMeans, map, &abort), "cancelled");
 }
 
+TEST_ONCE("CUDA k-means: distances that leave the range of float32 draw no row silently") {
+  KMeansFixture fixture(find_case("prime"), Fill::gaussian);
+  fixture.problem.start = KMeansStart::plus_plus;
+  fixture.problem.max_iterations = 0;
+  for (int64_t i = 0; i < 2 * 53 * 17; ++i) fixture.inputs[i] *= 1e20f;
+  Device device;
+  CHECK_EQUAL(describe(device.run(kKMeans, on_device(fixture)(fixture.problem, device))), "ok");
+  CHECK(device.non_finite());
+}
+
 TEST_ONCE("CUDA k-means: more chunks of rows to draw from than blocks run at once") {
   Case which = find_case("prime");
   which.batch = 5;
