@@ -131,9 +131,7 @@ class AffinityBlock {
 
   /// Both sides by the same surrogates, which are read once.
   __device__ void add_products(const Step& step) {
-    const int lane = lane_index();
-    const int a_place = (16 * warp_index() + lane % 16) * kTilePitch + lane / 16 * 8;
-    const int b_place = (lane % 8 + lane / 16 * 8) * kTilePitch + lane / 8 % 2 * 8;
+    const ScorePlaces place;
     const OperandTile<kSplit>& columns = surrogates(step);
     const int depth = tile_count(step.first, params_.dim);
 #pragma unroll
@@ -142,14 +140,15 @@ class AffinityBlock {
       FragmentA high[kAffinitySides], low[kAffinitySides];
 #pragma unroll
       for (int side = 0; side < kAffinitySides; ++side) {
-        load_tiles(high[side], rows(step, side).high + a_place + k);
-        if constexpr (kSplit) load_tiles(low[side], rows(step, side).low + a_place + k);
+        load_tiles(high[side], rows(step, side).high + place.rows + k);
+        if constexpr (kSplit) load_tiles(low[side], rows(step, side).low + place.rows + k);
       }
 #pragma unroll
       for (int n = 0; n < kTileColumns; n += 2) {
         uint32_t b_high[4], b_low[4];
-        load_tiles(b_high, columns.high + b_place + 8 * n * kTilePitch + k);
-        if constexpr (kSplit) load_tiles(b_low, columns.low + b_place + 8 * n * kTilePitch + k);
+        load_tiles(b_high, columns.high + place.columns + 8 * n * kTilePitch + k);
+        if constexpr (kSplit)
+          load_tiles(b_low, columns.low + place.columns + 8 * n * kTilePitch + k);
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           const FragmentB high_b = {b_high[2 * i], b_high[2 * i + 1]};

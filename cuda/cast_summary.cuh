@@ -150,12 +150,7 @@ class SummaryBlock {
   /// Eight elements of a key, or four at the end of a row of floats.
   __device__ void load_chunk(int64_t at, int count, float (&x)[8]) const {
     if constexpr (kAccess == RowAccess::copies) {
-      const auto* elements = reinterpret_cast<const bfloat16*>(params_.key.data) + at;
-      const uint4 words = *reinterpret_cast<const uint4*>(elements);
-      x[0] = low_of(words.x), x[1] = high_of(words.x);
-      x[2] = low_of(words.y), x[3] = high_of(words.y);
-      x[4] = low_of(words.z), x[5] = high_of(words.z);
-      x[6] = low_of(words.w), x[7] = high_of(words.w);
+      load_eight_bfloat16(reinterpret_cast<const bfloat16*>(params_.key.data) + at, x);
     } else {
       const auto* floats = reinterpret_cast<const float4*>(params_.key.data + at);
       const float4 first = floats[0];

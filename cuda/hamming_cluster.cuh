@@ -105,11 +105,9 @@ struct HammingBlock {
   }
 };
 
-/// Four bits as four bytes: 64 for a bit that is set, -64 for one that is not. `unset` is
-/// kUnsetSigns from a register, which the last two steps take in one.
-constexpr uint32_t kUnsetSigns = 0xc0c0c0c0u;
-__device__ inline uint32_t signs_of_bits(uint32_t four, uint32_t unset) {
-  return ((four & 15u) * 0x10204080u & 0x80808080u) ^ unset;
+/// Four bits as four bytes: 64 for a bit that is set, -64 for one that is not.
+__device__ inline uint32_t signs_of_bits(uint32_t four) {
+  return ((four & 15u) * 0x10204080u & 0x80808080u) ^ 0xc0c0c0c0u;
 }
 
 /// Loads the hashes.
@@ -175,9 +173,8 @@ __device__ void start_hamming_block(const HammingParams& params, const HammingBl
 /// centroid 8 tile + column, the same bits as spread_hashes() gives it of a hash.
 __device__ inline uint4 spread_centroid(uint64_t centroid, int four) {
   const uint32_t bits = static_cast<uint32_t>(centroid >> (16 * four));
-  const uint32_t unset = opaque(kUnsetSigns);
-  return make_uint4(signs_of_bits(bits, unset), signs_of_bits(bits >> 4, unset),
-                    signs_of_bits(bits >> 8, unset), signs_of_bits(bits >> 12, unset));
+  return make_uint4(signs_of_bits(bits), signs_of_bits(bits >> 4), signs_of_bits(bits >> 8),
+                    signs_of_bits(bits >> 12));
 }
 
 /// The last tile is filled up with the first centroid, which wins ties.
@@ -201,7 +198,6 @@ template <int kTiles>
 __device__ inline void spread_hashes(const uint64_t* hashes, uint32_t (&a)[kTiles][2][4]) {
   const int group = lane_index() / 4;
   const int chunk = lane_index() % 4;
-  const uint32_t unset = opaque(kUnsetSigns);
 #pragma unroll
   for (int tile = 0; tile < kTiles; ++tile) {
 #pragma unroll
@@ -210,9 +206,7 @@ __device__ inline void spread_hashes(const uint64_t* hashes, uint32_t (&a)[kTile
       const uint32_t word = static_cast<uint32_t>(chunk < 2 ? hash : hash >> 32);
       const uint32_t bits = word >> (16 * (chunk % 2));
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        a[tile][i / 2][i % 2 * 2 + half] = signs_of_bits(bits >> (4 * i), unset);
-      }
+      for (int i = 0; i < 4; ++i) a[tile][i / 2][i % 2 * 2 + half] = signs_of_bits(bits >> (4 * i));
     }
   }
 }

@@ -41,24 +41,34 @@ __device__ inline void clear(TileSums& sums) {
   }
 }
 
+/// Where this lane's rows of both operands of scores begin in their tiles. A: lane l names row l %
+/// 16 of the warp's rows, at depth 0 or 8; B: row l % 8 (+ 8) of two tiles.
+struct ScorePlaces {
+  int rows;
+  int columns;
+
+  __device__ ScorePlaces() {
+    const int lane = lane_index();
+    rows = (16 * warp_index() + lane % 16) * kTilePitch + lane / 16 * 8;
+    columns = (lane % 8 + lane / 16 * 8) * kTilePitch + lane / 8 % 2 * 8;
+  }
+};
+
 /// scores += rows x columns^T over the first `depth` elements (at most 64) of both tiles. With
 /// kSwapped they have the bits that they would have with rows and columns exchanged.
 template <bool kSplit, bool kSwapped = false>
 __device__ void add_scores(TileSums& scores, const OperandTile<kSplit>& rows,
                            const OperandTile<kSplit>& columns, int64_t depth) {
-  // A: lane l names row l % 16 of the warp's rows, at depth 0 or 8; B: row l % 8 (+ 8) of two tiles
-  const int lane = lane_index();
-  const int a_place = (16 * warp_index() + lane % 16) * kTilePitch + lane / 16 * 8;
-  const int b_place = (lane % 8 + lane / 16 * 8) * kTilePitch + lane / 8 % 2 * 8;
+  const ScorePlaces place;
   for (int k = 0; k < depth && k < kTile; k += 16) {
     FragmentA high, low;
-    load_tiles(high, rows.high + a_place + k);
-    if constexpr (kSplit) load_tiles(low, rows.low + a_place + k);
+    load_tiles(high, rows.high + place.rows + k);
+    if constexpr (kSplit) load_tiles(low, rows.low + place.rows + k);
 #pragma unroll
     for (int n = 0; n < kTileColumns; n += 2) {
       uint32_t b_high[4], b_low[4];
-      load_tiles(b_high, columns.high + b_place + 8 * n * kTilePitch + k);
-      if constexpr (kSplit) load_tiles(b_low, columns.low + b_place + 8 * n * kTilePitch + k);
+      load_tiles(b_high, columns.high + place.columns + 8 * n * kTilePitch + k);
+      if constexpr (kSplit) load_tiles(b_low, columns.low + place.columns + 8 * n * kTilePitch + k);
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const FragmentB high_b = {b_high[2 * i], b_high[2 * i + 1]};

@@ -9,15 +9,11 @@
 namespace cluster_attention::cuda {
 
 /// The value, apart from equal ones.
-__device__ inline uint32_t opaque(uint32_t value) {
+__device__ inline int32_t opaque(int32_t value) {
 #if !defined(CA_CUDA_MODEL)
   asm volatile("mov.b32 %0, %0;" : "+r"(value));
 #endif
   return value;
-}
-
-__device__ inline int32_t opaque(int32_t value) {
-  return static_cast<int32_t>(opaque(static_cast<uint32_t>(value)));
 }
 
 /// The value in another register than it came in: the assembler looks through moves, but not

@@ -62,6 +62,15 @@ __device__ inline void load_eight_floats(const void* from, float (&values)[8]) {
   values[4] = second.x, values[5] = second.y, values[6] = second.z, values[7] = second.w;
 }
 
+/// Eight bfloat16 from a multiple of 16 bytes on.
+__device__ inline void load_eight_bfloat16(const void* from, float (&values)[8]) {
+  const uint4 words = *static_cast<const uint4*>(from);
+  values[0] = low_of(words.x), values[1] = high_of(words.x);
+  values[2] = low_of(words.y), values[3] = high_of(words.y);
+  values[4] = low_of(words.z), values[5] = high_of(words.z);
+  values[6] = low_of(words.w), values[7] = high_of(words.w);
+}
+
 /// Elements [at, at + 8), those from `count` on as 0; by 16 bytes where they lie so.
 __device__ inline void load_eight(const StoredRows& rows, int64_t at, int count,
                                   float (&values)[8]) {
@@ -70,11 +79,7 @@ __device__ inline void load_eight(const StoredRows& rows, int64_t at, int count,
   if (count < 8 || reinterpret_cast<uintptr_t>(from) % 16 != 0) {
     for (int i = 0; i < 8; ++i) values[i] = i < count ? rows.load(at + i) : 0.0f;
   } else if (rows.is_bfloat16) {
-    const uint4 words = *reinterpret_cast<const uint4*>(from);
-    values[0] = low_of(words.x), values[1] = high_of(words.x);
-    values[2] = low_of(words.y), values[3] = high_of(words.y);
-    values[4] = low_of(words.z), values[5] = high_of(words.z);
-    values[6] = low_of(words.w), values[7] = high_of(words.w);
+    load_eight_bfloat16(from, values);
   } else {
     load_eight_floats(from, values);
   }
