@@ -20,7 +20,7 @@ struct HopperSizes {
   static constexpr int kKeys = kSplit ? 64 : 128;
   static constexpr bool kWide = kWidth == 128;
   static constexpr int kMostConsumers = kWide ? 2 : 3;
-  static constexpr int kStages = kWide ? 2 : 4;
+  static constexpr int kStages = !kWide ? 4 : kSplit ? 2 : 3;
   // Together what 65,536 registers give to a block of all its warpgroups.
   static constexpr int kConsumerRegisters = kWide ? 240 : 160;
   static constexpr int kProducerRegisters = kWide ? 24 : 32;
@@ -92,18 +92,19 @@ class HopperProducer {
         thread_(static_cast<int>(threadIdx.x) % kWarpgroup) {}
 
   __device__ void run() {
+    // Consumers give a block back once they have the next one: of two stages the one must be
+    // announced before the other is waited for.
+    constexpr int kInFlight = Sizes::kStages > 2 ? 1 : 0;
     const int64_t blocks = divide_up(task_.end_key, Sizes::kKeys);
     for (int64_t block = 0; block < blocks; ++block) {
       wait_for(ring_.empty + block % Sizes::kStages, ring_.parity(block) ^ 1);
       copy_block(block);
       commit_copies();
-      if (block > 0) {
-        wait_copies<1>();
-        announce(block - 1);
-      }
+      wait_copies<kInFlight>();
+      if (block >= kInFlight) announce(block - kInFlight);
     }
     wait_copies<0>();
-    if (blocks > 0) announce(blocks - 1);
+    if (kInFlight > 0 && blocks > 0) announce(blocks - 1);
     check_keys();
   }
 

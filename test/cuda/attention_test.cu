@@ -1,6 +1,7 @@
 #include "cuda/attention.h"
 #include "native/reference/attention.h"
 #include "test/cuda/launches.h"
+#include "test/cuda/tile_cases.h"
 #include "test/native/compare.h"
 
 namespace cluster_attention::test {
@@ -62,6 +63,43 @@ TEST_ONCE("CUDA attention: matches the reference") {
       }
     }
   });
+}
+
+TEST_ONCE("CUDA attention: long sums keep the bound") {
+  on_every_kind_of_device([](int32_t index) {
+    for (int64_t dim : {20, 100, 136}) {
+      const Case one = long_case(5, 16384, dim);
+      const Scope scope(one.name);
+      Fixture fixture(one);
+      Device device(Storage::float32, index);
+      CHECK_EQUAL(describe(fixture.run(device)), "ok");
+      CHECK_CLOSE(fixture.result(), reference::attention(fixture.problem).output, kSplitBound);
+    }
+  });
+}
+
+TEST_ONCE("CUDA attention: any number of blocks of keys passes through the rings of Hopper") {
+  const struct {
+    Storage storage;
+    Precision precision;
+    int64_t keys;  // of a block
+    double bound;
+  } ways[] = {{Storage::float32, Precision::float32, 64, kSplitBound},
+              {Storage::bfloat16, Precision::bfloat16, 128, kBfloat16Bound}};
+  for (const auto& way : ways) {
+    for (int64_t dim : {64, 72, 128}) {
+      for (int64_t blocks = 1; blocks <= 9; ++blocks) {
+        const Case one = long_case(3, way.keys * blocks - (blocks % 2), dim);
+        const Scope scope(one.name);
+        Fixture fixture(one);
+        Device device(way.storage);
+        CHECK_EQUAL(describe(fixture.run(device, way.precision)), "ok");
+        fixture.arrays.snapshot();
+        if (way.storage == Storage::bfloat16) fixture.round_inputs();
+        CHECK_CLOSE(fixture.result(), reference::attention(fixture.problem).output, way.bound);
+      }
+    }
+  }
 }
 
 TEST_ONCE("CUDA attention: bfloat16 in storage, in precision, and in both") {

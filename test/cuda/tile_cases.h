@@ -31,6 +31,17 @@ inline std::vector<Case> centroid_tile_cases() {
   return list;
 }
 
+/// One sequence, whose sums over keys or queries are long.
+inline Case long_case(int64_t queries, int64_t keys, int64_t dim) {
+  Case one = find_case("long-keys");
+  one.name = std::to_string(queries) + " queries, " + std::to_string(keys) + " keys, D and E " +
+             std::to_string(dim);
+  one.query_length = queries;
+  one.key_length = keys;
+  one.head_dim = one.value_dim = dim;
+  return one;
+}
+
 /// Of CAST: tokens, D, E, kappa and C.
 inline Case cast_tile_case(const std::array<int64_t, 5>& size) {
   Case one = find_case("usual");
