@@ -7,16 +7,16 @@
 // kKeys, two of them: one is copied while the other is used. Scores stay in registers: the
 // accumulators of Q K^T are the operands of P V. The softmax is online (native/core/
 // softmax_state.h), in base 2.
-// Precision: bfloat16 operands, float32 sums; with kSplit, operands in two parts and three products
-// (primitives/mma.cuh): about 1e-5 relative to the norm.
-// Limits: kWidth >= D, E; a multiple of 32.
+// Precision: bfloat16 operands, float32 sums; with kSplit, operands in two parts, three products
+// and a chain of products for each block of keys (primitives/mma_chains.cuh): about 1e-5 relative
+// to the norm. Limits: kWidth >= D, E; a multiple of 32.
 
 #include "cuda/attention_task.cuh"
 #include "cuda/online_softmax.cuh"
 #include "cuda/primitives/async_copy.cuh"
 #include "cuda/primitives/eight.cuh"
 #include "cuda/primitives/flags.cuh"
-#include "cuda/primitives/mma.cuh"
+#include "cuda/primitives/mma_chains.cuh"
 
 namespace cluster_attention::cuda {
 
@@ -198,14 +198,20 @@ class AttentionTile {
   template <typename Select>
   __device__ void step(int buffer, int64_t first_key, Select& select) {
     Scores scores[kRowTiles];
+    float factor[kRowTiles][2];
     multiply_keys(buffer, scores);
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m) {
       select(m, first_key, scores[m]);
       mask(m, first_key, scores[m]);
-      enter_softmax(scores[m], maximum_[m], sum_[m], output_[m]);
+      enter_softmax(scores[m], maximum_[m], sum_[m], factor[m]);
+      if constexpr (!kSplit) rescale(output_[m], factor[m]);
     }
-    multiply_values(buffer, scores);
+    if constexpr (kSplit) {
+      multiply_values_in_chains(buffer, scores, factor);
+    } else {
+      multiply_values(buffer, scores);
+    }
   }
 
   /// scores = Q K^T, in fragments.
@@ -295,49 +301,56 @@ class AttentionTile {
     }
   }
 
+  /// This lane's place in a block of values, for load_tiles_transposed().
+  __device__ const bfloat16* values_of_lane(int buffer) const {
+    const int lane = lane_index();
+    return buffer_of(values_, buffer, 0) + lane % 16 * kStride + lane / 16 * 8;
+  }
+
   /// output += weights V.
   __device__ void multiply_values(int buffer, const Scores (&weights)[kRowTiles]) {
-    const int lane = lane_index();
-    const bfloat16* values = buffer_of(values_, buffer, 0) + lane % 16 * kStride + lane / 16 * 8;
+    const bfloat16* values = values_of_lane(buffer);
 #pragma unroll
     for (int k = 0; k < kKeys / 16; ++k) {
-      uint32_t high[kRowTiles][4];
-      uint32_t low[kRowTiles][4];
+      FragmentA weight[kRowTiles];
 #pragma unroll
       for (int m = 0; m < kRowTiles; ++m) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const float* pair = &weights[m][2 * k + i / 2][i % 2 * 2];
-          if constexpr (kSplit) {
-            split_weights(pair[0], pair[1], high[m][i], low[m][i]);
-          } else {
-            high[m][i] = pack_bfloat16(pair[0], pair[1]);
-          }
+          weight[m][i] = pack_bfloat16(pair[0], pair[1]);
         }
       }
 #pragma unroll
       for (int n = 0; n < kWidth / 16; ++n) {
-        uint32_t value[Sizes::kParts][4];
-#pragma unroll
-        for (int part = 0; part < Sizes::kParts; ++part) {
-          load_tiles_transposed(value[part],
-                                values + part * kKeys * kStride + k * 16 * kStride + n * 16);
-        }
+        uint32_t value[4];
+        load_tiles_transposed(value, values + k * 16 * kStride + n * 16);
 #pragma unroll
         for (int m = 0; m < kRowTiles; ++m) {
 #pragma unroll
           for (int side = 0; side < 2; ++side) {
-            const FragmentB first = {value[0][side * 2], value[0][side * 2 + 1]};
-            if constexpr (kSplit) {
-              const FragmentB second = {value[1][side * 2], value[1][side * 2 + 1]};
-              mma_split_16x8x16(output_[m][2 * n + side], high[m], low[m], first, second);
-            } else {
-              mma_bf16_16x8x16(output_[m][2 * n + side], high[m], first);
-            }
+            const FragmentB pair = {value[side * 2], value[side * 2 + 1]};
+            mma_bf16_16x8x16(output_[m][2 * n + side], weight[m], pair);
           }
         }
       }
     }
+  }
+
+  /// output = factor output + weights V, of operands in two parts.
+  __device__ void multiply_values_in_chains(int buffer, const Scores (&weights)[kRowTiles],
+                                            const float (&factor)[kRowTiles][2]) {
+    const bfloat16* values = values_of_lane(buffer);
+    FragmentA high[kRowTiles][kKeys / 16];
+    FragmentA low[kRowTiles][kKeys / 16];
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m) split_tiles(weights[m], high[m], low[m], split_weights);
+    multiply_in_chains<kWidth / 16>(
+        high, low, kWidth,
+        [&](int k, int n, int part, uint32_t(&value)[4]) {
+          load_tiles_transposed(value, values + (part * kKeys + k * 16) * kStride + n * 16);
+        },
+        [&](int m, int n, const Chain& chain) { chain.end_in(output_[m][n], factor[m]); });
   }
 
   const TileTask& task_;

@@ -14,13 +14,14 @@
 // five, for no atomic sums and no order among blocks. Tiles of kColumns met rows are copied while
 // the tile before is used. p and dz stay in registers: the accumulators of one product are the
 // operands of the next.
-// Precision: bfloat16 operands, float32 sums; with kSplit, operands in two parts and three products
-// (primitives/mma.cuh). Sums run over the met rows in order, whoever shares the block.
-// Limits: kWidth >= D, E; a multiple of 32. A block sums at most 128 columns (a slice).
+// Precision: bfloat16 operands, float32 sums; with kSplit, operands in two parts, three products
+// and a chain of products for each tile (primitives/mma_chains.cuh). Sums run over the met rows in
+// order, whoever shares the block. Limits: kWidth >= D, E; a multiple of 32. A block sums at most
+// 128 columns (a slice).
 
 #include "cuda/gradient_operands.h"
 #include "cuda/primitives/async_copy.cuh"
-#include "cuda/primitives/mma.cuh"
+#include "cuda/primitives/mma_chains.cuh"
 #include "cuda/primitives/shared_memory.cuh"
 #include "native/core/softmax_state.h"
 
@@ -200,32 +201,38 @@ class GradientTile {
     const int lane = lane_index();
     const bfloat16* met = met_of(buffer, tensor, 0) + lane % 16 * kStride + lane / 16 * 8 +
                           task_.slice * Sizes::kSlice;
+    if constexpr (kSplit) {
+      FragmentA high[kRowTiles][kColumns / 16];
+      FragmentA low[kRowTiles][kColumns / 16];
 #pragma unroll
-    for (int k = 0; k < kColumns / 16; ++k) {
-      FragmentA a[Sizes::kParts][kRowTiles];
+      for (int m = 0; m < kRowTiles; ++m) split_tiles(weights[m], high[m], low[m], split_weights);
+      multiply_in_chains<kSumTiles / 2>(
+          high, low, Sizes::kSlice,
+          [&](int k, int n, int part, uint32_t(&b)[4]) {
+            load_tiles_transposed(b, met + (part * kColumns + k * 16) * kStride + n * 16);
+          },
+          [&](int m, int n, const Chain& chain) { chain.end_in(sums[m][n]); });
+    } else {
 #pragma unroll
-      for (int m = 0; m < kRowTiles; ++m) {
+      for (int k = 0; k < kColumns / 16; ++k) {
+        FragmentA a[1][kRowTiles];
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const float* pair = &weights[m][2 * k + i / 2][i % 2 * 2];
-          if constexpr (kSplit) {
-            split_weights(pair[0], pair[1], a[0][m][i], a[1][m][i]);
-          } else {
+        for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            const float* pair = &weights[m][2 * k + i / 2][i % 2 * 2];
             a[0][m][i] = pack_bfloat16(pair[0], pair[1]);
           }
         }
-      }
 #pragma unroll
-      for (int n = 0; n < kSumTiles; n += 2) {
-        uint32_t b[Sizes::kParts][4];
+        for (int n = 0; n < kSumTiles; n += 2) {
+          uint32_t b[1][4];
+          load_tiles_transposed(b[0], met + k * 16 * kStride + n * 8);
 #pragma unroll
-        for (int part = 0; part < Sizes::kParts; ++part) {
-          load_tiles_transposed(b[part], met + (part * kColumns + k * 16) * kStride + n * 8);
-        }
-#pragma unroll
-        for (int m = 0; m < kRowTiles; ++m) {
-          add_product(sums[m][n], a, m, b, 0);
-          add_product(sums[m][n + 1], a, m, b, 2);
+          for (int m = 0; m < kRowTiles; ++m) {
+            add_product(sums[m][n], a, m, b, 0);
+            add_product(sums[m][n + 1], a, m, b, 2);
+          }
         }
       }
     }

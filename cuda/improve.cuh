@@ -214,8 +214,9 @@ class ImproveTile {
     FragmentD scores[kImproveKeys / 8];
     multiply_keys(scores);
     mask(keys, scores);
-    enter_softmax(scores, maximum_, sum_, sums_);
-    multiply_values(scores);
+    float factor[2];
+    enter_softmax(scores, maximum_, sum_, factor);
+    multiply_values(scores, factor);
   }
 
   __device__ void multiply_keys(FragmentD (&scores)[kImproveKeys / 8]) {
@@ -275,39 +276,41 @@ class ImproveTile {
     }
   }
 
-  /// sums += weights V.
-  __device__ void multiply_values(const FragmentD (&weights)[kImproveKeys / 8]) {
+  /// sums = factor sums + weights V.
+  __device__ void multiply_values(const FragmentD (&weights)[kImproveKeys / 8],
+                                  const float (&factor)[2]) {
+    constexpr int kSteps = kImproveKeys / 16;
     const int lane = lane_index();
     const bfloat16* values = values_ + lane % 16 * kValueStride + lane / 16 * 8;
+    if constexpr (kSplit) {
+      FragmentA high[1][kSteps];
+      FragmentA low[1][kSteps];
+      split_tiles(weights, high[0], low[0], split_weights);
+      multiply_in_chains<kWidth / 16>(
+          high, low, kWidth,
+          [&](int k, int n, int part, uint32_t(&value)[4]) {
+            load_tiles_transposed(value,
+                                  values + (part * kImproveKeys + k * 16) * kValueStride + n * 16);
+          },
+          [&](int, int n, const Chain& chain) { chain.end_in(sums_[n], factor); });
+    } else {
+      rescale(sums_, factor);
 #pragma unroll
-    for (int k = 0; k < kImproveKeys / 16; ++k) {
-      FragmentA high;
-      FragmentA low;
+      for (int k = 0; k < kSteps; ++k) {
+        FragmentA weight;
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const float* pair = &weights[2 * k + i / 2][i % 2 * 2];
-        if constexpr (kSplit) {
-          split_pair(pair[0], pair[1], high[i], low[i]);
-        } else {
-          high[i] = pack_bfloat16(pair[0], pair[1]);
+        for (int i = 0; i < 4; ++i) {
+          const float* pair = &weights[2 * k + i / 2][i % 2 * 2];
+          weight[i] = pack_bfloat16(pair[0], pair[1]);
         }
-      }
 #pragma unroll
-      for (int n = 0; n < kWidth / 16; ++n) {
-        uint32_t value[kParts][4];
+        for (int n = 0; n < kWidth / 16; ++n) {
+          uint32_t value[4];
+          load_tiles_transposed(value, values + k * 16 * kValueStride + n * 16);
 #pragma unroll
-        for (int part = 0; part < kParts; ++part) {
-          load_tiles_transposed(value[part],
-                                values + (part * kImproveKeys + k * 16) * kValueStride + n * 16);
-        }
-#pragma unroll
-        for (int side = 0; side < 2; ++side) {
-          const FragmentB first = {value[0][side * 2], value[0][side * 2 + 1]};
-          if constexpr (kSplit) {
-            const FragmentB second = {value[1][side * 2], value[1][side * 2 + 1]};
-            mma_split_16x8x16(sums_[2 * n + side], high, low, first, second);
-          } else {
-            mma_bf16_16x8x16(sums_[2 * n + side], high, first);
+          for (int side = 0; side < 2; ++side) {
+            const FragmentB pair = {value[side * 2], value[side * 2 + 1]};
+            mma_bf16_16x8x16(sums_[2 * n + side], weight, pair);
           }
         }
       }

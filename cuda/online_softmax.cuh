@@ -9,11 +9,12 @@
 
 namespace cluster_attention::cuda {
 
-/// scores -> weights relative to the new maximum; what was summed so far follows it. `sum` is of
-/// the lane's own columns. Scores of -Inf are keys that the row does not see.
-template <int kScoreTiles, int kOutputTiles>
+/// scores -> weights relative to the new maximum, which `sum`, of the lane's own columns, follows;
+/// what else was summed so far has to be multiplied by `factor`. Scores of -Inf are keys that the
+/// row does not see.
+template <int kScoreTiles>
 __device__ void enter_softmax(float (&scores)[kScoreTiles][4], float (&maximum)[2], float (&sum)[2],
-                              float (&output)[kOutputTiles][4]) {
+                              float (&factor)[2]) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     float largest = maximum[half];
@@ -23,7 +24,7 @@ __device__ void enter_softmax(float (&scores)[kScoreTiles][4], float (&maximum)[
     }
     largest = fmaxf(largest, shuffle_xor(largest, 1));
     largest = fmaxf(largest, shuffle_xor(largest, 2));
-    const float factor = SoftmaxState::shift(maximum[half], largest);
+    factor[half] = SoftmaxState::shift(maximum[half], largest);
     const float base = largest == -HUGE_VALF ? 0.0f : largest;
     maximum[half] = largest;
     float entering = 0.0f;
@@ -35,12 +36,16 @@ __device__ void enter_softmax(float (&scores)[kScoreTiles][4], float (&maximum)[
         entering += scores[n][i];
       }
     }
-    sum[half] = sum[half] * factor + entering;
+    sum[half] = sum[half] * factor[half] + entering;
+  }
+}
+
+template <int kOutputTiles>
+__device__ void rescale(float (&output)[kOutputTiles][4], const float (&factor)[2]) {
 #pragma unroll
-    for (int n = 0; n < kOutputTiles; ++n) {
-      output[n][half * 2] *= factor;
-      output[n][half * 2 + 1] *= factor;
-    }
+  for (int n = 0; n < kOutputTiles; ++n) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) output[n][i] *= factor[i / 2];
   }
 }
 

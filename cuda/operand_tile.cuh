@@ -7,11 +7,13 @@
 //   output (64,64) += weights (64,64) x values (64,64)            add_values
 //
 // float32 operands are cut in two bfloat16 each (kSplit, see mma.cuh); otherwise they are rounded
-// to bfloat16. Accumulation is float32. Rows are taken from device memory by position, so that
+// to bfloat16. Accumulation is float32, of add_values and add_transposed in chains (mma_chains.cuh)
+// where operands are cut. Rows are taken from device memory by position, so that
 // lists of members, inputs of weight 0 and the ends of sequences are all met by the same loop:
 // position -1 is a row of zeros, and nothing is read for it.
 
 #include "cuda/primitives/exp2.cuh"
+#include "cuda/primitives/mma_chains.cuh"
 #include "cuda/tile_fetch.cuh"
 
 namespace cluster_attention::cuda {
@@ -83,6 +85,37 @@ __device__ void add_scores(TileSums& scores, const OperandTile<kSplit>& rows,
   }
 }
 
+/// output += A x values of operands in two parts; `b_place`: of this lane, for
+/// load_tiles_transposed().
+__device__ inline void add_in_chains(TileSums& output, const FragmentA (&high)[1][kTile / 16],
+                                     const FragmentA (&low)[1][kTile / 16],
+                                     const OperandTile<true>& values, int b_place,
+                                     int64_t columns) {
+  multiply_in_chains<kTileColumns / 2>(
+      high, low, columns,
+      [&](int k, int n, int part, uint32_t(&b)[4]) {
+        const bfloat16* from = part == 0 ? values.high : values.low;
+        load_tiles_transposed(b, from + b_place + 16 * k * kTilePitch + 16 * n);
+      },
+      [&](int, int n, const Chain& chain) { chain.end_in(output[n]); });
+}
+
+/// The same of operands in one part, of 16 columns of A.
+__device__ inline void add_rounded(TileSums& output, const FragmentA& a,
+                                   const OperandTile<false>& values, int b_place, int64_t columns) {
+#pragma unroll
+  for (int n = 0; n < kTileColumns; n += 2) {
+    if (8 * n >= columns) break;
+    uint32_t b[4];
+    load_tiles_transposed(b, values.high + b_place + 8 * n);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const FragmentB pair = {b[2 * i], b[2 * i + 1]};
+      mma_bf16_16x8x16(output[n + i], a, pair);
+    }
+  }
+}
+
 /// output += weights x values; `columns` of the values' 64 are wanted.
 template <bool kSplit>
 __device__ void add_values(TileSums& output, const TileSums& weights,
@@ -91,40 +124,21 @@ __device__ void add_values(TileSums& output, const TileSums& weights,
   __syncwarp();  // lanes may have parted where the weights were made
   const int lane = lane_index();
   const int b_place = lane % 16 * kTilePitch + lane / 16 * 8;
+  if constexpr (kSplit) {
+    FragmentA high[1][kTile / 16];
+    FragmentA low[1][kTile / 16];
+    split_tiles(weights, high[0], low[0], split_pair);
+    add_in_chains(output, high, low, values, b_place, columns);
+  } else {
 #pragma unroll
-  for (int k = 0; k < kTile / 16; ++k) {
-    const FragmentD& left = weights[2 * k];
-    const FragmentD& right = weights[2 * k + 1];
-    FragmentA high, low;
-    if constexpr (kSplit) {
-      split_pair(left[0], left[1], high[0], low[0]);
-      split_pair(left[2], left[3], high[1], low[1]);
-      split_pair(right[0], right[1], high[2], low[2]);
-      split_pair(right[2], right[3], high[3], low[3]);
-    } else {
-      high[0] = pack_bfloat16(left[0], left[1]);
-      high[1] = pack_bfloat16(left[2], left[3]);
-      high[2] = pack_bfloat16(right[0], right[1]);
-      high[3] = pack_bfloat16(right[2], right[3]);
-    }
+    for (int k = 0; k < kTile / 16; ++k) {
+      FragmentA a;
 #pragma unroll
-    for (int n = 0; n < kTileColumns; n += 2) {
-      if (8 * n >= columns) break;
-      uint32_t b_high[4], b_low[4];
-      load_tiles_transposed(b_high, values.high + b_place + 16 * k * kTilePitch + 8 * n);
-      if constexpr (kSplit) {
-        load_tiles_transposed(b_low, values.low + b_place + 16 * k * kTilePitch + 8 * n);
+      for (int i = 0; i < 4; ++i) {
+        const float* pair = &weights[2 * k + i / 2][i % 2 * 2];
+        a[i] = pack_bfloat16(pair[0], pair[1]);
       }
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const FragmentB high_b = {b_high[2 * i], b_high[2 * i + 1]};
-        if constexpr (kSplit) {
-          const FragmentB low_b = {b_low[2 * i], b_low[2 * i + 1]};
-          mma_split_16x8x16(output[n + i], high, low, high_b, low_b);
-        } else {
-          mma_bf16_16x8x16(output[n + i], high, high_b);
-        }
-      }
+      add_rounded(output, a, values, b_place + 16 * k * kTilePitch, columns);
     }
   }
 }
@@ -165,33 +179,27 @@ __device__ void add_transposed(TileSums& output, FragmentD* totals,
       (lane % 8 + lane / 16 * 8) * kTilePitch + 16 * warp_index() + lane / 8 % 2 * 8;
   const int b_place = lane % 16 * kTilePitch + lane / 16 * 8;
   const FragmentB ones = {0x3f803f80u, 0x3f803f80u};
+  if constexpr (kSplit) {
+    FragmentA high[1][kTile / 16];
+    FragmentA low[1][kTile / 16];
+    Chain total;
 #pragma unroll
-  for (int k = 0; k < kTile; k += 16) {
-    FragmentA high, low;
-    load_tiles_transposed(high, weights.high + a_place + k * kTilePitch);
-    if constexpr (kSplit) load_tiles_transposed(low, weights.low + a_place + k * kTilePitch);
-    if (totals != nullptr) {
-      if constexpr (kSplit) mma_bf16_16x8x16(*totals, low, ones);
-      mma_bf16_16x8x16(*totals, high, ones);
+    for (int k = 0; k < kTile / 16; ++k) {
+      load_tiles_transposed(high[0][k], weights.high + a_place + 16 * k * kTilePitch);
+      load_tiles_transposed(low[0][k], weights.low + a_place + 16 * k * kTilePitch);
+      if (totals == nullptr) continue;
+      mma_bf16_16x8x16(total.sums, low[0][k], ones);
+      mma_bf16_16x8x16(total.sums, high[0][k], ones);
     }
+    if (totals != nullptr) total.end_in(*totals);
+    add_in_chains(output, high, low, values, b_place, columns);
+  } else {
 #pragma unroll
-    for (int n = 0; n < kTileColumns; n += 2) {
-      if (8 * n >= columns) break;
-      uint32_t b_high[4], b_low[4];
-      load_tiles_transposed(b_high, values.high + b_place + k * kTilePitch + 8 * n);
-      if constexpr (kSplit) {
-        load_tiles_transposed(b_low, values.low + b_place + k * kTilePitch + 8 * n);
-      }
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const FragmentB high_b = {b_high[2 * i], b_high[2 * i + 1]};
-        if constexpr (kSplit) {
-          const FragmentB low_b = {b_low[2 * i], b_low[2 * i + 1]};
-          mma_split_16x8x16(output[n + i], high, low, high_b, low_b);
-        } else {
-          mma_bf16_16x8x16(output[n + i], high, high_b);
-        }
-      }
+    for (int k = 0; k < kTile / 16; ++k) {
+      FragmentA a;
+      load_tiles_transposed(a, weights.high + a_place + 16 * k * kTilePitch);
+      if (totals != nullptr) mma_bf16_16x8x16(*totals, a, ones);
+      add_rounded(output, a, values, b_place + 16 * k * kTilePitch, columns);
     }
   }
 }

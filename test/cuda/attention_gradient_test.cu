@@ -1,5 +1,6 @@
 #include "cuda/attention_gradient.h"
 #include "test/cuda/attention_gradient_device.h"
+#include "test/cuda/tile_cases.h"
 
 namespace cluster_attention::test {
 
@@ -18,6 +19,18 @@ TEST_ONCE("CUDA attention gradient: matches the reference") {
       check_gradients(fixture.result(), reference::attention_gradient(fixture.problem), kSplitBound,
                       kShare);
     }
+  }
+}
+
+TEST_ONCE("CUDA attention gradient: long sums keep the bound") {
+  for (const Case& one :
+       {long_case(5, 16384, 20), long_case(16384, 5, 20), long_case(5, 8192, 100)}) {
+    const Scope scope(one.name);
+    Fixture fixture(one);
+    Device device;
+    CHECK_EQUAL(describe(run(fixture, device)), "ok");
+    check_gradients(fixture.result(), reference::attention_gradient(fixture.problem), kSplitBound,
+                    kShare);
   }
 }
 

@@ -5,6 +5,7 @@
 #include "native/reference/aggregate.h"
 #include "native/reference/attention.h"
 #include "test/cuda/launches.h"
+#include "test/cuda/tile_cases.h"
 #include "test/native/clustered_arrays.h"
 #include "test/native/compare.h"
 
@@ -139,6 +140,15 @@ TEST_ONCE("CUDA clustered attention: matches the reference given the same choice
       check_cluster_outputs(fixture);
     }
   }
+}
+
+TEST_ONCE("CUDA clustered attention: long sums keep the bound") {
+  Case one = long_case(20, 8192, 20);
+  one.clusters = 2;
+  Fixture fixture(one, Grouping::given, 5000);
+  Device device;
+  CHECK_EQUAL(describe(fixture.run(device)), "ok");
+  check_reference(fixture, kSplitBound, 5e-5);
 }
 
 TEST_ONCE("CUDA clustered attention: Euclidean groups") {

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "cuda/launch.h"
+#include "cuda/operand_tile.cuh"
 #include "cuda/primitives/async_copy.cuh"
 #include "cuda/primitives/flags.cuh"
 #include "cuda/primitives/integer_mma.cuh"
@@ -84,6 +85,91 @@ TEST_ONCE("CUDA primitives: products of a warp") {
     device.fetch(arrays);
     CHECK_CLOSE(read(d, 128), expected, way == 2 ? 1e-5 : 1e-6);
   }
+}
+
+struct TileSumsParams {
+  const float* weights;  // (64,64)
+  const float* values;   // (64,64)
+  float* output;         // (64,64)
+  float* transposed;     // (64,64)
+  float* totals;         // (64)
+  int times;
+};
+
+struct TwoTiles {
+  OperandTile<true> weights;
+  OperandTile<true> values;
+};
+
+/// Both kinds of sums over the same tiles again and again.
+__global__ void sum_tiles(const TileSumsParams params) {
+  // weights, values (64,64) -> times weights x values, times weights^T x values, and its totals
+  TwoTiles& tiles = *dynamic_shared<TwoTiles>();
+  for (int i = static_cast<int>(threadIdx.x); i < kTile * kTile; i += kTileThreads) {
+    const int place = i / kTile * kTilePitch + i % kTile;
+    split_bfloat16(params.weights[i], tiles.weights.high[place], tiles.weights.low[place]);
+    split_bfloat16(params.values[i], tiles.values.high[place], tiles.values.low[place]);
+  }
+  __syncthreads();
+  const TilePlace place;
+  TileSums weights, output, transposed;
+  FragmentD totals = {0.0f, 0.0f, 0.0f, 0.0f};
+  clear(output);
+  clear(transposed);
+  for (int n = 0; n < kTileColumns; ++n) {
+    for (int i = 0; i < 4; ++i) {
+      weights[n][i] = params.weights[place.row(i / 2) * kTile + place.column(n, i % 2)];
+    }
+  }
+  for (int i = 0; i < params.times; ++i) {
+    add_values(output, weights, tiles.values, kTile);
+    add_transposed(transposed, &totals, tiles.weights, tiles.values, kTile);
+  }
+  for (int half = 0; half < 2; ++half) {
+    write_row(params.output + place.row(half) * kTile, kTile, output, half);
+    write_row(params.transposed + place.row(half) * kTile, kTile, transposed, half);
+    if (place.pair == 0) params.totals[place.row(half)] = totals[2 * half];
+  }
+}
+
+TEST_ONCE("CUDA primitives: long sums of tiles have no bias") {
+  constexpr int kTimes = 400;
+  Arrays arrays;
+  float* weights = arrays.floats(kTile * kTile, 1);
+  float* values = arrays.floats(kTile * kTile, 2);
+  // Of bfloat16 products are exact, so that what is seen is the error of the sums alone; of one
+  // sign, since what is cut shows best there.
+  round_in_place({{weights, kTile * kTile}, {values, kTile * kTile}});
+  for (int i = 0; i < kTile * kTile; ++i) {
+    weights[i] = std::abs(weights[i]);
+    values[i] = std::abs(values[i]);
+  }
+  float* output = arrays.output<float>(kTile * kTile);
+  float* transposed = arrays.output<float>(kTile * kTile);
+  float* totals = arrays.output<float>(kTile);
+  std::vector<double> expected(kTile * kTile), expected_transposed(kTile * kTile);
+  std::vector<double> expected_totals(kTile);
+  for (size_t i = 0; i < kTile; ++i) {
+    for (size_t k = 0; k < kTile; ++k) {
+      expected_totals[i] += kTimes * static_cast<double>(weights[k * kTile + i]);
+      for (size_t j = 0; j < kTile; ++j) {
+        const double value = kTimes * static_cast<double>(values[k * kTile + j]);
+        expected[i * kTile + j] += weights[i * kTile + k] * value;
+        expected_transposed[i * kTile + j] += weights[k * kTile + i] * value;
+      }
+    }
+  }
+  Device device;
+  const TileSumsParams params{device.at(weights, arrays), device.at(values, arrays),
+                              device.at(output, arrays),  device.at(transposed, arrays),
+                              device.at(totals, arrays),  kTimes};
+  CHECK_EQUAL(
+      describe(launch(*device.session(), 1, kTileThreads, sizeof(TwoTiles), sum_tiles, params)),
+      "ok");
+  device.fetch(arrays);
+  CHECK_CLOSE(read(output, kTile * kTile), expected, 5e-6);
+  CHECK_CLOSE(read(transposed, kTile * kTile), expected_transposed, 5e-6);
+  CHECK_CLOSE(read(totals, kTile), expected_totals, 5e-6);
 }
 
 struct ByteProductParams {

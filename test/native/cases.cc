@@ -88,6 +88,36 @@ void walk_random_cases(uint64_t seed, int64_t count) {
   }
 }
 
+void walk_long_cases(uint64_t seed, int64_t count) {
+  made.clear();
+  Random random(seed);
+  set_data_seed(seed);
+  const auto length = [&] { return 1 + random.below(random.below(2) == 0 ? 130 : 1500); };
+  const auto dim = [&] { return 1 + random.below(random.below(2) == 0 ? 70 : 260); };
+  for (int64_t i = 0; i < count; ++i) {
+    Case one{};
+    one.name = "long-" + std::to_string(seed) + "-" + std::to_string(i);
+    one.batch = 1;
+    one.heads = 1 + random.below(2);
+    one.query_length = length();
+    one.key_length = length();
+    one.head_dim = dim();
+    one.value_dim = dim();
+    one.clusters = 1 + random.below(80);
+    one.top_k = 1 + random.below(200);
+    one.cluster_size = 1 + random.below(300);
+    one.bits = 1 + random.below(64);
+    one.layout = random.below(2) == 0 ? Layout::bhld : Layout::blhd;
+    if (random.below(4) == 0) {
+      one.query_lengths = random_lengths(random, one.batch, one.query_length);
+      one.key_lengths = random_lengths(random, one.batch, one.key_length);
+    }
+    one.name += ": " + std::to_string(one.query_length) + " x " + std::to_string(one.key_length) +
+                ", D " + std::to_string(one.head_dim) + ", E " + std::to_string(one.value_dim);
+    made.push_back(one);
+  }
+}
+
 const Case& find_case(const std::string& name) {
   for (const Case& one : table()) {
     if (one.name == name) return one;

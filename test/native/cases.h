@@ -39,7 +39,9 @@ const std::vector<Case>& cases();
 void walk_sizes(int64_t last);
 /// `count` cases of random shapes, and other data for each seed.
 void walk_random_cases(uint64_t seed, int64_t count);
-/// Whether one of the two was called.
+/// The same of longer sequences and wider rows, which pass the tiles of any kernel several times.
+void walk_long_cases(uint64_t seed, int64_t count);
+/// Whether one of them was called.
 bool made_cases();
 /// The case of the table of that name.
 const Case& find_case(const std::string& name);

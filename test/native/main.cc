@@ -5,6 +5,7 @@
 //   --guard=begin|end    all arrays begin, or end, at a page that nothing may touch
 //   --sizes=LAST         instead of the cases of the table: one for every size from 1 to LAST
 //   --random=SEED,COUNT  instead of the cases of the table: random shapes and data
+//   --long=SEED,COUNT    the same with lengths up to 1500 and rows up to 260 wide
 //     (such cases get bounds four times as wide, see compare.h)
 //   --threads=N          of the pool; 8 when not given
 //   --times              also prints how long each test took, those of half a second or more
@@ -197,6 +198,8 @@ bool take_option(const char* option, bool& errors, cluster_attention::test::Part
     walk_sizes(first);
   } else if (std::sscanf(option, "--random=%lld,%lld", &first, &second) == 2) {
     walk_random_cases(static_cast<uint64_t>(first), second);
+  } else if (std::sscanf(option, "--long=%lld,%lld", &first, &second) == 2) {
+    walk_long_cases(static_cast<uint64_t>(first), second);
   } else if (std::sscanf(option, "--threads=%lld", &first) == 1) {
     cluster_attention::ThreadPool::instance().set_threads(static_cast<int>(first));
   } else if (std::sscanf(option, "--part=%lld,%lld", &first, &second) == 2 && first >= 0 &&

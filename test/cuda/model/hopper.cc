@@ -92,16 +92,24 @@ void rows_of(const Product& product, float (&rows)[2][16]) {
 void multiply(const Product& product) {
   float rows[2][16];
   rows_of(product, rows);
+  FourFloats a[16];
+  for (int k = 0; k < 16; ++k) a[k] = FourFloats{rows[0][k], rows[0][k], rows[1][k], rows[1][k]};
   const Tile tile(product.b_tile);
   const int pair = lane_of_running_thread() % 4 * 2;
-  for (int i = 0; i < product.columns / 2; ++i) {
-    const int column = i / 4 * 8 + pair + i % 2;
-    double sum = product.add ? product.d[i] : 0.0;
+  for (int first = 0; first < product.columns; first += 8) {
+    FourFloats b[16];
     for (int k = 0; k < 16; ++k) {
-      const float b = product.transposed ? tile.element(k, column) : tile.element(column, k);
-      sum += static_cast<double>(rows[i / 2 % 2][k]) * b;
+      const auto other = [&](int column) {
+        return product.transposed ? tile.element(k, column) : tile.element(column, k);
+      };
+      const float left = other(first + pair);
+      const float right = other(first + pair + 1);
+      b[k] = FourFloats{left, right, left, right};
     }
-    product.d[i] = static_cast<float>(sum);
+    float sums[4] = {};
+    if (product.add) std::memcpy(sums, product.d + first / 2, sizeof sums);
+    add_products(sums, a, b);
+    std::memcpy(product.d + first / 2, sums, sizeof sums);
   }
 }
 
