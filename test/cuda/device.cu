@@ -1,3 +1,6 @@
+#include <cstdio>
+#include <cstdlib>
+
 #include "cuda/session.h"
 #include "test/cuda/device.h"
 
@@ -20,12 +23,16 @@ const cuda::Backend& Device::backend() {
 }
 
 Device::Device(cuda::Storage storage, int32_t index) : storage_(storage) {
-  CHECK_EQUAL(describe(backend().open_session(index, &session_)), "ok");
-  if (parts_alone && session_ != nullptr) session_->workspace().set_smallest_block(1);
+  const Status opened = backend().open_session(index, &session_);
+  if (!opened.ok()) {
+    // A kernel that hung, or met a fault, takes the device from all tests after it.
+    std::fprintf(stderr, "no device for the tests that are left: %s\n", describe(opened).c_str());
+    std::exit(1);
+  }
+  if (parts_alone) session_->workspace().set_smallest_block(1);
 }
 
 Device::~Device() {
-  if (session_ == nullptr) return;
   for (const auto& [host, copy] : copies_) backend().release(session_, copy.memory);
   backend().close_session(session_);
   check_model_faults();
