@@ -21,6 +21,9 @@ const cuda::Backend& backend() { return *cluster_attention_cuda_backend(cuda::kB
 
 constexpr int64_t kCentroids = 64;
 constexpr int64_t kClusterSize = 256;
+/// D = E of "attention_wide", and its longest sequence.
+constexpr int64_t kWideDim = 128;
+constexpr int64_t kWideLength = 16384;
 
 /// Floors of docs/performance.md in microseconds, for lengths 1024, 4096, 16384, 65536.
 double floor_of(const std::string& name, int64_t length) {
@@ -41,15 +44,27 @@ double floor_of(const std::string& name, int64_t length) {
   return 0.0;
 }
 
-AttentionInputs make_inputs(DeviceMemory& memory, int64_t length, Storage storage) {
+/// (1,H,queries,dim), (1,H,length,dim) twice; array(count, seed) makes what they hold.
+template <typename Array>
+AttentionInputs make_inputs(int64_t queries, int64_t length, int64_t dim, Array array) {
+  const auto rows = [&](int64_t count, uint64_t seed) {
+    return dense_rows(array(kHeads * count * dim, seed), Layout::bhld, kHeads, count, dim);
+  };
   AttentionInputs inputs;
-  inputs.shape = {1, kHeads, length, length, kDim, kDim};
-  const int64_t count = kHeads * length * kDim;
-  inputs.query = dense_rows(memory.floats(count, 1, storage), Layout::bhld, kHeads, length, kDim);
-  inputs.key = dense_rows(memory.floats(count, 2, storage), Layout::bhld, kHeads, length, kDim);
-  inputs.value = dense_rows(memory.floats(count, 3, storage), Layout::bhld, kHeads, length, kDim);
-  inputs.scale = 0.125f;
+  inputs.shape = {1, kHeads, queries, length, dim, dim};
+  inputs.query = rows(queries, 1);
+  inputs.key = rows(length, 2);
+  inputs.value = rows(length, 3);
+  inputs.scale = 1.0f / std::sqrt(static_cast<float>(dim));
   return inputs;
+}
+
+/// The same on the device.
+AttentionInputs make_inputs(DeviceMemory& memory, int64_t queries, int64_t length, int64_t dim,
+                            Storage storage) {
+  return make_inputs(queries, length, dim, [&](int64_t count, uint64_t seed) {
+    return memory.floats(count, seed, storage);
+  });
 }
 
 }  // namespace
@@ -111,7 +126,7 @@ std::vector<Case> make_cases(cuda::Session* session, DeviceMemory& memory, int64
   cuda::Call call;
   call.storage = storage;
   call.precision = precision;
-  const AttentionInputs inputs = make_inputs(memory, length, storage);
+  const AttentionInputs inputs = make_inputs(memory, length, length, kDim, storage);
   const int64_t count = kHeads * length * kDim;
   float* output = static_cast<float*>(memory.allocate(count * cuda::storage_bytes(storage)));
   const OutputRows rows = dense_rows(output, Layout::bhld, kHeads, length, kDim);
@@ -133,6 +148,15 @@ std::vector<Case> make_cases(cuda::Session* session, DeviceMemory& memory, int64
   attention.output = rows;
   add("attention", product * n * n,
       [=] { return backend().operations.attention(session, attention, call); });
+  if (length <= kWideLength) {
+    AttentionProblem wide;
+    wide.inputs = make_inputs(memory, length, length, kWideDim, storage);
+    wide.output = dense_rows(static_cast<float*>(memory.allocate(kHeads * length * kWideDim *
+                                                                 cuda::storage_bytes(storage))),
+                             Layout::bhld, kHeads, length, kWideDim);
+    add("attention_wide", 4.0 * heads * static_cast<double>(kWideDim) * n * n,
+        [=] { return backend().operations.attention(session, wide, call); });
+  }
   for (int64_t top_k : {int64_t{0}, kTopK}) {
     const ClusteredAttentionProblem problem = make_clustered(inputs, rows, planes, top_k);
     const double improving = product * n * static_cast<double>(top_k);
@@ -233,28 +257,70 @@ std::vector<Case> make_cases(cuda::Session* session, DeviceMemory& memory, int64
   return cases;
 }
 
+namespace {
+
+/// Floats as a storage holds them.
+std::vector<float> stored_floats(int64_t count, uint64_t seed, Storage storage) {
+  std::vector<float> values = test::random_floats(count, seed);
+  if (storage == Storage::bfloat16) {
+    for (float& value : values) value = cuda::round_to_bfloat16(value);
+  }
+  return values;
+}
+
+CallSettings settings_of(Storage storage) {
+  CallSettings settings;
+  settings.precision = storage == Storage::bfloat16 ? Precision::bfloat16 : Precision::float32;
+  return settings;
+}
+
+/// Of exact attention over many keys, where sums are long.
+double long_error(cuda::Session* session, Storage storage, int64_t dim) {
+  constexpr int64_t kQueries = 64;
+  constexpr int64_t kKeys = 65536;
+  std::vector<std::vector<float>> host;
+  AttentionProblem problem;
+  problem.inputs = make_inputs(kQueries, kKeys, dim, [&](int64_t count, uint64_t seed) -> const float* {
+    host.push_back(stored_floats(count, seed, storage));
+    return host.back().data();
+  });
+  const int64_t count = kHeads * kQueries * dim;
+  std::vector<float> expected(static_cast<size_t>(count));
+  std::vector<float> actual(static_cast<size_t>(count));
+  problem.output = dense_rows(expected.data(), Layout::bhld, kHeads, kQueries, dim);
+  const CallSettings settings = settings_of(storage);
+  Context context(8);
+  if (!run(problem, settings, context).ok()) return HUGE_VAL;
+  DeviceMemory memory(session);
+  problem.inputs = make_inputs(memory, kQueries, kKeys, dim, storage);
+  auto* output = static_cast<float*>(memory.allocate(count * cuda::storage_bytes(storage)));
+  problem.output = dense_rows(output, Layout::bhld, kHeads, kQueries, dim);
+  cuda::Call call;
+  call.storage = storage;
+  call.precision = settings.precision;
+  bool non_finite = false;
+  const bool worked = memory.complete() &&
+                      backend().operations.attention(session, problem, call).ok() &&
+                      backend().finish(session, &non_finite).ok() &&
+                      backend().download(session, actual.data(), output, storage, count, nullptr).ok();
+  return worked ? relative_distance(actual, expected) : HUGE_VAL;
+}
+
+}  // namespace
+
 std::vector<CaseError> case_errors(cuda::Session* session, Storage storage) {
   constexpr int64_t kLength = 1024;
   const int64_t count = kHeads * kLength * kDim;
-  const auto floats = [storage](int64_t size, uint64_t seed) {
-    std::vector<float> values = test::random_floats(size, seed);
-    if (storage == Storage::bfloat16) {
-      for (float& value : values) value = cuda::round_to_bfloat16(value);  // as it is stored
-    }
-    return values;
-  };
-  const std::vector<float> host[] = {floats(count, 1), floats(count, 2), floats(count, 3),
-                                     test::random_floats(kBits * (kDim + 1), 4)};
+  std::vector<std::vector<float>> host;
+  const AttentionInputs inputs =
+      make_inputs(kLength, kLength, kDim, [&](int64_t size, uint64_t seed) -> const float* {
+        host.push_back(stored_floats(size, seed, storage));
+        return host.back().data();
+      });
+  const std::vector<float> planes = test::random_floats(kBits * (kDim + 1), 4);
   std::vector<float> expected(static_cast<size_t>(count));
-  AttentionInputs inputs;
-  inputs.shape = {1, kHeads, kLength, kLength, kDim, kDim};
-  inputs.query = dense_rows(host[0].data(), Layout::bhld, kHeads, kLength, kDim);
-  inputs.key = dense_rows(host[1].data(), Layout::bhld, kHeads, kLength, kDim);
-  inputs.value = dense_rows(host[2].data(), Layout::bhld, kHeads, kLength, kDim);
-  inputs.scale = 0.125f;
   const OutputRows rows = dense_rows(expected.data(), Layout::bhld, kHeads, kLength, kDim);
-  CallSettings settings;
-  settings.precision = storage == Storage::bfloat16 ? Precision::bfloat16 : Precision::float32;
+  const CallSettings settings = settings_of(storage);
   DeviceMemory memory(session);
   std::vector<CaseError> errors;
   for (const Case& one : make_cases(session, memory, kLength, storage)) {
@@ -269,7 +335,7 @@ std::vector<CaseError> case_errors(cuda::Session* session, Storage storage) {
     const Status on_cpu =
         one.name == "attention"
             ? run(exact, settings, context)
-            : run(make_clustered(inputs, rows, host[3].data(), top_k), settings, context);
+            : run(make_clustered(inputs, rows, planes.data(), top_k), settings, context);
     bool non_finite = false;
     const bool worked = memory.complete() && on_cpu.ok() && one.run().ok() &&
                         backend().finish(session, &non_finite).ok();
@@ -278,6 +344,9 @@ std::vector<CaseError> case_errors(cuda::Session* session, Storage storage) {
         worked &&
         backend().download(session, actual.data(), one.output, storage, count, nullptr).ok();
     errors.push_back({one.name, fetched ? relative_distance(actual, expected) : HUGE_VAL});
+  }
+  for (int64_t dim : {kDim, kWideDim}) {
+    errors.push_back({"attention_long/" + std::to_string(dim), long_error(session, storage, dim)});
   }
   return errors;
 }

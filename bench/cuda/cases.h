@@ -73,7 +73,7 @@ struct CaseError {
   double error;
 };
 
-/// Of the exact and the clustered attentions at a length of 1024.
+/// Of the exact and the clustered attentions at a length of 1024, and of 64 queries to 65,536 keys.
 std::vector<CaseError> case_errors(cuda::Session* session, cuda::Storage storage);
 
 }  // namespace cluster_attention::bench

@@ -52,7 +52,7 @@ struct Fixture : ClusteredFixture {
 };
 
 /// T_j holds min(k, real keys) distinct keys, best first, none worse than a key left out, up to
-/// `tolerance` in the scores.
+/// `tolerance` in the scores, of those above 1 relative to them.
 bool check_indices(const Fixture& fixture, double tolerance) {
   const ClusteredAttentionProblem& problem = fixture.problem;
   const reference::ClusteredChoices choices = fixture.choices();
@@ -79,7 +79,8 @@ bool check_indices(const Fixture& fixture, double tolerance) {
         }
         if (actual < 0) continue;
         seen.push_back(actual);
-        CHECK(std::abs(scores(j, actual) - scores(j, wanted)) < tolerance);
+        const double best = scores(j, wanted);
+        CHECK(std::abs(scores(j, actual) - best) < tolerance * std::max(1.0, std::abs(best)));
       }
     }
   }
