@@ -33,7 +33,14 @@ const PARTS = {
   fuzz: () => [script('fuzz.cjs', 'seconds=300')],
   numbers: () => {
     buildNativeTests();
-    return [1, 2, 3, 4].map((seed) => [nativeTests, [`--random=${seed},500`, 'reference']]);
+    return [
+      ...[1, 2, 3, 4].map((seed) => [nativeTests, [`--random=${seed},500`, 'reference']]),
+      [nativeTests, ['--long=1,20', 'reference']],
+    ];
+  },
+  model: () => {
+    buildNativeTests({ CA_BUILD_CUDA_TESTS: 'ON', CA_CUDA_MODEL: 'ON' });
+    return [[join('build', 'native-tests', 'cuda_tests'), ['--long=1,20', 'reference']]];
   },
   guards: () => {
     buildNativeTests();
@@ -48,8 +55,8 @@ const PARTS = {
   mutations: () => [script('mutation-check.cjs')],
 };
 
-function buildNativeTests() {
-  cmake('build/native-tests', { CA_BUILD_ADDON: 'OFF', CA_BUILD_TESTS: 'ON' });
+function buildNativeTests(more = {}) {
+  cmake('build/native-tests', { CA_BUILD_ADDON: 'OFF', CA_BUILD_TESTS: 'ON', ...more });
 }
 
 /** The figures that a command printed, and what the last line of the others said. */

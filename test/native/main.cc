@@ -5,7 +5,7 @@
 //   --guard=begin|end    all arrays begin, or end, at a page that nothing may touch
 //   --sizes=LAST         instead of the cases of the table: one for every size from 1 to LAST
 //   --random=SEED,COUNT  instead of the cases of the table: random shapes and data
-//   --long=SEED,COUNT    the same with lengths up to 1500 and rows up to 260 wide
+//   --long=SEED,COUNT    the same with lengths up to 1500 and rows of 8 to 260 columns
 //     (such cases get bounds four times as wide, see compare.h)
 //   --threads=N          of the pool; 8 when not given
 //   --times              also prints how long each test took, those of half a second or more
