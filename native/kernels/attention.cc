@@ -1,7 +1,9 @@
 #include "native/kernels/attention.h"
 
 #include <algorithm>
+#include <atomic>
 #include <limits>
+#include <utility>
 
 #include "native/core/shape.h"
 #include "native/core/softmax_state.h"
@@ -29,6 +31,25 @@ void AttendScratch::reset(const Simd& simd, int64_t value_dim) const {
   std::fill_n(sum, simd.lanes, 0.0f);
   std::fill_n(minimum, simd.lanes, kInfinity);
   std::fill_n(output, value_dim * simd.lanes, 0.0f);
+}
+
+void AttendScratch::join(const AttendScratch& other, const Simd& simd, int64_t columns,
+                         int64_t value_dim) const {
+  SoftmaxState::Factors factors[kMaximumLanes];
+  for (int64_t i = 0; i < columns; ++i) {
+    SoftmaxState state{maximum[i], sum[i]};
+    factors[i] = state.merge({other.maximum[i], other.sum[i]});
+    maximum[i] = state.maximum;
+    sum[i] = state.sum;
+    minimum[i] = std::min(minimum[i], other.minimum[i]);
+  }
+  for (int64_t e = 0; e < value_dim; ++e) {
+    float* mine = output + e * simd.lanes;
+    const float* others = other.output + e * simd.lanes;
+    for (int64_t i = 0; i < columns; ++i) {
+      mine[i] = mine[i] * factors[i].mine + others[i] * factors[i].other;
+    }
+  }
 }
 
 AttendTile AttendScratch::tile(int64_t columns, float scale) const {
@@ -59,6 +80,11 @@ namespace {
 
 /// Tiles of queries that meet a block of keys one after the other, while it is in the cache.
 constexpr int64_t kTilesPerGroup = 4;
+/// Keys whose sums are made by themselves and then joined, in order. So long sums keep their
+/// digits, and few queries of many keys are work for several threads.
+constexpr int64_t kPartKeys = 64 * kKeyBlock;
+/// Floats that the states of parts may take which several threads make.
+constexpr int64_t kMostPartStates = int64_t{1} << 24;
 
 /// One tile of queries of one sequence, with its state.
 struct QueryTile {
@@ -69,6 +95,7 @@ struct QueryTile {
   int64_t real;     // real queries
   int64_t end;      // keys that some query of the tile sees
   AttendScratch scratch;
+  AttendScratch part;  // the same with the state of a part of the keys
 };
 
 /// Up to kKeyBlock keys of one sequence with their values.
@@ -89,13 +116,18 @@ class AttentionKernel {
 
   Status run() {
     const int64_t sequences = shape_.batch * shape_.heads;
-    const int64_t tiles = divide_up(shape_.query_length, simd_.lanes);
-    // Grouping changes no result: enough groups to keep every worker busy come first.
+    tiles_ = divide_up(shape_.query_length, simd_.lanes);
+    parts_ = std::max<int64_t>(1, divide_up(shape_.key_length, kPartKeys));
+    scratch_size_ = AttendScratch::scratch_size(simd_, shape_.head_dim);
+    state_size_ = AttendScratch::state_size(simd_, shape_.value_dim);
+    // Neither changes a result: few tiles share their parts out, of many some share the keys.
+    const bool shares_parts = parts_ > 1 && sequences * tiles_ < 4 * context_.workers() &&
+                              sequences * tiles_ * parts_ * state_size_ <= kMostPartStates;
     const int64_t group =
-        std::clamp<int64_t>(sequences * tiles / (8 * context_.workers()), 1, kTilesPerGroup);
-    const int64_t groups = divide_up(tiles, group);
-    tile_size_ = AttendScratch::scratch_size(simd_, shape_.head_dim) +
-                 AttendScratch::state_size(simd_, shape_.value_dim);
+        shares_parts
+            ? 1
+            : std::clamp<int64_t>(sequences * tiles_ / (8 * context_.workers()), 1, kTilesPerGroup);
+    tile_size_ = scratch_size_ + state_size_ * (parts_ > 1 ? 2 : 1);
     copies_size_ = kKeyBlock * (shape_.head_dim + shape_.value_dim);
     const bool packs = simd_.multiplies_bfloat16 && context_.bfloat16_operands();
     packed_size_ = packs ? bfloat16_size(shape_.head_dim, shape_.value_dim) / 2 : 0;
@@ -105,16 +137,60 @@ class AttentionKernel {
     const double operations = 2.0 * static_cast<double>(sequences * shape_.query_length) *
                               static_cast<double>(shape_.key_length) *
                               static_cast<double>(shape_.head_dim + shape_.value_dim);
+    if (shares_parts) return run_parts(sequences * tiles_, operations);
+    const int64_t groups = divide_up(tiles_, group);
     return context_.parallel(
         sequences * groups,
         [&](int64_t task, int worker) {
           const int64_t first = task % groups * group;
-          attend(task / groups, {first, std::min(first + group, tiles)}, worker);
+          attend(task / groups, {first, std::min(first + group, tiles_)}, worker);
         },
         operations);
   }
 
  private:
+  /// A task for each part of the keys of each tile.
+  Status run_parts(int64_t tiles, double operations) {
+    states_ = context_.workspace().allocate<float>(tiles * parts_ * state_size_);
+    ended_parts_ = context_.workspace().allocate_zeroed<std::atomic<int64_t>>(tiles);
+    if (states_ == nullptr || ended_parts_ == nullptr) return Status::out_of_memory();
+    return context_.parallel(
+        tiles * parts_,
+        [&](int64_t task, int worker) {
+          const int64_t index = task / parts_;
+          const QueryTile tile = tile_of(index / tiles_, index % tiles_ * simd_.lanes);
+          attend_part(tile, index, task % parts_, worker);
+          // Whoever ends a tile's last part joins all of them, in order: nobody waits.
+          if (ended_parts_[index].fetch_add(1, std::memory_order_acq_rel) + 1 == parts_) {
+            join_parts(tile, index);
+          }
+        },
+        operations);
+  }
+
+  /// Keys `part` of a tile's, whose state is kept.
+  void attend_part(QueryTile tile, int64_t index, int64_t part, int worker) {
+    const Range keys = {part * kPartKeys, std::min((part + 1) * kPartKeys, tile.end)};
+    if (keys.size() <= 0 && part > 0) return;
+    float* memory = scratch_ + worker * worker_size_;
+    tile.scratch = state_of_part(index, part, memory);
+    open(tile);
+    attend_keys(&tile, 1, index / tiles_, keys, memory + tile_size_);
+  }
+
+  AttendScratch state_of_part(int64_t index, int64_t part, float* scratch) const {
+    return AttendScratch::carve(scratch, states_ + (index * parts_ + part) * state_size_, simd_,
+                                shape_.head_dim);
+  }
+
+  void join_parts(QueryTile tile, int64_t index) {
+    tile.scratch = state_of_part(index, 0, nullptr);
+    for (int64_t part = 1; part * kPartKeys < tile.end; ++part) {
+      tile.scratch.join(state_of_part(index, part, nullptr), simd_, tile.real, shape_.value_dim);
+    }
+    finish(tile);
+  }
+
   /// The tiles of `range` of one sequence against all its keys.
   void attend(int64_t sequence, Range range, int worker) {
     // query tiles: (columns, D), key: (S, D), value: (S, E) -> output: (columns, E)
@@ -122,40 +198,72 @@ class AttentionKernel {
     QueryTile tiles[kTilesPerGroup];
     int64_t end = 0;
     for (int64_t t = 0; t < range.size(); ++t) {
-      tiles[t] = start(sequence, (range.begin + t) * simd_.lanes, memory + t * tile_size_);
+      tiles[t] = tile_of(sequence, (range.begin + t) * simd_.lanes);
+      float* scratch = memory + t * tile_size_;
+      float* state = scratch + scratch_size_;
+      tiles[t].scratch = AttendScratch::carve(scratch, state, simd_, shape_.head_dim);
       tiles[t].scratch.scores = tiles[0].scratch.scores;  // one for all: it stays in the cache
+      if (parts_ > 1) {
+        tiles[t].part = AttendScratch::carve(scratch, state + state_size_, simd_, shape_.head_dim);
+        tiles[t].part.scores = tiles[0].scratch.scores;
+      }
+      open(tiles[t]);
       end = std::max(end, tiles[t].end);
     }
     float* copies = memory + range.size() * tile_size_;
-    for (int64_t first = 0; first < end && !context_.cancelled(); first += kKeyBlock) {
-      const KeyBlock block = load(sequence, first, std::min(kKeyBlock, end - first), copies);
-      for (int64_t t = 0; t < range.size(); ++t) advance(tiles[t], block);
+    for (int64_t first = 0; first < end && !context_.cancelled(); first += kPartKeys) {
+      const Range keys = {first, std::min(first + kPartKeys, end)};
+      if (first == 0) {
+        attend_keys(tiles, range.size(), sequence, keys, copies);
+        continue;
+      }
+      for (int64_t t = 0; t < range.size(); ++t) {
+        tiles[t].part.reset(simd_, shape_.value_dim);
+        std::swap(tiles[t].scratch, tiles[t].part);
+      }
+      attend_keys(tiles, range.size(), sequence, keys, copies);
+      for (int64_t t = 0; t < range.size(); ++t) {
+        std::swap(tiles[t].scratch, tiles[t].part);
+        if (first >= tiles[t].end) continue;
+        tiles[t].scratch.join(tiles[t].part, simd_, tiles[t].real, shape_.value_dim);
+      }
     }
     for (int64_t t = 0; t < range.size(); ++t) finish(tiles[t]);
   }
 
-  QueryTile start(int64_t sequence, int64_t first, float* memory) {
+  /// The same against some keys, of which tile by tile sees those before its end.
+  void attend_keys(const QueryTile* tiles, int64_t count, int64_t sequence, Range keys,
+                   float* copies) {
+    for (int64_t first = keys.begin; first < keys.end && !context_.cancelled();
+         first += kKeyBlock) {
+      const KeyBlock block = load(sequence, first, std::min(kKeyBlock, keys.end - first), copies);
+      for (int64_t t = 0; t < count; ++t) advance(tiles[t], block);
+    }
+  }
+
+  QueryTile tile_of(int64_t sequence, int64_t first) const {
     const AttentionInputs& inputs = problem_.inputs;
-    const int64_t batch = sequence / shape_.heads;
-    const int64_t head = sequence % shape_.heads;
-    const int64_t queries = real_length(inputs.query_lengths, batch, shape_.query_length);
-    const int64_t keys = real_length(inputs.key_lengths, batch, shape_.key_length);
-    QueryTile tile;
-    tile.batch = batch;
-    tile.head = head;
+    QueryTile tile{};
+    tile.batch = sequence / shape_.heads;
+    tile.head = sequence % shape_.heads;
     tile.first = first;
+    const int64_t queries = real_length(inputs.query_lengths, tile.batch, shape_.query_length);
+    const int64_t keys = real_length(inputs.key_lengths, tile.batch, shape_.key_length);
     tile.columns = std::min(simd_.lanes, shape_.query_length - first);
     tile.real = std::clamp<int64_t>(queries - first, 0, tile.columns);
     const int64_t last_visible = first + tile.real + keys - queries;  // causal: of the last query
     tile.end = problem_.causal ? std::clamp<int64_t>(last_visible, 0, keys) : keys;
     if (tile.real == 0) tile.end = 0;
-    tile.scratch =
-        AttendScratch::carve(memory, memory + AttendScratch::scratch_size(simd_, shape_.head_dim),
-                             simd_, shape_.head_dim);
-    tile.scratch.reset(simd_, shape_.value_dim);
-    tile.scratch.pack_queries(simd_, inputs.query.row(batch, head, first), inputs.query.row_stride,
-                              nullptr, tile.real, shape_.head_dim, inputs.scale);
     return tile;
+  }
+
+  /// Packs the queries and starts the state.
+  void open(const QueryTile& tile) const {
+    const AttentionInputs& inputs = problem_.inputs;
+    tile.scratch.reset(simd_, shape_.value_dim);
+    tile.scratch.pack_queries(simd_, inputs.query.row(tile.batch, tile.head, tile.first),
+                              inputs.query.row_stride, nullptr, tile.real, shape_.head_dim,
+                              inputs.scale);
   }
 
   /// Keys and values of the block: where they are, or side by side in `copies` when the rows lie
@@ -269,11 +377,18 @@ class AttentionKernel {
   const AttentionShape& shape_;
   Context& context_;
   const Simd& simd_;
+  int64_t tiles_ = 0;  // of the queries of a sequence
+  int64_t parts_ = 0;  // of its keys
+  int64_t scratch_size_ = 0;
+  int64_t state_size_ = 0;
   int64_t tile_size_ = 0;
   int64_t copies_size_ = 0;
   int64_t packed_size_ = 0;  // of a block as bfloat16
   int64_t worker_size_ = 0;
   float* scratch_ = nullptr;  // (workers, worker_size)
+  // Of tiles whose parts are shared out:
+  float* states_ = nullptr;                      // (B,H,tiles,parts,state_size)
+  std::atomic<int64_t>* ended_parts_ = nullptr;  // (B,H,tiles)
 };
 
 }  // namespace

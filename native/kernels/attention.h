@@ -7,7 +7,8 @@
 namespace cluster_attention::kernels {
 
 /// Exact attention, O = softmax(scale Q K^T + mask) V, with the online softmax: no L x S matrix.
-/// fp32 accumulation; sums over keys are two-level (blocks of kKeyBlock). Any D, E, L, S.
+/// fp32 accumulation; sums over keys are three-level: blocks of kKeyBlock keys, parts of 64 blocks,
+/// which are joined in order. Any D, E, L, S.
 Status attention(const AttentionProblem& problem, Context& context);
 
 /// One tile of queries, for every kernel that calls simd().attend(): its state, which lives until
@@ -27,6 +28,8 @@ struct AttendScratch {
 
   /// Starts the state of all lanes: no key seen.
   void reset(const Simd& simd, int64_t value_dim) const;
+  /// Joins the state of the same `columns` queries with other keys.
+  void join(const AttendScratch& other, const Simd& simd, int64_t columns, int64_t value_dim) const;
   /// The tile description with this scratch, the scale made non-negative (see pack_queries).
   AttendTile tile(int64_t columns, float scale) const;
   /// Packs `columns` query rows; negated when the scale is negative, since attend() wants a

@@ -216,19 +216,13 @@ class CentroidPassKernel {
     const int64_t keys = real_keys(tile.sequence);
     const int64_t parts = std::max<int64_t>(1, divide_up(keys, keys_per_part(keys)));
     const AttendScratch joint = partial(task * parts_, worker);
+    for (int64_t part = 1; part < parts; ++part) {
+      joint.join(partial(task * parts_ + part, worker), simd_, columns, shape_.value_dim);
+    }
     float normalizer[kMaximumLanes];
     bool finite = true;
     for (int64_t lane = 0; lane < columns; ++lane) {
-      SoftmaxState state{joint.maximum[lane], joint.sum[lane]};
-      for (int64_t part = 1; part < parts; ++part) {
-        const AttendScratch other = partial(task * parts_ + part, worker);
-        const SoftmaxState::Factors factors = state.merge({other.maximum[lane], other.sum[lane]});
-        for (int64_t e = 0; e < shape_.value_dim; ++e) {
-          float& output = joint.output[e * simd_.lanes + lane];
-          output = output * factors.mine + other.output[e * simd_.lanes + lane] * factors.other;
-        }
-        joint.minimum[lane] = std::min(joint.minimum[lane], other.minimum[lane]);
-      }
+      const SoftmaxState state{joint.maximum[lane], joint.sum[lane]};
       const int64_t cluster = tile.sequence * problem_.clusters + tile.clusters[lane];
       pass_.maximum[cluster] = state.maximum;
       pass_.sum[cluster] = state.sum;

@@ -93,6 +93,42 @@ TEST("attention: threads, batches, faults, cancellation") {
   }
 }
 
+/// Sequences of several parts of 8192 keys, as many as one thread shares out and as it does not.
+Case parts_case(int64_t heads) {
+  Case one = find_case("long-keys");
+  one.name = "parts of " + std::to_string(heads) + " heads";
+  one.batch = 2;
+  one.heads = heads;
+  one.query_length = 5;
+  one.key_length = 20000;
+  one.query_lengths = {5, 3};
+  one.key_lengths = {20000, 8193};
+  return one;
+}
+
+TEST("attention: keys in parts: threads, batches, faults, cancellation") {
+  for (int64_t heads : {1, 3}) {
+    for (bool causal : {false, true}) {
+      const Case one = parts_case(heads);
+      const Scope scope(one.name + (causal ? " causal" : ""));
+      Fixture fixture(one, causal);
+      check_reference(fixture);
+      check_promises(fixture.problem, fixture.arrays, one.batch * one.heads, one_sequence);
+    }
+  }
+}
+
+TEST("attention: sums over hundreds of thousands of equal keys keep their digits") {
+  Case one = find_case("long-keys");
+  one.query_length = 2;
+  one.key_length = 300000;
+  one.head_dim = one.value_dim = 2;
+  Fixture fixture(one);
+  std::fill_n(fixture.key, one.key_length * one.head_dim, 0.3f);
+  std::fill_n(fixture.value, one.key_length * one.value_dim, 0.7f);
+  check_reference(fixture);
+}
+
 TEST("attention: optional outputs do not change the others") {
   Fixture fixture(find_case("ragged"));
   CHECK_RUNS(fixture.problem, fixture.arrays);
