@@ -1,6 +1,7 @@
 #include "cuda/attention.cuh"
 #include "cuda/attention.h"
 #include "cuda/attention_hopper.cuh"
+#include "cuda/attention_stretches.cuh"
 #include "cuda/launch.h"
 #include "cuda/widths.h"
 #include "native/core/shape.h"
@@ -54,6 +55,34 @@ Status start_on_hopper(Session& session, AttentionParams params, int64_t sequenc
                 Sizes::bytes(consumers), attend_on_hopper<kWidth, kSplit>, params);
 }
 
+/// Whether the keys are shared out: by the sizes of a sequence alone, so that its results do not
+/// depend on the others.
+bool shares_keys(const AttentionShape& shape) {
+  return shape.query_length <= kFewQueries && shape.key_length >= kManyKeys;
+}
+
+template <int kWidth, bool kSplit>
+Status start_stretches(Session& session, DeviceWorkspace::Scope& scope,
+                       const AttentionParams& attention, int64_t sequences) {
+  // grids: (sequences * stretches), (queries / kStretchJoinWarps)
+  using Sizes = typename StretchTile<kWidth, kSplit>::Sizes;
+  StretchParams params = {};
+  params.attention = attention;
+  params.sequences = sequences;
+  params.stretch = pass_stretch(attention.key_length);
+  params.stretches = divide_up(attention.key_length, params.stretch);
+  const int64_t rows = checked_size(sequences, attention.query_length);
+  CA_RETURN_IF_ERROR(scope.allocate(&params.states, checked_size(rows, params.stretches)));
+  CA_RETURN_IF_ERROR(scope.allocate(
+      &params.outputs, checked_size(rows, params.stretches, attention.operands.value.columns)));
+  const int64_t warps = divide_up(attention.query_length, Sizes::kWarpRows);
+  CA_RETURN_IF_ERROR(launch(session, sequences * params.stretches, kWarp * warps,
+                            Sizes::layout(static_cast<int>(warps)).bytes,
+                            attend_stretch<kWidth, kSplit>, params));
+  return launch(session, divide_up(rows, kStretchJoinWarps), kWarp * kStretchJoinWarps, 0,
+                join_queries<kWidth>, params);
+}
+
 template <int kWidth, bool kSplit>
 Status choose_kernel(Session& session, const AttentionParams& params, int64_t sequences) {
   if constexpr (kWidth <= 128) {
@@ -91,8 +120,12 @@ Status attention(Session& session, const AttentionProblem& problem, const Call& 
     DeviceWorkspace::Scope scope(session.workspace());
     CA_RETURN_IF_ERROR(make_operands(session, scope, inputs, call, &params.operands));
     return with_split(cut_in_two(call), [&](auto split) {
-      return choose_kernel<decltype(width)::value, decltype(split)::value>(session, params,
-                                                                           sequences);
+      constexpr int kWidth = decltype(width)::value;
+      constexpr bool kSplit = decltype(split)::value;
+      if (shares_keys(shape)) {
+        return start_stretches<kWidth, kSplit>(session, scope, params, sequences);
+      }
+      return choose_kernel<kWidth, kSplit>(session, params, sequences);
     });
   });
 }

@@ -31,13 +31,13 @@ struct AttentionParams {
   Flags* flags;
 };
 
-__device__ inline TileTask attention_task(const AttentionParams& params, int tile_rows) {
-  const int64_t sequence = blockIdx.x / params.tiles;
-  const int64_t tile = params.tiles - 1 - blockIdx.x % params.tiles;
+/// Queries [first_query, first_query + tile_rows) of a sequence and all the keys they see.
+__device__ inline TileTask attention_task(const AttentionParams& params, int64_t sequence,
+                                          int64_t first_query, int64_t tile_rows) {
   TileTask task;
   task.batch = sequence / params.heads;
   task.head = sequence % params.heads;
-  task.first_query = tile * tile_rows;
+  task.first_query = first_query;
   task.queries = real_length(params.query_lengths, task.batch, params.query_length);
   const int64_t keys = real_length(params.key_lengths, task.batch, params.key_length);
   task.causal = params.causal;
@@ -52,9 +52,45 @@ __device__ inline TileTask attention_task(const AttentionParams& params, int til
   return task;
 }
 
+/// Those of this block: the last queries of a sequence, which may see the most keys, come first.
+__device__ inline TileTask attention_task(const AttentionParams& params, int64_t tile_rows) {
+  const int64_t tile = params.tiles - 1 - blockIdx.x % params.tiles;
+  return attention_task(params, blockIdx.x / params.tiles, tile * tile_rows, tile_rows);
+}
+
+/// Output and log-sum-exp of a query, by the four lanes that have its sums as products leave them:
+/// sum(n, i) is that of column 8 n + 2 (lane % 4) + i. True where a number is not finite.
+template <int kTiles, typename Sum>
+__device__ bool write_query(const AttentionParams& params, const TileTask& task, int64_t query,
+                            const SoftmaxState& state, Sum sum) {
+  const float normalizer = state.normalizer();
+  const int64_t output = params.output.offset(task.batch, task.head, query);
+  bool bad = false;
+#pragma unroll
+  for (int n = 0; n < kTiles; ++n) {
+    const int column = n * 8 + lane_index() % 4 * 2;
+    if (column >= params.value_dim) continue;
+    float pair[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      pair[i] = state.sum == 0.0f ? 0.0f : sum(n, i) * normalizer;
+      bad = bad || !(fabsf(pair[i]) < HUGE_VALF);
+    }
+    store_pair(params.output, output + column, params.value_dim - column, pair[0], pair[1]);
+  }
+  if (params.logsumexp != nullptr && lane_index() % 4 == 0) {
+    const int64_t sequence = task.batch * params.heads + task.head;
+    params.logsumexp[sequence * params.query_length + query] = state.logsumexp();
+  }
+  return bad;
+}
+
 template <int kWidth, bool kSplit>
 __global__ void attend(const AttentionParams params) {
   // query (B,H,L,D), key (B,H,S,D), value (B,H,S,E) -> output (B,H,L,E), logsumexp (B,H,L)
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  if constexpr (kWidth <= 128) return;  // attend_on_hopper() takes them: no code for them here
+#endif
   using Tile = AttentionTile<kWidth, kSplit>;
   const int tile_rows = Tile::Sizes::kWarpRows * (static_cast<int>(blockDim.x) / kWarp);
   const TileTask task = attention_task(params, tile_rows);
@@ -67,31 +103,15 @@ __global__ void attend(const AttentionParams params) {
   tile.run();
   tile.join_sums();
   bad = bad || tile.saw_infinity();
-  const int64_t first_row =
-      (task.batch * params.heads + task.head) * params.query_length + task.first_query;
-  const int64_t output = params.output.offset(task.batch, task.head, task.first_query);
 #pragma unroll
   for (int m = 0; m < Tile::kRowTiles; ++m) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int row = tile.row_of(m, half);
-      if (task.first_query + row >= params.query_length) continue;
-      const bool real = task.first_query + row < task.queries;
-      const SoftmaxState state = real ? tile.state(m, half) : SoftmaxState();
-      const float normalizer = state.normalizer();
-#pragma unroll
-      for (int n = 0; n < Tile::kOutputTiles; ++n) {
-        for (int i = 0; i < 2; ++i) {
-          const int column = Tile::column(n) + i;
-          if (column >= params.value_dim) continue;
-          const float value = real ? tile.output(m, half, n, i) * normalizer : 0.0f;
-          bad = bad || !(fabsf(value) < HUGE_VALF);
-          params.output.store(output + row * params.output.row_stride + column, value);
-        }
-      }
-      if (params.logsumexp != nullptr && lane_index() % 4 == 0) {
-        params.logsumexp[first_row + row] = state.logsumexp();
-      }
+      const int64_t row = task.first_query + tile.row_of(m, half);
+      if (row >= params.query_length) continue;
+      const SoftmaxState state = row < task.queries ? tile.state(m, half) : SoftmaxState();
+      bad |= write_query<Tile::kOutputTiles>(
+          params, task, row, state, [&](int n, int i) { return tile.output(m, half, n, i); });
     }
   }
   if (bad) mark_non_finite(params.flags);

@@ -266,23 +266,8 @@ class HopperConsumer {
       SoftmaxState state = {maximum_[half], warp_sum(sum_[half], 4)};
       if (query >= params_.query_length) continue;
       if (query >= task_.queries) state = SoftmaxState();
-      const float normalizer = state.normalizer();
-      const int64_t at = params_.output.offset(task_.batch, task_.head, query);
-#pragma unroll
-      for (int n = 0; n < kWidth / 8; ++n) {
-        const int column = n * 8 + lane_index() % 4 * 2;
-        if (column >= params_.value_dim) continue;
-        float pair[2];
-        for (int i = 0; i < 2; ++i) {
-          pair[i] = state.sum == 0.0f ? 0.0f : output_[4 * n + 2 * half + i] * normalizer;
-          bad = bad || !(fabsf(pair[i]) < HUGE_VALF);
-        }
-        store_pair(params_.output, at + column, params_.value_dim - column, pair[0], pair[1]);
-      }
-      if (params_.logsumexp != nullptr && lane_index() % 4 == 0) {
-        const int64_t row = task_.batch * params_.heads + task_.head;
-        params_.logsumexp[row * params_.query_length + query] = state.logsumexp();
-      }
+      bad |= write_query<kWidth / 8>(params_, task_, query, state,
+                                     [&](int n, int i) { return output_[4 * n + 2 * half + i]; });
     }
     return bad;
   }

@@ -19,8 +19,10 @@ struct ClusteredPass {
   bfloat16* rounded = nullptr;  // (B,H,C,E), without top_k and with bfloat16 storage: V^c
 };
 
-/// Keys of one stretch: stretches meet in order, and are cut by the number of keys alone.
+/// Keys of one stretch: stretches meet in order, and are cut by the number of keys alone. There are
+/// at most kMostStretches.
 int64_t pass_stretch(int64_t key_length);
+constexpr int kMostStretches = 64;
 
 /// Two launches: one over tiles of clusters and stretches of keys, one that joins the stretches;
 /// the second one also writes the problem's labels, counts, indices, cluster_values and

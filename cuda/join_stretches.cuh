@@ -38,7 +38,6 @@ struct JoinParams {
   Flags* flags;
 };
 
-constexpr int kMostStretches = 64;
 constexpr int64_t kClearedQueries = 2048;  // of a block
 /// Blocks that a multiprocessor shall hold: they mostly wait for memory.
 template <int kWidth, bool kSplit>

@@ -148,6 +148,12 @@ std::vector<Case> make_cases(cuda::Session* session, DeviceMemory& memory, int64
   attention.output = rows;
   add("attention", product * n * n,
       [=] { return backend().operations.attention(session, attention, call); });
+  AttentionProblem one_query = attention;
+  one_query.inputs.shape.query_length = 1;
+  one_query.inputs.query = dense_rows(inputs.query.data, Layout::bhld, kHeads, 1, kDim);
+  one_query.output = dense_rows(output, Layout::bhld, kHeads, 1, kDim);
+  add("attention_one_query", product * n,
+      [=] { return backend().operations.attention(session, one_query, call); });
   if (length <= kWideLength) {
     AttentionProblem wide;
     wide.inputs = make_inputs(memory, length, length, kWideDim, storage);

@@ -47,9 +47,35 @@ struct Fixture : AttentionArrays {
   }
 };
 
+/// Few queries, whose blocks share the keys out in stretches.
+Case few_queries_case(int64_t queries, int64_t keys, int64_t head_dim, int64_t value_dim,
+                      const std::vector<int32_t>& query_lengths = {},
+                      const std::vector<int32_t>& key_lengths = {}) {
+  Case one = find_case("usual");
+  one.name = std::to_string(queries) + " queries share " + std::to_string(keys) + " keys, D " +
+             std::to_string(head_dim);
+  one.query_length = queries;
+  one.key_length = keys;
+  one.head_dim = head_dim;
+  one.value_dim = value_dim;
+  one.query_lengths = query_lengths;
+  one.key_lengths = key_lengths;
+  one.layout = queries % 2 == 0 ? Layout::bhld : Layout::blhd;
+  return one;
+}
+
+std::vector<Case> few_queries_cases() {
+  return {few_queries_case(1, 1024, 64, 64), few_queries_case(16, 1025, 20, 33),
+          few_queries_case(17, 1500, 100, 7, {17, 9}, {1500, 129}),
+          few_queries_case(32, 1031, 130, 256, {32, 0}, {0, 1031}),
+          few_queries_case(5, 9000, 8, 40, {1, 5}, {9000, 8})};
+}
+
 TEST_ONCE("CUDA attention: matches the reference") {
   on_every_kind_of_device([](int32_t index) {
-    for (const Case& one : cases()) {
+    std::vector<Case> list = cases();
+    for (const Case& one : few_queries_cases()) list.push_back(one);
+    for (const Case& one : list) {
       for (bool causal : {false, true}) {
         const Scope scope(one.name + (causal ? " causal" : ""));
         Fixture fixture(one, causal);
@@ -67,8 +93,8 @@ TEST_ONCE("CUDA attention: matches the reference") {
 
 TEST_ONCE("CUDA attention: long sums keep the bound") {
   on_every_kind_of_device([](int32_t index) {
-    for (int64_t dim : {20, 100, 136}) {
-      const Case one = long_case(5, 16384, dim);
+    for (const Case& one : {long_case(33, 8192, 20), long_case(33, 8192, 100),
+                            long_case(33, 8192, 136), long_case(2, 65536, 20)}) {
       const Scope scope(one.name);
       Fixture fixture(one);
       Device device(Storage::float32, index);
@@ -89,7 +115,7 @@ TEST_ONCE("CUDA attention: any number of blocks of keys passes through the rings
   for (const auto& way : ways) {
     for (int64_t dim : {64, 72, 128}) {
       for (int64_t blocks = 1; blocks <= 9; ++blocks) {
-        const Case one = long_case(3, way.keys * blocks - (blocks % 2), dim);
+        const Case one = long_case(33, way.keys * blocks - (blocks % 2), dim);
         const Scope scope(one.name);
         Fixture fixture(one);
         Device device(way.storage);
@@ -112,10 +138,14 @@ TEST_ONCE("CUDA attention: bfloat16 in storage, in precision, and in both") {
                 {Storage::bfloat16, Precision::bfloat16, kBfloat16Bound},
                 {Storage::bfloat16, Precision::float32, kBfloat16Bound}};
     for (const auto& way : ways) {
+      std::vector<Case> list = few_queries_cases();
       for (const char* name : {"prime", "ragged-transposed", "width-64", "width-130-64", "ragged",
                                "tile-49", "long-keys"}) {
-        const Scope scope(std::string(name) + " way " + std::to_string(&way - ways));
-        Fixture fixture(find_case(name), true);
+        list.push_back(find_case(name));
+      }
+      for (const Case& one : list) {
+        const Scope scope(one.name + " way " + std::to_string(&way - ways));
+        Fixture fixture(one, true);
         Device device(way.storage, index);
         CHECK_EQUAL(describe(fixture.run(device, way.precision)), "ok");
         CHECK(!device.non_finite());
@@ -132,9 +162,10 @@ TEST_ONCE("CUDA attention: bfloat16 in storage, in precision, and in both") {
 
 TEST_ONCE("CUDA attention: the same bits in every order of threads, and for sequences alone") {
   on_every_kind_of_device([](int32_t index) {
-    for (const char* name : {"ragged", "tile-129", "width-65"}) {
-      const Scope scope(name);
-      Fixture fixture(find_case(name), true);
+    for (const Case& one_case : {find_case("ragged"), find_case("tile-129"), find_case("width-65"),
+                                 few_queries_cases()[2]}) {
+      const Scope scope(one_case.name);
+      Fixture fixture(one_case, true);
       const AttentionShape shape = fixture.inputs.shape;
       Device device(Storage::float32, index);
       CHECK_EQUAL(describe(fixture.run(device)), "ok");
@@ -178,8 +209,9 @@ TEST_ONCE("CUDA attention: scales of any size and sign") {
 TEST_ONCE("CUDA attention: NaN and Inf are noticed, in padding they are not read") {
   on_every_kind_of_device([](int32_t index) {
     for (Storage storage : {Storage::float32, Storage::bfloat16}) {
-      for (const char* name : {"ragged", "tile-47"}) {
-        Fixture fixture(find_case(name), true);
+      for (const Case& one : {find_case("ragged"), find_case("tile-47"),
+                              few_queries_case(9, 1030, 8, 8, {9, 8}, {1030, 9})}) {
+        Fixture fixture(one, true);
         const AttentionInputs& in = fixture.inputs;
         float* places[] = {const_cast<float*>(in.query.row(0, 1, 7)),
                            const_cast<float*>(in.key.row(0, 1, 5)),
@@ -188,7 +220,7 @@ TEST_ONCE("CUDA attention: NaN and Inf are noticed, in padding they are not read
           for (float bad :
                {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(),
                 -std::numeric_limits<float>::infinity()}) {
-            const Scope scope(std::string(name) + " " + std::to_string(bad) + " at place " +
+            const Scope scope(one.name + " " + std::to_string(bad) + " at place " +
                               std::to_string(&place - places));
             const float saved = *place;
             *place = bad;
@@ -206,19 +238,32 @@ TEST_ONCE("CUDA attention: NaN and Inf are noticed, in padding they are not read
 TEST_ONCE("CUDA attention: an Inf that only lowers the logits is noticed") {
   on_every_kind_of_device([](int32_t index) {
     for (Storage storage : {Storage::float32, Storage::bfloat16}) {
-      Fixture fixture(find_case("tile-129"));
-      const AttentionShape& shape = fixture.inputs.shape;
-      fill_column(fixture.query, shape.query_length, shape.head_dim, 0, 1.0f);
-      fixture.key[20 * shape.head_dim] = -std::numeric_limits<float>::infinity();
-      Device device(storage, index);
-      CHECK_EQUAL(describe(fixture.run(device)), "ok");
-      CHECK(device.non_finite());
+      for (const Case& one : {find_case("tile-129"), few_queries_cases()[0]}) {
+        const Scope scope(one.name);
+        Fixture fixture(one);
+        const AttentionShape& shape = fixture.inputs.shape;
+        fill_column(fixture.query, shape.query_length, shape.head_dim, 0, 1.0f);
+        fixture.key[20 * shape.head_dim] = -std::numeric_limits<float>::infinity();
+        Device device(storage, index);
+        CHECK_EQUAL(describe(fixture.run(device)), "ok");
+        CHECK(device.non_finite());
+      }
     }
   });
 }
 
 TEST_ONCE("CUDA attention: widths that no kernel holds, cancellation, no log-sum-exp") {
   on_every_kind_of_device([](int32_t index) {
+    for (const Case& one : few_queries_cases()) {
+      const Scope scope(one.name);
+      Fixture fixture(one);
+      Device device(Storage::float32, index);
+      CHECK_EQUAL(describe(fixture.run(device)), "ok");
+      const std::vector<float> expected = fixture.result();
+      fixture.problem.logsumexp = nullptr;
+      CHECK_EQUAL(describe(fixture.run(device)), "ok");
+      CHECK_SAME(fixture.result(), expected);
+    }
     Fixture fixture(find_case("prime"));
     Device device(Storage::float32, index);
     CHECK_EQUAL(describe(fixture.run(device)), "ok");
@@ -240,16 +285,18 @@ TEST_ONCE("CUDA attention: widths that no kernel holds, cancellation, no log-sum
   });
 }
 
-TEST_ONCE("CUDA attention: one launch, two where operands are made") {
+TEST_ONCE("CUDA attention: one launch, one more where operands are made or keys are shared out") {
   for (Storage storage : {Storage::float32, Storage::bfloat16}) {
-    Fixture fixture(find_case("usual"), false);
-    Device device(storage);
-    AttentionProblem there = fixture.problem;
-    there.inputs = device.inputs(there.inputs, fixture.arrays);
-    there.output = device.stored(there.output, fixture.arrays);
-    there.logsumexp = device.at(there.logsumexp, fixture.arrays);
-    CHECK_EQUAL(count_launches(device, device.backend().operations.attention, there),
-                storage == Storage::bfloat16 ? 1 : 2);
+    for (bool few : {false, true}) {
+      Fixture fixture(few ? few_queries_cases()[0] : find_case("usual"), false);
+      Device device(storage);
+      AttentionProblem there = fixture.problem;
+      there.inputs = device.inputs(there.inputs, fixture.arrays);
+      there.output = device.stored(there.output, fixture.arrays);
+      there.logsumexp = device.at(there.logsumexp, fixture.arrays);
+      CHECK_EQUAL(count_launches(device, device.backend().operations.attention, there),
+                  (storage == Storage::bfloat16 ? 1 : 2) + (few ? 1 : 0));
+    }
   }
 }
 
