@@ -55,17 +55,28 @@ Status start_on_hopper(Session& session, AttentionParams params, int64_t sequenc
                 Sizes::bytes(consumers), attend_on_hopper<kWidth, kSplit>, params);
 }
 
+template <int kWidth, bool kSplit>
+int64_t stretch_warps(int64_t queries) {
+  return divide_up(queries, StretchTile<kWidth, kSplit>::Sizes::kWarpRows);
+}
+template <int kWidth, bool kSplit>
+int64_t stretch_bytes(int64_t queries) {
+  const int64_t warps = stretch_warps<kWidth, kSplit>(queries);
+  return StretchTile<kWidth, kSplit>::Sizes::layout(static_cast<int>(warps)).bytes;
+}
+
 /// Whether the keys are shared out: by the sizes of a sequence alone, so that its results do not
 /// depend on the others.
-bool shares_keys(const AttentionShape& shape) {
-  return shape.query_length <= kFewQueries && shape.key_length >= kManyKeys;
+template <int kWidth, bool kSplit>
+bool shares_keys(const Session& session, const AttentionShape& shape) {
+  return shape.query_length <= kFewQueries && shape.key_length >= kManyKeys &&
+         stretch_bytes<kWidth, kSplit>(shape.query_length) <= session.shared_bytes();
 }
 
 template <int kWidth, bool kSplit>
 Status start_stretches(Session& session, DeviceWorkspace::Scope& scope,
                        const AttentionParams& attention, int64_t sequences) {
   // grids: (sequences * stretches), (queries / kStretchJoinWarps)
-  using Sizes = typename StretchTile<kWidth, kSplit>::Sizes;
   StretchParams params = {};
   params.attention = attention;
   params.sequences = sequences;
@@ -75,9 +86,9 @@ Status start_stretches(Session& session, DeviceWorkspace::Scope& scope,
   CA_RETURN_IF_ERROR(scope.allocate(&params.states, checked_size(rows, params.stretches)));
   CA_RETURN_IF_ERROR(scope.allocate(
       &params.outputs, checked_size(rows, params.stretches, attention.operands.value.columns)));
-  const int64_t warps = divide_up(attention.query_length, Sizes::kWarpRows);
-  CA_RETURN_IF_ERROR(launch(session, sequences * params.stretches, kWarp * warps,
-                            Sizes::layout(static_cast<int>(warps)).bytes,
+  CA_RETURN_IF_ERROR(launch(session, sequences * params.stretches,
+                            kWarp * stretch_warps<kWidth, kSplit>(attention.query_length),
+                            stretch_bytes<kWidth, kSplit>(attention.query_length),
                             attend_stretch<kWidth, kSplit>, params));
   return launch(session, divide_up(rows, kStretchJoinWarps), kWarp * kStretchJoinWarps, 0,
                 join_queries<kWidth>, params);
@@ -122,7 +133,7 @@ Status attention(Session& session, const AttentionProblem& problem, const Call& 
     return with_split(cut_in_two(call), [&](auto split) {
       constexpr int kWidth = decltype(width)::value;
       constexpr bool kSplit = decltype(split)::value;
-      if (shares_keys(shape)) {
+      if (shares_keys<kWidth, kSplit>(session, shape)) {
         return start_stretches<kWidth, kSplit>(session, scope, params, sequences);
       }
       return choose_kernel<kWidth, kSplit>(session, params, sequences);

@@ -7,9 +7,9 @@
 // kKeys, two of them: one is copied while the other is used. Scores stay in registers: the
 // accumulators of Q K^T are the operands of P V. The softmax is online (native/core/
 // softmax_state.h), in base 2.
-// Precision: bfloat16 operands, float32 sums; with kSplit, operands in two parts, three products
-// and a chain of products for each block of keys (primitives/mma_chains.cuh): about 1e-5 relative
-// to the norm. Limits: kWidth >= D, E; a multiple of 32.
+// Precision: bfloat16 operands, float32 sums; with kSplit, operands in two parts, three products,
+// in chains of a block of keys (primitives/mma_chains.cuh): about 1e-5 relative to the norm.
+// Limits: kWidth >= D, E; a multiple of 32.
 
 #include "cuda/attention_task.cuh"
 #include "cuda/online_softmax.cuh"
@@ -314,13 +314,7 @@ class AttentionTile {
     for (int k = 0; k < kKeys / 16; ++k) {
       FragmentA weight[kRowTiles];
 #pragma unroll
-      for (int m = 0; m < kRowTiles; ++m) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const float* pair = &weights[m][2 * k + i / 2][i % 2 * 2];
-          weight[m][i] = pack_bfloat16(pair[0], pair[1]);
-        }
-      }
+      for (int m = 0; m < kRowTiles; ++m) pack_tiles(weights[m], k, weight[m]);
 #pragma unroll
       for (int n = 0; n < kWidth / 16; ++n) {
         uint32_t value[4];

@@ -14,10 +14,10 @@
 // five, for no atomic sums and no order among blocks. Tiles of kColumns met rows are copied while
 // the tile before is used. p and dz stay in registers: the accumulators of one product are the
 // operands of the next.
-// Precision: bfloat16 operands, float32 sums; with kSplit, operands in two parts, three products
-// and a chain of products for each tile (primitives/mma_chains.cuh). Sums run over the met rows in
-// order, whoever shares the block. Limits: kWidth >= D, E; a multiple of 32. A block sums at most
-// 128 columns (a slice).
+// Precision: bfloat16 operands, float32 sums; with kSplit, operands in two parts, three products,
+// in chains of a tile (primitives/mma_chains.cuh). Sums run over the met rows in order, whoever
+// shares the block. Limits: kWidth >= D, E; a multiple of 32. A block sums at most 128 columns (a
+// slice).
 
 #include "cuda/gradient_operands.h"
 #include "cuda/primitives/async_copy.cuh"
@@ -217,13 +217,7 @@ class GradientTile {
       for (int k = 0; k < kColumns / 16; ++k) {
         FragmentA a[1][kRowTiles];
 #pragma unroll
-        for (int m = 0; m < kRowTiles; ++m) {
-#pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            const float* pair = &weights[m][2 * k + i / 2][i % 2 * 2];
-            a[0][m][i] = pack_bfloat16(pair[0], pair[1]);
-          }
-        }
+        for (int m = 0; m < kRowTiles; ++m) pack_tiles(weights[m], k, a[0][m]);
 #pragma unroll
         for (int n = 0; n < kSumTiles; n += 2) {
           uint32_t b[1][4];

@@ -298,11 +298,7 @@ class ImproveTile {
 #pragma unroll
       for (int k = 0; k < kSteps; ++k) {
         FragmentA weight;
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const float* pair = &weights[2 * k + i / 2][i % 2 * 2];
-          weight[i] = pack_bfloat16(pair[0], pair[1]);
-        }
+        pack_tiles(weights, k, weight);
 #pragma unroll
         for (int n = 0; n < kWidth / 16; ++n) {
           uint32_t value[4];

@@ -7,10 +7,10 @@
 //   output (64,64) += weights (64,64) x values (64,64)            add_values
 //
 // float32 operands are cut in two bfloat16 each (kSplit, see mma.cuh); otherwise they are rounded
-// to bfloat16. Accumulation is float32, of add_values and add_transposed in chains (mma_chains.cuh)
-// where operands are cut. Rows are taken from device memory by position, so that
-// lists of members, inputs of weight 0 and the ends of sequences are all met by the same loop:
-// position -1 is a row of zeros, and nothing is read for it.
+// to bfloat16. Accumulation is float32, that of add_values and add_transposed over cut operands in
+// chains (mma_chains.cuh). Rows are taken from device memory by position, so that lists of members,
+// inputs of weight 0 and the ends of sequences are all met by the same loop: position -1 is a row
+// of zeros, and nothing is read for it.
 
 #include "cuda/primitives/exp2.cuh"
 #include "cuda/primitives/mma_chains.cuh"
@@ -133,11 +133,7 @@ __device__ void add_values(TileSums& output, const TileSums& weights,
 #pragma unroll
     for (int k = 0; k < kTile / 16; ++k) {
       FragmentA a;
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const float* pair = &weights[2 * k + i / 2][i % 2 * 2];
-        a[i] = pack_bfloat16(pair[0], pair[1]);
-      }
+      pack_tiles(weights, k, a);
       add_rounded(output, a, values, b_place + 16 * k * kTilePitch, columns);
     }
   }

@@ -116,6 +116,16 @@ __device__ inline void split_weights(float first, float second, uint32_t& high, 
   low = pack_bfloat16(first - low_of(high), second - high_of(high));
 }
 
+/// Tiles 2 k and 2 k + 1 of D, side by side, as A of the next product.
+template <int kTiles>
+__device__ inline void pack_tiles(const float (&weights)[kTiles][4], int k, FragmentA& a) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float* pair = &weights[2 * k + i / 2][i % 2 * 2];
+    a[i] = pack_bfloat16(pair[0], pair[1]);
+  }
+}
+
 /// The three products of split operands, small ones first. kSwapped: in the order in which those of
 /// B^T A^T are added.
 template <bool kSwapped = false>

@@ -24,7 +24,7 @@ struct Chain {
   }
 };
 
-/// Tiles of D, side by side, as A of the next products; split: split_pair or split_weights.
+/// All tiles of D as A of the next products; split: split_pair or split_weights.
 template <int kSteps, typename Split>
 __device__ inline void split_tiles(const float (&weights)[2 * kSteps][4], FragmentA (&high)[kSteps],
                                    FragmentA (&low)[kSteps], Split split) {
