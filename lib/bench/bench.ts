@@ -14,6 +14,7 @@ import {
 /** Shared with `tune`; `length` says what --length is. */
 export const helpInputs = (length: string): string => `Inputs:
 ${length}
+  --queries L           queries that attend to them (as many)
   --batch B --heads H --dim D --value-dim E     (1, 8, 64, D)
   --distribution NAME   gaussian (no groups: the worst case), mixture, local (default gaussian)
   --seed S              of synthetic inputs and of the methods (0)

@@ -20,6 +20,7 @@ export const SOURCE_OPTIONS = [
   'names',
   'distribution',
   'length',
+  'queries',
   'batch',
   'heads',
   'dim',
@@ -71,14 +72,15 @@ function syntheticProblems(options: Arguments): Problem[] {
   const valueDim = options.integer('value-dim', 1, 65_536, headDim);
   const lengths = options.integers('length', 1, LARGEST, [1024, 4096]);
   return lengths.map((length) => {
-    const problem = { batch, heads, queryLength: length, keyLength: length, headDim, valueDim };
+    const queryLength = options.integer('queries', 1, LARGEST, length);
+    const problem = { batch, heads, queryLength, keyLength: length, headDim, valueDim };
     checkMemory(problem);
     return problem;
   });
 }
 
 function inputFile(options: Arguments, path: string): InputFile {
-  for (const name of ['distribution', 'length', 'batch', 'heads', 'dim', 'value-dim']) {
+  for (const name of ['distribution', 'length', 'queries', 'batch', 'heads', 'dim', 'value-dim']) {
     if (options.has(name)) throw new UsageError(`--${name} has no meaning beside --input`);
   }
   const names = (options.text('names') ?? 'query,key,value').split(',').map((name) => name.trim());

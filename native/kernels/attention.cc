@@ -118,6 +118,7 @@ class AttentionKernel {
     const int64_t sequences = shape_.batch * shape_.heads;
     tiles_ = divide_up(shape_.query_length, simd_.lanes);
     parts_ = std::max<int64_t>(1, divide_up(shape_.key_length, kPartKeys));
+    few_ = shape_.query_length <= simd_.few_columns();
     scratch_size_ = AttendScratch::scratch_size(simd_, shape_.head_dim);
     state_size_ = AttendScratch::state_size(simd_, shape_.value_dim);
     // Neither changes a result: few tiles share their parts out, of many some share the keys.
@@ -129,7 +130,7 @@ class AttentionKernel {
             : std::clamp<int64_t>(sequences * tiles_ / (8 * context_.workers()), 1, kTilesPerGroup);
     tile_size_ = scratch_size_ + state_size_ * (parts_ > 1 ? 2 : 1);
     copies_size_ = kKeyBlock * (shape_.head_dim + shape_.value_dim);
-    const bool packs = simd_.multiplies_bfloat16 && context_.bfloat16_operands();
+    const bool packs = simd_.multiplies_bfloat16 && context_.bfloat16_operands() && !few_;
     packed_size_ = packs ? bfloat16_size(shape_.head_dim, shape_.value_dim) / 2 : 0;
     worker_size_ = group * tile_size_ + copies_size_ + packed_size_;
     scratch_ = context_.workspace().allocate<float>(worker_size_ * context_.workers());
@@ -324,6 +325,7 @@ class AttentionKernel {
     AttendTile step = tile.scratch.tile(tile.real, problem_.inputs.scale);
     set_keys(step, block);
     step.keys = std::min(block.keys, tile.end - block.first);
+    step.few = few_;
     step.bfloat16 = context_.bfloat16_operands();
     // What is hidden from all of the tile must not meet a weight, be it 0: it may be NaN.
     if (step.keys == block.keys) step.packed = block.packed;
@@ -379,6 +381,7 @@ class AttentionKernel {
   const Simd& simd_;
   int64_t tiles_ = 0;  // of the queries of a sequence
   int64_t parts_ = 0;  // of its keys
+  bool few_ = false;   // queries, see AttendTile
   int64_t scratch_size_ = 0;
   int64_t state_size_ = 0;
   int64_t tile_size_ = 0;

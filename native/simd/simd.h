@@ -8,7 +8,7 @@
 // as they are, one broadcast element at a time. Scores come out transposed, score[row][lane]; so
 // maximum, sum and selection run down the lanes without a horizontal step, and keys and values
 // need no packing at all. Every sum runs in index order, so a result does not depend on the tile
-// it was computed in.
+// it was computed in (but see AttendTile::few).
 
 #include <cstdint>
 
@@ -62,6 +62,7 @@ struct AttendTile {
   const int32_t* visible = nullptr;  // (lanes): a lane sees its first visible[lane] keys; null: all
   const float* key_weight = nullptr;  // (keys), optional: multiplies exp(logit) of each key, > 0
   TileSelector* selector = nullptr;   // optional: sees the dot products, before the scale
+  bool few = false;  // at most few_columns(): elements lie in lanes, not columns (other rounding)
   bool bfloat16 = false;  // queries, keys and values are bfloat16: weights may be rounded to it too
   const uint16_t* packed = nullptr;  // optional: all keys, one block, as pack_bfloat16() left them
 
@@ -77,6 +78,9 @@ struct Simd {
   bool multiplies_bfloat16;  // attend() makes use of AttendTile::bfloat16
   int64_t lanes;             // columns of a tile
   int64_t width;             // columns are computed in multiples of this
+
+  /// As many columns as are faster one by one than in lanes most of which are empty.
+  int64_t few_columns() const { return width / 4; }
 
   /// packed[d * lanes + i] = rows[index ? index[i] : i][d] for i < columns, 0 for the other lanes
   /// of the last vector in use.

@@ -70,6 +70,7 @@ bool rows_are_finite(const float* rows, int64_t row_stride, int64_t count, int64
 
 /// scores = keys times queries.
 void score_block(const AttendTile& t, const float* key, int64_t rows) {
+  if (t.few) return score_few(t, key, rows);
 #if defined(CA_MULTIPLIES_BFLOAT16)
   if (t.bfloat16) return score_bfloat16(t, key, rows);
 #endif
@@ -79,6 +80,7 @@ void score_block(const AttendTile& t, const float* key, int64_t rows) {
 
 /// output += weights times values.
 void add_values(const AttendTile& t, const float* value, int64_t rows) {
+  if (t.few) return add_few_values(t, value, rows);
 #if defined(CA_MULTIPLIES_BFLOAT16)
   if (t.bfloat16) return add_values_bfloat16(t, value, rows);
 #endif

@@ -21,6 +21,7 @@ inline int64_t vectors_of(int64_t columns) { return (columns + kWidth - 1) / kWi
 #define CA_MULTIPLIES_BFLOAT16
 #include "native/simd/tile_bfloat16.inl"
 #endif
+#include "native/simd/tile_few_queries.inl"
 #include "native/simd/tile_attention.inl"
 #include "native/simd/tile_rows.inl"
 #include "native/simd/tile_codes.inl"

@@ -42,9 +42,13 @@ inline IntVec broadcast(int32_t x) {
 
 /// Reads count < kWidth floats; the other lanes are 0.
 inline Vec load_partial(const float* p, int64_t count) {
+#if defined(__AVX512F__) && CA_WIDTH == 16
+  return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), p);
+#else
   Vec x = {};
   for (int64_t i = 0; i < count; ++i) x[i] = p[i];
   return x;
+#endif
 }
 
 inline Vec select(IntVec mask, Vec yes, Vec no) { return mask ? yes : no; }

@@ -173,6 +173,7 @@ describe('bad input: one line, exit code 2, no file', () => {
     ['a tensor of rank 1', ['--input', file('good.safetensors'), '--names', 'flat,key,value'], /has shape \[320\]/],
     ['a tensor without rows', ['--input', file('good.safetensors'), '--names', 'query,none,none'], /hold nothing/],
     ['two names', ['--input', file('good.safetensors'), '--names', 'query,key'], /--names expects three/],
+    ['queries beside a file', ['--input', file('good.safetensors'), '--queries', '5'], /no meaning beside --input/],
     ['a length beside a file', ['--input', file('good.safetensors'), '--length', '5'], /no meaning beside --input/],
     ['an unwritable path', ['--json', file('no/where/a.json')], /--json: cannot write/],
     ['a folder as report', ['--report', (place) => place], /--report: cannot write/],

@@ -48,6 +48,19 @@ describe('cases', () => {
     ]);
   });
 
+  test('queries may be fewer than the tokens they attend to', () => {
+    const [group] = plan('--length 64 --queries 3 --methods exact,cast');
+    const shapes = group.entries.map(({ case: { problem }, absent }) => [
+      problem.queryLength,
+      problem.keyLength,
+      absent?.reason,
+    ]);
+    expect(shapes).toEqual([
+      [3, 64, undefined],
+      [3, 64, 'CAST is self-attention only'],
+    ]);
+  });
+
   test('a group holds all methods of a length and a number of threads', () => {
     const groups = plan('--length 32,64 --threads 1,2 --methods exact,clustered');
     const names = groups.map(({ problem, entries }) => {

@@ -93,15 +93,42 @@ TEST("attention: threads, batches, faults, cancellation") {
   }
 }
 
+/// So few queries that elements lie in lanes, on some instruction sets at least, and one more.
+TEST("attention: few queries of any width") {
+  for (int64_t queries = 1; queries <= 5; ++queries) {
+    for (int64_t dim : {1, 7, 16, 19, 64, 131}) {
+      for (int64_t keys : {1, 2, 127, 129, 300}) {
+        for (bool causal : {false, true}) {
+          Case one = find_case("ragged");
+          one.name = std::to_string(queries) + " queries, " + std::to_string(keys) + " keys, D " +
+                     std::to_string(dim) + (causal ? " causal" : "");
+          one.query_length = queries;
+          one.key_length = keys;
+          one.head_dim = dim;
+          one.value_dim = 132 - dim;
+          const auto last = static_cast<int32_t>(keys);
+          one.query_lengths.assign(static_cast<size_t>(one.batch), static_cast<int32_t>(queries));
+          one.key_lengths.assign(static_cast<size_t>(one.batch), last);
+          one.query_lengths[0] = 1;
+          one.key_lengths[0] = last / 2;
+          const Scope scope(one.name);
+          Fixture fixture(one, causal);
+          check_reference(fixture);
+        }
+      }
+    }
+  }
+}
+
 /// Sequences of several parts of 8192 keys, as many as one thread shares out and as it does not.
 Case parts_case(int64_t heads) {
   Case one = find_case("long-keys");
   one.name = "parts of " + std::to_string(heads) + " heads";
   one.batch = 2;
   one.heads = heads;
-  one.query_length = 5;
+  one.query_length = heads == 3 ? 5 : 1;
   one.key_length = 20000;
-  one.query_lengths = {5, 3};
+  one.query_lengths = {heads == 3 ? 5 : 1, heads == 3 ? 3 : 1};
   one.key_lengths = {20000, 8193};
   return one;
 }
@@ -120,13 +147,15 @@ TEST("attention: keys in parts: threads, batches, faults, cancellation") {
 
 TEST("attention: sums over hundreds of thousands of equal keys keep their digits") {
   Case one = find_case("long-keys");
-  one.query_length = 2;
   one.key_length = 300000;
   one.head_dim = one.value_dim = 2;
-  Fixture fixture(one);
-  std::fill_n(fixture.key, one.key_length * one.head_dim, 0.3f);
-  std::fill_n(fixture.value, one.key_length * one.value_dim, 0.7f);
-  check_reference(fixture);
+  for (int64_t queries : {1, 6}) {
+    one.query_length = queries;
+    Fixture fixture(one);
+    std::fill_n(fixture.key, one.key_length * one.head_dim, 0.3f);
+    std::fill_n(fixture.value, one.key_length * one.value_dim, 0.7f);
+    check_reference(fixture);
+  }
 }
 
 TEST("attention: optional outputs do not change the others") {
