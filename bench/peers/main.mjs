@@ -96,7 +96,9 @@ function withPeers(group, chosen) {
   const attentions = ATTENTIONS.map((peer) => entryOf(base, peer, {}, chosen.exactUpTo));
   const attention = { ...group, entries: [...group.entries, ...attentions] };
   if (base.gradient) return [attention];
-  const groupings = chosen.parameters.clusters.flatMap((clusters) =>
+  const possible = chosen.parameters.clusters.filter((n) => n <= base.problem.queryLength);
+  if (possible.length === 0) return [attention];
+  const groupings = possible.flatMap((clusters) =>
     GROUPINGS.map((peer) =>
       entryOf(base, peer, { clusters, iterations: K_MEANS_ITERATIONS }, Infinity),
     ),

@@ -33,7 +33,7 @@ void score_few(const AttendTile& t, const float* key, int64_t rows) {
   for (int64_t column = 0; column < t.columns; ++column) {
     for (int64_t first = 0; first < t.head_dim; first += kFewElements) {
       const int64_t dim = t.head_dim - first < kFewElements ? t.head_dim - first : kFewElements;
-      float query[kFewElements] = {};
+      alignas(64) float query[kFewElements] = {};
       for (int64_t d = 0; d < dim; ++d) query[d] = t.packed_query[(first + d) * kLanes + column];
       for (int64_t r = 0; r < rows; r += kWidth) {
         const int64_t count = rows - r < kWidth ? rows - r : kWidth;
