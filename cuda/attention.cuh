@@ -58,6 +58,17 @@ __device__ inline TileTask attention_task(const AttentionParams& params, int64_t
   return attention_task(params, blockIdx.x / params.tiles, tile * tile_rows, tile_rows);
 }
 
+/// The task's queries into its tile. True in threads that met a NaN or Inf.
+template <typename Tile>
+__device__ bool load_task_queries(const Tile& tile, const AttentionParams& params,
+                                  const TileTask& task) {
+  const int64_t query = params.query.offset(task.batch, task.head, task.first_query);
+  return tile.load_queries([&](int row, int column, float(&values)[8]) {
+    load_eight(params.query, query + row * params.query.row_stride + column,
+               params.head_dim - column, values);
+  });
+}
+
 /// Output and log-sum-exp of a query, by the four lanes that have its sums as products leave them:
 /// sum(n, i) is that of column 8 n + 2 (lane % 4) + i. True where a number is not finite.
 template <int kTiles, typename Sum>
@@ -95,11 +106,7 @@ __global__ void attend(const AttentionParams params) {
   const int tile_rows = Tile::Sizes::kWarpRows * (static_cast<int>(blockDim.x) / kWarp);
   const TileTask task = attention_task(params, tile_rows);
   Tile tile(task, params.operands);
-  const int64_t query = params.query.offset(task.batch, task.head, task.first_query);
-  bool bad = tile.load_queries([&](int row, int column, float(&values)[8]) {
-    load_eight(params.query, query + row * params.query.row_stride + column,
-               params.head_dim - column, values);
-  });
+  bool bad = load_task_queries(tile, params, task);
   tile.run();
   tile.join_sums();
   bad = bad || tile.saw_infinity();

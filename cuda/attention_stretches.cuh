@@ -45,11 +45,7 @@ __global__ void attend_stretch(const StretchParams params) {
   const int64_t end = task.first_key + params.stretch;
   if (end < task.end_key) task.end_key = end;
   Tile tile(task, attention.operands);
-  const int64_t query = attention.query.offset(task.batch, task.head, 0);
-  bool bad = tile.load_queries([&](int row, int column, float(&values)[8]) {
-    load_eight(attention.query, query + row * attention.query.row_stride + column,
-               attention.head_dim - column, values);
-  });
+  bool bad = load_task_queries(tile, attention, task);
   tile.run();
   tile.join_sums();
   bad = bad || tile.saw_infinity();

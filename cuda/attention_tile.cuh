@@ -79,7 +79,7 @@ class AttentionTile {
   /// Reads the queries into shared memory: load(row, column, values) gives eight columns of a real
   /// one, 0 past its last. True in threads that met a NaN or Inf.
   template <typename Load>
-  __device__ bool load_queries(Load load) {
+  __device__ bool load_queries(Load load) const {
     constexpr int kChunks = kWidth / 8;
     bool bad = false;
 #pragma unroll 2

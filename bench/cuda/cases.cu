@@ -265,13 +265,19 @@ std::vector<Case> make_cases(cuda::Session* session, DeviceMemory& memory, int64
 
 namespace {
 
-/// Floats as a storage holds them.
-std::vector<float> stored_floats(int64_t count, uint64_t seed, Storage storage) {
-  std::vector<float> values = test::random_floats(count, seed);
-  if (storage == Storage::bfloat16) {
-    for (float& value : values) value = cuda::round_to_bfloat16(value);
-  }
-  return values;
+/// Arrays of the host, with the floats that a storage holds.
+using HostFloats = std::vector<std::vector<float>>;
+
+AttentionInputs make_inputs(HostFloats& host, int64_t queries, int64_t length, int64_t dim,
+                            Storage storage) {
+  const auto array = [&](int64_t count, uint64_t seed) -> const float* {
+    std::vector<float>& values = host.emplace_back(test::random_floats(count, seed));
+    if (storage == Storage::bfloat16) {
+      for (float& value : values) value = cuda::round_to_bfloat16(value);
+    }
+    return values.data();
+  };
+  return make_inputs(queries, length, dim, array);
 }
 
 CallSettings settings_of(Storage storage) {
@@ -284,12 +290,9 @@ CallSettings settings_of(Storage storage) {
 double long_error(cuda::Session* session, Storage storage, int64_t dim) {
   constexpr int64_t kQueries = 64;
   constexpr int64_t kKeys = 65536;
-  std::vector<std::vector<float>> host;
+  HostFloats host;
   AttentionProblem problem;
-  problem.inputs = make_inputs(kQueries, kKeys, dim, [&](int64_t count, uint64_t seed) -> const float* {
-    host.push_back(stored_floats(count, seed, storage));
-    return host.back().data();
-  });
+  problem.inputs = make_inputs(host, kQueries, kKeys, dim, storage);
   const int64_t count = kHeads * kQueries * dim;
   std::vector<float> expected(static_cast<size_t>(count));
   std::vector<float> actual(static_cast<size_t>(count));
@@ -305,10 +308,10 @@ double long_error(cuda::Session* session, Storage storage, int64_t dim) {
   call.storage = storage;
   call.precision = settings.precision;
   bool non_finite = false;
-  const bool worked = memory.complete() &&
-                      backend().operations.attention(session, problem, call).ok() &&
-                      backend().finish(session, &non_finite).ok() &&
-                      backend().download(session, actual.data(), output, storage, count, nullptr).ok();
+  const bool worked =
+      memory.complete() && backend().operations.attention(session, problem, call).ok() &&
+      backend().finish(session, &non_finite).ok() &&
+      backend().download(session, actual.data(), output, storage, count, nullptr).ok();
   return worked ? relative_distance(actual, expected) : HUGE_VAL;
 }
 
@@ -317,12 +320,8 @@ double long_error(cuda::Session* session, Storage storage, int64_t dim) {
 std::vector<CaseError> case_errors(cuda::Session* session, Storage storage) {
   constexpr int64_t kLength = 1024;
   const int64_t count = kHeads * kLength * kDim;
-  std::vector<std::vector<float>> host;
-  const AttentionInputs inputs =
-      make_inputs(kLength, kLength, kDim, [&](int64_t size, uint64_t seed) -> const float* {
-        host.push_back(stored_floats(size, seed, storage));
-        return host.back().data();
-      });
+  HostFloats host;
+  const AttentionInputs inputs = make_inputs(host, kLength, kLength, kDim, storage);
   const std::vector<float> planes = test::random_floats(kBits * (kDim + 1), 4);
   std::vector<float> expected(static_cast<size_t>(count));
   const OutputRows rows = dense_rows(expected.data(), Layout::bhld, kHeads, kLength, kDim);

@@ -121,7 +121,8 @@ class AttentionKernel {
     few_ = shape_.query_length <= simd_.few_columns();
     scratch_size_ = AttendScratch::scratch_size(simd_, shape_.head_dim);
     state_size_ = AttendScratch::state_size(simd_, shape_.value_dim);
-    // Neither changes a result: few tiles share their parts out, of many some share the keys.
+    // Neither way changes a result: where tiles are few, threads share their parts out; where they
+    // are many, some of them meet the keys together.
     const bool shares_parts = parts_ > 1 && sequences * tiles_ < 4 * context_.workers() &&
                               sequences * tiles_ * parts_ * state_size_ <= kMostPartStates;
     const int64_t group =

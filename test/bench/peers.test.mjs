@@ -28,6 +28,14 @@ test('every peer is measured with its error, or listed as missing with the reaso
   expect(stdout).toMatch(/^kmeans C=8, 10 iterations .* [µm]s/m);
 });
 
+test('fewer queries than groups are not grouped', () => {
+  const { status, stdout } = run('--length', '96', '--queries', '3', '--heads', '2', '--dim', '16',
+    '--clusters', '8', '--rounds', '3', '--methods', 'exact', '--threads', '1'); // prettier-ignore
+  expect(status).toBe(0);
+  expect(stdout).toMatch(/^B=1 H=2 L=3 S=96/m);
+  expect(stdout).not.toContain('kmeans');
+});
+
 test('bad options are one line and exit code 2', () => {
   const { status, stderr } = run('--methods', 'magic');
   expect(stderr).toMatch(/^bench:peers: unknown --methods "magic".*\n$/);

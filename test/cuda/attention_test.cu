@@ -254,7 +254,9 @@ TEST_ONCE("CUDA attention: an Inf that only lowers the logits is noticed") {
 
 TEST_ONCE("CUDA attention: widths that no kernel holds, cancellation, no log-sum-exp") {
   on_every_kind_of_device([](int32_t index) {
-    for (const Case& one : few_queries_cases()) {
+    std::vector<Case> list = few_queries_cases();
+    list.push_back(find_case("prime"));
+    for (const Case& one : list) {
       const Scope scope(one.name);
       Fixture fixture(one);
       Device device(Storage::float32, index);
@@ -266,14 +268,10 @@ TEST_ONCE("CUDA attention: widths that no kernel holds, cancellation, no log-sum
     }
     Fixture fixture(find_case("prime"));
     Device device(Storage::float32, index);
-    CHECK_EQUAL(describe(fixture.run(device)), "ok");
-    const std::vector<float> expected = fixture.result();
-    fixture.problem.logsumexp = nullptr;
-    CHECK_EQUAL(describe(fixture.run(device)), "ok");
-    CHECK_SAME(fixture.result(), expected);
     AttentionProblem there = fixture.problem;
     there.inputs = device.inputs(fixture.inputs, fixture.arrays);
     there.output = device.stored(fixture.output, fixture.arrays);
+    there.logsumexp = nullptr;
     const volatile int32_t abort = 1;
     const auto operation = device.backend().operations.attention;
     CHECK_EQUAL(describe(device.run(operation, there, Precision::float32, &abort)), "cancelled");

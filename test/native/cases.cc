@@ -62,61 +62,63 @@ void walk_sizes(int64_t last) {
   }
 }
 
-void walk_random_cases(uint64_t seed, int64_t count) {
+namespace {
+
+/// What random cases are drawn from: at most so much of each, one of so many with padding.
+struct Ranges {
+  const char* name;
+  int64_t batch;
+  int64_t heads;
+  int64_t clusters;
+  int64_t top_k;
+  int64_t cluster_size;
+  int64_t padded;
+};
+
+template <typename QueryLength, typename KeyLength, typename Dim>
+void walk_drawn(const Ranges& ranges, Random& random, uint64_t seed, int64_t count,
+                QueryLength query_length, KeyLength key_length, Dim dim) {
   made.clear();
-  Random random(seed);
   set_data_seed(seed);
   for (int64_t i = 0; i < count; ++i) {
     Case one{};
-    one.name = "random-" + std::to_string(seed) + "-" + std::to_string(i);
-    one.batch = 1 + random.below(3);
-    one.heads = 1 + random.below(3);
-    one.query_length = 1 + random.below(40);
-    one.key_length = 1 + random.below(70);
-    one.head_dim = 1 + random.below(20);
-    one.value_dim = 1 + random.below(20);
-    one.clusters = 1 + random.below(9);
-    one.top_k = 1 + random.below(40);
-    one.cluster_size = 1 + random.below(30);
+    one.batch = ranges.batch > 1 ? 1 + random.below(ranges.batch) : 1;
+    one.heads = 1 + random.below(ranges.heads);
+    one.query_length = query_length();
+    one.key_length = key_length();
+    one.head_dim = dim();
+    one.value_dim = dim();
+    one.clusters = 1 + random.below(ranges.clusters);
+    one.top_k = 1 + random.below(ranges.top_k);
+    one.cluster_size = 1 + random.below(ranges.cluster_size);
     one.bits = 1 + random.below(64);
     one.layout = random.below(2) == 0 ? Layout::bhld : Layout::blhd;
-    if (random.below(2) == 0) {
+    if (random.below(ranges.padded) == 0) {
       one.query_lengths = random_lengths(random, one.batch, one.query_length);
       one.key_lengths = random_lengths(random, one.batch, one.key_length);
     }
+    one.name = std::string(ranges.name) + "-" + std::to_string(seed) + "-" + std::to_string(i) +
+               ": " + std::to_string(one.query_length) + " x " + std::to_string(one.key_length) +
+               ", D " + std::to_string(one.head_dim) + ", E " + std::to_string(one.value_dim);
     made.push_back(one);
   }
 }
 
-void walk_long_cases(uint64_t seed, int64_t count) {
-  made.clear();
+}  // namespace
+
+void walk_random_cases(uint64_t seed, int64_t count) {
   Random random(seed);
-  set_data_seed(seed);
+  walk_drawn(
+      {"random", 3, 3, 9, 40, 30, 2}, random, seed, count, [&] { return 1 + random.below(40); },
+      [&] { return 1 + random.below(70); }, [&] { return 1 + random.below(20); });
+}
+
+void walk_long_cases(uint64_t seed, int64_t count) {
+  Random random(seed);
   const auto length = [&] { return 1 + random.below(random.below(2) == 0 ? 130 : 1500); };
   // In fewer dimensions so many rows have near ties.
   const auto dim = [&] { return 8 + random.below(random.below(2) == 0 ? 63 : 253); };
-  for (int64_t i = 0; i < count; ++i) {
-    Case one{};
-    one.name = "long-" + std::to_string(seed) + "-" + std::to_string(i);
-    one.batch = 1;
-    one.heads = 1 + random.below(2);
-    one.query_length = length();
-    one.key_length = length();
-    one.head_dim = dim();
-    one.value_dim = dim();
-    one.clusters = 1 + random.below(80);
-    one.top_k = 1 + random.below(200);
-    one.cluster_size = 1 + random.below(300);
-    one.bits = 1 + random.below(64);
-    one.layout = random.below(2) == 0 ? Layout::bhld : Layout::blhd;
-    if (random.below(4) == 0) {
-      one.query_lengths = random_lengths(random, one.batch, one.query_length);
-      one.key_lengths = random_lengths(random, one.batch, one.key_length);
-    }
-    one.name += ": " + std::to_string(one.query_length) + " x " + std::to_string(one.key_length) +
-                ", D " + std::to_string(one.head_dim) + ", E " + std::to_string(one.value_dim);
-    made.push_back(one);
-  }
+  walk_drawn({"long", 1, 2, 80, 200, 300, 4}, random, seed, count, length, length, dim);
 }
 
 const Case& find_case(const std::string& name) {
