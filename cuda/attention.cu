@@ -70,6 +70,7 @@ int64_t stretch_bytes(int64_t queries) {
 template <int kWidth, bool kSplit>
 bool shares_keys(const Session& session, const AttentionShape& shape) {
   return shape.query_length <= kFewQueries && shape.key_length >= kManyKeys &&
+         shape.key_length >= kFewestStretches * kKeysPerQuery * shape.query_length &&
          stretch_bytes<kWidth, kSplit>(shape.query_length) <= session.shared_bytes();
 }
 
@@ -80,7 +81,7 @@ Status start_stretches(Session& session, DeviceWorkspace::Scope& scope,
   StretchParams params = {};
   params.attention = attention;
   params.sequences = sequences;
-  params.stretch = pass_stretch(attention.key_length);
+  params.stretch = query_stretch(attention.query_length, attention.key_length);
   params.stretches = divide_up(attention.key_length, params.stretch);
   const int64_t rows = checked_size(sequences, attention.query_length);
   CA_RETURN_IF_ERROR(scope.allocate(&params.states, checked_size(rows, params.stretches)));

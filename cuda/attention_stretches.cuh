@@ -5,9 +5,9 @@
 //
 // Method: flash decoding (Dao et al., 2023). A block takes all queries of a sequence and one
 // stretch of its keys through AttentionTile; a warp for each query then joins the states and the
-// outputs of the stretches, in order. Stretches are cut by the number of keys alone
-// (pass_stretch()). Precision: as in attention_tile.cuh. Limits: D, E <= kWidth; at most
-// kFewQueries queries, kMostStretches stretches.
+// outputs of the stretches, in order. Stretches are cut by the numbers of keys and queries alone.
+// Precision: as in attention_tile.cuh. Limits: D, E <= kWidth; at most kFewQueries queries,
+// kMostStretches stretches.
 
 #include "cuda/attention.cuh"
 #include "cuda/clustered_pass.h"
@@ -15,9 +15,20 @@
 
 namespace cluster_attention::cuda {
 
-constexpr int64_t kFewQueries = 32;
+constexpr int64_t kFewQueries = 128;
 /// Of fewer keys a block of its own is as fast as the second launch.
 constexpr int64_t kManyKeys = 1024;
+/// Keys of a stretch per query: what a stretch leaves for the second launch is then at most an
+/// eighth of the keys and values that it reads (in bfloat16), however many sequences there are.
+constexpr int64_t kKeysPerQuery = 8;
+/// Where fewer stretches would share the keys, a block takes them all.
+constexpr int64_t kFewestStretches = 4;
+
+inline int64_t query_stretch(int64_t queries, int64_t keys) {
+  const int64_t shortest = round_up(kKeysPerQuery * queries, 64);
+  const int64_t usual = pass_stretch(keys);
+  return usual < shortest ? shortest : usual;
+}
 
 struct StretchParams {
   AttentionParams attention;

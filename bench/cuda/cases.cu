@@ -1,4 +1,5 @@
 #include <cmath>
+#include <utility>
 
 #include "bench/cuda/cases.h"
 #include "cuda/primitives/bfloat16.cuh"
@@ -24,6 +25,7 @@ constexpr int64_t kClusterSize = 256;
 /// D = E of "attention_wide", and its longest sequence.
 constexpr int64_t kWideDim = 128;
 constexpr int64_t kWideLength = 16384;
+constexpr int64_t kFewQueries = 128;
 
 /// Floors of docs/performance.md in microseconds, for lengths 1024, 4096, 16384, 65536.
 double floor_of(const std::string& name, int64_t length) {
@@ -148,12 +150,15 @@ std::vector<Case> make_cases(cuda::Session* session, DeviceMemory& memory, int64
   attention.output = rows;
   add("attention", product * n * n,
       [=] { return backend().operations.attention(session, attention, call); });
-  AttentionProblem one_query = attention;
-  one_query.inputs.shape.query_length = 1;
-  one_query.inputs.query = dense_rows(inputs.query.data, Layout::bhld, kHeads, 1, kDim);
-  one_query.output = dense_rows(output, Layout::bhld, kHeads, 1, kDim);
-  add("attention_one_query", product * n,
-      [=] { return backend().operations.attention(session, one_query, call); });
+  for (const auto& [name, queries] : {std::pair<const char*, int64_t>{"attention_one_query", 1},
+                                      {"attention_few_queries", kFewQueries}}) {
+    AttentionProblem few = attention;
+    few.inputs.shape.query_length = queries;
+    few.inputs.query = dense_rows(inputs.query.data, Layout::bhld, kHeads, queries, kDim);
+    few.output = dense_rows(output, Layout::bhld, kHeads, queries, kDim);
+    add(name, product * n * static_cast<double>(queries),
+        [=] { return backend().operations.attention(session, few, call); });
+  }
   if (length <= kWideLength) {
     AttentionProblem wide;
     wide.inputs = make_inputs(memory, length, length, kWideDim, storage);

@@ -65,10 +65,13 @@ Case few_queries_case(int64_t queries, int64_t keys, int64_t head_dim, int64_t v
 }
 
 std::vector<Case> few_queries_cases() {
-  return {few_queries_case(1, 1024, 64, 64), few_queries_case(16, 1025, 20, 33),
+  return {few_queries_case(1, 1024, 64, 64),
+          few_queries_case(16, 1025, 20, 33),
           few_queries_case(17, 1500, 100, 7, {17, 9}, {1500, 129}),
           few_queries_case(32, 1031, 130, 256, {32, 0}, {0, 1031}),
-          few_queries_case(5, 9000, 8, 40, {1, 5}, {9000, 8})};
+          few_queries_case(5, 9000, 8, 40, {1, 5}, {9000, 8}),
+          few_queries_case(33, 1056, 64, 8, {33, 17}, {1056, 281}),
+          few_queries_case(128, 4097, 8, 16, {128, 113}, {4097, 1030})};
 }
 
 TEST_ONCE("CUDA attention: matches the reference") {
