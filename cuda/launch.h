@@ -36,10 +36,12 @@ namespace internal {
 
 /// What must be known of a kernel before it is launched or asked about.
 inline Status allow_shape(Session& session, const LaunchShape& shape, const void* function) {
+  // The limit is the process's: one that fits this launch alone could fall below what another
+  // thread is about to launch with.
   if (shape.shared_bytes > 48 * 1024) {
     CA_RETURN_IF_ERROR(
         session.check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                           static_cast<int>(shape.shared_bytes))));
+                                           static_cast<int>(session.shared_bytes()))));
   }
   if (shape.cluster <= kPortableCluster) return Status::success();
   return session.check(

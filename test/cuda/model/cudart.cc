@@ -357,7 +357,11 @@ cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute
   return call(current_device, [&](Machine& now) {
     if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
     if (value > kSharedBytesOfABlock) return cudaErrorInvalidValue;
-    now.shared_limits[kernel] = value;
+    int& limit = now.shared_limits[kernel];
+    if (value < limit) {
+      note_fault("the shared memory of a kernel was limited to less than another thread may want");
+    }
+    limit = value;
     return cudaSuccess;
   });
 }
