@@ -14,6 +14,7 @@
 
 #include "cuda/hamming_kmeans.cuh"
 #include "cuda/primitives/delivery.cuh"
+#include "cuda/primitives/flags.cuh"
 #include "cuda/primitives/integer_mma.cuh"
 #include "cuda/primitives/opaque.cuh"
 
@@ -39,7 +40,7 @@ struct ClusterHammingLayout {
   int64_t pairs;      // uint32 (clusters,32): bits b | bits b + 32 << 16
   int64_t members;    // uint32 (clusters)
   int64_t changed;    // uint32 (2,blocks): a label of theirs has, in iterations even and odd
-  int64_t barriers;   // uint64 (2): of the deliveries
+  int64_t barriers;   // uint64 (2,2): of the deliveries
   int64_t labels;     // uint16 (rows)
   int64_t bytes;
 };
@@ -55,7 +56,7 @@ CA_HOST_DEVICE inline ClusterHammingLayout cluster_hamming_layout(int64_t rows, 
   layout.pairs = parts.add<uint32_t>(clusters * 32);
   layout.members = parts.add<uint32_t>(clusters);
   layout.changed = parts.add<uint32_t>(2 * kMostHammingParts);
-  layout.barriers = parts.add<uint64_t>(2);
+  layout.barriers = parts.add<uint64_t>(2 * Delivery::kBarriers);
   layout.labels = parts.add<uint16_t>(whole_rows);
   layout.bytes = parts.bytes();
   return layout;
@@ -89,7 +90,7 @@ struct HammingBlock {
       : sequence(params, blockIdx.x / static_cast<unsigned>(params.parts)),
         parts(static_cast<int>(params.parts)),
         word(dynamic_shared<uint64_t>(layout.barriers), parts),
-        new_centroids(dynamic_shared<uint64_t>(layout.barriers) + 1, parts) {
+        new_centroids(dynamic_shared<uint64_t>(layout.barriers) + Delivery::kBarriers, parts) {
     rank = static_cast<int>(blockIdx.x % static_cast<unsigned>(params.parts));
     range = split(sequence.length, params.parts, rank);
     rows = static_cast<int>(range.end - range.begin);
@@ -332,7 +333,7 @@ __device__ inline int32_t members_of_all(const HammingBlock& block, int c) {
 }
 
 /// The new centroids of this block's share of the clusters. One without members keeps its own.
-__device__ inline void update_centroids(const HammingBlock& block) {
+__device__ inline void update_centroids(const HammingBlock& block, int64_t updates) {
   const int lane = lane_index();
   const int step = block.parts * static_cast<int>(blockDim.x) / kWarp;
   for (int c = block.rank + block.parts * warp_index(); c < block.clusters; c += step) {
@@ -350,7 +351,7 @@ __device__ inline void update_centroids(const HammingBlock& block) {
       high += static_cast<int32_t>(pair[rank] >> 16);
     }
     const uint64_t centroid = members > 0 ? majority(low, high, members) : block.centroids[c];
-    if (lane < block.parts) block.new_centroids.send(&block.centroids[c], lane, centroid);
+    if (lane < block.parts) block.new_centroids.send(updates, &block.centroids[c], lane, centroid);
   }
 }
 
@@ -376,11 +377,12 @@ __device__ inline void store_hamming_block(const HammingParams& params, const Ha
 
 /// Whether a label of the sequence has changed; every block hears it from every other.
 __device__ inline bool any_block_changed(const HammingBlock& block, int64_t updates, bool changed) {
-  const bool here = __syncthreads_or(changed) != 0;  // all of the block is counted
+  fence_block();
+  const bool here = __syncthreads_or(changed) != 0;  // all of the block is counted, for others too
   uint32_t* words = block.changed + updates % 2 * kMostHammingParts;
   const int thread = static_cast<int>(threadIdx.x);
-  if (thread == 0) block.word.expect(block.parts * static_cast<int>(sizeof(uint32_t)));
-  if (thread < block.parts) block.word.send(&words[block.rank], thread, here ? 1u : 0u);
+  if (thread == 0) block.word.expect(updates, block.parts * static_cast<int>(sizeof(uint32_t)));
+  if (thread < block.parts) block.word.send(updates, &words[block.rank], thread, here ? 1u : 0u);
   block.word.wait(updates);
   return any(lane_index() < block.parts && words[lane_index()] != 0);
 }
@@ -399,9 +401,9 @@ __device__ int64_t iterate_hamming(const HammingParams& params, const HammingBlo
     // Where no label has changed, the centroids are those that there are.
     if (!any_block_changed(block, updates, changed)) return updates;
     if (threadIdx.x == 0) {
-      block.new_centroids.expect(block.clusters * static_cast<int>(sizeof(uint64_t)));
+      block.new_centroids.expect(updates, block.clusters * static_cast<int>(sizeof(uint64_t)));
     }
-    update_centroids(block);
+    update_centroids(block, updates);
     block.new_centroids.wait(updates);
   }
   sync_cluster();

@@ -35,17 +35,18 @@ constexpr int64_t kPortableCluster = 8;
 namespace internal {
 
 /// What must be known of a kernel before it is launched or asked about.
-inline Status allow_shape(Session& session, const LaunchShape& shape, const void* function) {
+inline cudaError_t allow_shape(const Session& session, const LaunchShape& shape,
+                               const void* function) {
   // The limit is the process's: one that fits this launch alone could fall below what another
   // thread is about to launch with.
   if (shape.shared_bytes > 48 * 1024) {
-    CA_RETURN_IF_ERROR(
-        session.check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                           static_cast<int>(session.shared_bytes()))));
+    const cudaError_t error =
+        cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(session.shared_bytes()));
+    if (error != cudaSuccess) return error;
   }
-  if (shape.cluster <= kPortableCluster) return Status::success();
-  return session.check(
-      cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
+  if (shape.cluster <= kPortableCluster) return cudaSuccess;
+  return cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
 }
 
 #if !defined(CA_CUDA_MODEL)
@@ -91,7 +92,7 @@ Status launch(Session& session, const LaunchShape& shape, void (*kernel)(Params)
     return {StatusCode::unsupported, "shape", -1};
   }
   const void* function = reinterpret_cast<const void*>(kernel);
-  CA_RETURN_IF_ERROR(internal::allow_shape(session, shape, function));
+  CA_RETURN_IF_ERROR(session.check(internal::allow_shape(session, shape, function)));
   const auto size = [](int64_t n) { return static_cast<unsigned>(n); };
 #if defined(CA_CUDA_MODEL)
   return session.check(cuda_model::launch_kernel(function,
@@ -122,18 +123,21 @@ Status launch(Session& session, const Extent& grid, const Extent& block, int64_t
 }
 
 /// Clusters of this shape that the device runs at once, 0 where it cannot run one. What is wrong
-/// with the device besides shows at the launch.
+/// with the device besides shows at the launch; nothing is freed for it here, as check() would.
 template <typename Params>
-int count_resident_clusters(Session& session, const LaunchShape& shape, void (*kernel)(Params)) {
+int count_resident_clusters(const Session& session, const LaunchShape& shape,
+                            void (*kernel)(Params)) {
   int count = 0;
   const void* function = reinterpret_cast<const void*>(kernel);
-  if (!internal::allow_shape(session, shape, function).ok()) return 0;
+  cudaError_t error = internal::allow_shape(session, shape, function);
+  if (error == cudaSuccess) {
 #if defined(CA_CUDA_MODEL)
-  const cudaError_t error = cuda_model::count_clusters(&count, static_cast<int>(shape.cluster));
+    error = cuda_model::count_clusters(&count, static_cast<int>(shape.cluster));
 #else
-  const internal::LaunchConfig config(shape, session.stream());
-  const cudaError_t error = cudaOccupancyMaxActiveClusters(&count, function, &config.config);
+    const internal::LaunchConfig config(shape, session.stream());
+    error = cudaOccupancyMaxActiveClusters(&count, function, &config.config);
 #endif
+  }
   if (error == cudaSuccess) return count;
   (void)cudaGetLastError();
   return 0;
@@ -149,7 +153,7 @@ Status launch_together(Session& session, int64_t wanted, int64_t threads, int64_
   LaunchShape shape{1, threads, shared_bytes, 1, true};
   if (shared_bytes > session.shared_bytes()) return {StatusCode::unsupported, "shape", -1};
   const void* function = reinterpret_cast<const void*>(kernel);
-  CA_RETURN_IF_ERROR(internal::allow_shape(session, shape, function));
+  CA_RETURN_IF_ERROR(session.check(internal::allow_shape(session, shape, function)));
   int blocks = 0;  // on a multiprocessor
 #if defined(CA_CUDA_MODEL)
   CA_RETURN_IF_ERROR(session.check(cuda_model::count_blocks(&blocks)));
@@ -181,13 +185,16 @@ inline int64_t cluster_parts(int64_t sequences, int64_t length, int64_t fewest_r
 }
 
 /// Whether clusters of this shape serve `count` sequences well. A cluster past the portable size
-/// needs as many multiprocessors side by side; on some devices half of them have gaps.
+/// needs as many multiprocessors side by side; on some devices half of them have gaps, some have
+/// none.
 template <typename Params>
-bool runs_in_clusters(Session& session, const LaunchShape& shape, int64_t count,
+bool runs_in_clusters(const Session& session, const LaunchShape& shape, int64_t count,
                       void (*kernel)(Params)) {
   if (shape.cluster <= kPortableCluster) return true;
-  const int64_t half = session.multiprocessors() / (2 * shape.cluster);
-  return count_resident_clusters(session, shape, kernel) >= (count < half ? count : half);
+  int64_t wanted = session.multiprocessors() / (2 * shape.cluster);
+  if (wanted > count) wanted = count;
+  if (wanted < 1) wanted = 1;
+  return count_resident_clusters(session, shape, kernel) >= wanted;
 }
 
 }  // namespace cluster_attention::cuda

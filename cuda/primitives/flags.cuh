@@ -33,11 +33,19 @@ __device__ inline void mark_fault(Flags* flags, IndexFault code, IndexArgument a
   atomicMin(&flags->fault, encode_fault(code, argument, index));
 }
 
-/// What this thread has seen and written is seen by whoever sees what it writes later; cheaper than
-/// __threadfence(), which also puts all fences of the device in one order.
+/// What this thread has seen and written, and what threads had that it met at a barrier of the
+/// block, is seen by whoever sees what it writes later; cheaper than __threadfence(), which also
+/// puts all fences of the device in one order.
 __device__ inline void fence_device() {
 #if !defined(CA_CUDA_MODEL)
   asm volatile("fence.acq_rel.gpu;" ::: "memory");
+#endif
+}
+
+/// The same for whoever is in the block.
+__device__ inline void fence_block() {
+#if !defined(CA_CUDA_MODEL)
+  asm volatile("fence.acq_rel.cta;" ::: "memory");
 #endif
 }
 
@@ -45,13 +53,15 @@ __device__ inline void fence_device() {
 /// others wrote to device memory before. `ticket` is 0 before the launch and after; `scratch` is
 /// one word of shared memory.
 __device__ inline bool last_block_done(uint32_t* ticket, uint32_t blocks, uint32_t* scratch) {
-  fence_device();
   __syncthreads();
-  if (threadIdx.x == 0 && threadIdx.y == 0) *scratch = atomicInc(ticket, blocks - 1);
+  if (threadIdx.x == 0 && threadIdx.y == 0) {
+    fence_device();
+    *scratch = atomicInc(ticket, blocks - 1);
+    fence_device();
+  }
   __syncthreads();
   const bool last = *scratch == blocks - 1;
   __syncthreads();
-  if (last) fence_device();
   return last;
 }
 

@@ -18,6 +18,9 @@ using cuda_model::invalidate_barrier;
 using cuda_model::shared_address;
 using cuda_model::store_in_block;
 using cuda_model::wait_for;
+__device__ inline void wait_for_blocks(uint64_t* barrier, uint32_t parity) {
+  wait_for(barrier, parity);
+}
 __device__ inline void publish_barriers() {}
 __device__ inline void publish_to_tensor_cores() {}
 /// A barrier of `threads` threads of the block, by its name (1 .. 15).
@@ -97,6 +100,20 @@ __device__ inline void wait_for(uint64_t* barrier, uint32_t parity) {
       ".reg .pred done;\n"
       "again:\n"
       "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "@!done bra again;\n"
+      "}\n" ::"r"(shared_address(barrier)),
+      "r"(parity)
+      : "memory");
+}
+
+/// The same, for what other blocks of the cluster have done before their stores that `barrier`
+/// counts.
+__device__ inline void wait_for_blocks(uint64_t* barrier, uint32_t parity) {
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
       "@!done bra again;\n"
       "}\n" ::"r"(shared_address(barrier)),
       "r"(parity)

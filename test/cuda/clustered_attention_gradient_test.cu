@@ -1,6 +1,7 @@
 #include "cuda/clustered_attention_gradient.h"
 #include "test/cuda/attention_gradient_device.h"
 #include "test/cuda/launches.h"
+#include "test/cuda/tile_cases.h"
 
 namespace cluster_attention::test {
 
@@ -16,6 +17,17 @@ void check_reference(Fixture& fixture) {
   check_gradients(fixture.result(),
                   reference::clustered_attention_gradient(fixture.problem, fixture.choices()),
                   kSplitBound, kShare);
+}
+
+void check_bfloat16(Fixture& fixture, const DeviceSettings& way) {
+  round_in_place(rounded_inputs(fixture));
+  fixture.run_forward();
+  Device device(way.storage);
+  CHECK_EQUAL(describe(run(fixture, device, way.precision)), "ok");
+  CHECK(!device.non_finite());
+  check_gradients(fixture.result(),
+                  reference::clustered_attention_gradient(fixture.problem, fixture.choices()),
+                  kBfloat16Bound, kShare);
 }
 
 TEST_ONCE("CUDA clustered attention gradient: matches the reference") {
@@ -92,15 +104,19 @@ TEST_ONCE("CUDA clustered attention gradient: bfloat16 in storage, in precision,
         const Scope scope(std::string(name) + " way " + std::to_string(&way - kBfloat16Ways) +
                           " k " + std::to_string(top_k));
         Fixture fixture(find_case(name), Grouping::given, top_k);
-        round_in_place(rounded_inputs(fixture));
-        fixture.run_forward();
-        Device device(way.storage);
-        CHECK_EQUAL(describe(run(fixture, device, way.precision)), "ok");
-        CHECK(!device.non_finite());
-        check_gradients(fixture.result(),
-                        reference::clustered_attention_gradient(fixture.problem, fixture.choices()),
-                        kBfloat16Bound, kShare);
+        check_bfloat16(fixture, way);
       }
+    }
+  }
+}
+
+TEST_ONCE("CUDA clustered attention gradient: every width, clusters without queries among many") {
+  for (const Case& one : width_cases(70, 530, 90)) {
+    for (int64_t top_k : {0, 5, 67}) {
+      const Scope scope(one.name + " k " + std::to_string(top_k));
+      Fixture fixture(one, Grouping::given, top_k);
+      check_reference(fixture);
+      check_bfloat16(fixture, kBfloat16Ways[top_k % 3]);
     }
   }
 }

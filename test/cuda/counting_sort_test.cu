@@ -117,6 +117,17 @@ TEST_ONCE("CUDA counting sort: clusters of blocks and two launches sort alike") 
   }
 }
 
+TEST_ONCE("CUDA counting sort: clusters of 16 that a device does not run") {
+  SortFixture fixture(2, 5003, 100);
+  fixture.expect();
+  const auto expected = fixture.arrays.snapshot();
+  CHECK_EQUAL(fixture.plan(16).parts, 16);
+  with_few_clusters([&] {
+    CHECK_EQUAL(fixture.sort(fixture.plan(16)), "ok");
+    check_same_bytes(fixture.arrays.snapshot(), expected, "the device");
+  });
+}
+
 TEST_ONCE("CUDA counting sort: a label outside its range is named and in no cluster") {
   SortFixture fixture(2, 700, 9);
   auto* labels = const_cast<int32_t*>(fixture.problem.labels);

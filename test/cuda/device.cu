@@ -5,6 +5,7 @@
 #include "test/cuda/device.h"
 
 #if defined(CA_CUDA_MODEL)
+#include "test/cuda/model/faults.h"
 #include "test/cuda/model/grid.h"
 #endif
 
@@ -125,6 +126,14 @@ void set_thread_order(uint64_t seed) {
   cuda_model::set_thread_order(seed);
 #else
   (void)seed;
+#endif
+}
+
+void limit_resident_clusters(int count) {
+#if defined(CA_CUDA_MODEL)
+  cuda_model::limit_resident_clusters(count);
+#else
+  (void)count;
 #endif
 }
 

@@ -109,6 +109,24 @@ template <typename Body>
 void in_every_thread_order(Body body);
 
 void set_thread_order(uint64_t seed);
+/// Clusters of more than 8 blocks that the model runs at once.
+void limit_resident_clusters(int count);
+
+/// Runs body() where the model runs no cluster of more than 8 blocks, and where it runs one at a
+/// time; on a GPU once.
+template <typename Body>
+void with_few_clusters(Body body) {
+#if defined(CA_CUDA_MODEL)
+  for (int count : {0, 1}) {
+    const Scope scope(std::to_string(count) + " clusters at once");
+    limit_resident_clusters(count);
+    body();
+  }
+  limit_resident_clusters(1 << 20);
+#else
+  body();
+#endif
+}
 /// Of the devices opened from here on.
 void set_parts_alone(bool alone);
 

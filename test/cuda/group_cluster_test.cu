@@ -221,6 +221,14 @@ TEST_ONCE("CUDA grouping at once: padding, layouts, sequences without queries") 
   }
 }
 
+TEST_ONCE("CUDA grouping at once: clusters of 16 that a device does not run") {
+  for (Grouping grouping : {Grouping::hamming, Grouping::given}) {
+    // Of so many rows 16 blocks are asked for.
+    ClusteredFixture fixture(sized("prime-long", 5000, 9, 16), grouping);
+    with_few_clusters([&] { check_at_once(fixture, kHopper, {}); });
+  }
+}
+
 TEST_ONCE("CUDA grouping at once: left to the single steps where it does not fit") {
   ClusteredFixture many(find_case("ragged"), Grouping::hamming);
   check_at_once(many, {7, 227 * 1024, 16}, {}, false);  // eight sequences

@@ -164,27 +164,46 @@ TEST_ONCE("CUDA hamming k-means: sequences shared out over launches and clusters
   CHECK(check_planned(fixture, cuda::HammingPlan::Way::launches, kHopper));
 }
 
-/// A block that is slow to look must still see what it was sent for this iteration.
+TEST_ONCE("CUDA hamming k-means: clusters of 16 that a device does not run") {
+  Case which = find_case("prime-long");
+  which.clusters = 40;
+  for (int64_t length : {1999, 150'000}) {  // 8 blocks hold the first alone
+    which.query_length = length;
+    HammingFixture fixture(which, false, 12);
+    fixture.problem.max_iterations = 2;
+    with_few_clusters([&] {
+      CHECK(check_planned(fixture, cuda::HammingPlan::Way::clusters, kHopper));
+      CHECK_EQUAL(next_plan.parts, 16);
+    });
+  }
+}
+
+/// A block that is slow to look must still see what it was sent for this iteration; and where there
+/// are fewer clusters than blocks, some send no centroid that would prove that they have looked.
 TEST_ONCE("CUDA hamming k-means: blocks that are ahead of others in many orders of threads") {
   Case which = find_case("prime-long");
-  which.query_length = 67;
-  which.clusters = 8;
-  HammingFixture fixture(which, false, 12);
-  const HammingKMeansProblem& problem = fixture.problem;
-  const cuda::HammingPlan blocks{cuda::HammingPlan::Way::clusters, true, 8, 128};
-  CHECK_EQUAL(describe(run_fresh(problem, fixture.arrays, 1, {})), "ok");
-  const auto expected = fixture.arrays.snapshot();
-  for (uint64_t seed = 1; seed <= 150; ++seed) {
-    const Scope scope("thread order " + std::to_string(seed));
-    set_thread_order(seed);
-    fixture.arrays.poison();
-    Device device;
-    next_plan = blocks;
-    CHECK_EQUAL(
-        describe(device.run<HammingKMeansProblem>(planned, on_device(fixture)(problem, device))),
-        "ok");
-    device.fetch(fixture.arrays);
-    check_same_bytes(fixture.arrays.snapshot(), expected, "the device");
+  const struct { int64_t length, clusters; } sizes[] = {{67, 8}, {34, 2}};
+  for (const auto& size : sizes) {
+    which.query_length = size.length;
+    which.clusters = size.clusters;
+    HammingFixture fixture(which, false, 12);
+    const HammingKMeansProblem& problem = fixture.problem;
+    const cuda::HammingPlan blocks{cuda::HammingPlan::Way::clusters, true, 8, 128};
+    CHECK_EQUAL(describe(run_fresh(problem, fixture.arrays, 1, {})), "ok");
+    const auto expected = fixture.arrays.snapshot();
+    for (uint64_t seed = 1; seed <= 150; ++seed) {
+      const Scope scope(std::to_string(size.clusters) + " clusters, thread order " +
+                        std::to_string(seed));
+      set_thread_order(seed);
+      fixture.arrays.poison();
+      Device device;
+      next_plan = blocks;
+      CHECK_EQUAL(
+          describe(device.run<HammingKMeansProblem>(planned, on_device(fixture)(problem, device))),
+          "ok");
+      device.fetch(fixture.arrays);
+      check_same_bytes(fixture.arrays.snapshot(), expected, "the device");
+    }
   }
   set_thread_order(0);
 }

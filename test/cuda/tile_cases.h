@@ -42,6 +42,17 @@ inline Case long_case(int64_t queries, int64_t keys, int64_t dim) {
   return one;
 }
 
+/// One sequence of rows as wide as each of the widths that kernels are made for: 32, 64, 128 and
+/// 256 columns, their last one a whole chunk or not.
+inline std::vector<Case> width_cases(int64_t queries, int64_t keys, int64_t clusters) {
+  std::vector<Case> list;
+  for (int64_t dim : {20, 64, 97, 200}) {
+    list.push_back(long_case(queries, keys, dim));
+    list.back().clusters = clusters;
+  }
+  return list;
+}
+
 /// Of CAST: tokens, D, E, kappa and C.
 inline Case cast_tile_case(const std::array<int64_t, 5>& size) {
   Case one = find_case("usual");

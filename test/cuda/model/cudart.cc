@@ -23,6 +23,7 @@ struct Pool {
 namespace {
 
 constexpr int kDevices = 2;
+constexpr int kResidentBlocks = 128;
 constexpr size_t kFence = 256;
 constexpr unsigned char kFenceByte = 0x5a;
 constexpr size_t kDeviceBytes = size_t{1} << 30;
@@ -41,6 +42,7 @@ struct Machine {
   int64_t allocation_to_fail = 0;
   int64_t call_to_fail = 0;
   cudaError_t error_to_return = cudaSuccess;
+  int resident_clusters = kResidentBlocks;
   int64_t calls = 0;
   int64_t launches = 0;
   int64_t objects = 0;
@@ -184,6 +186,7 @@ void reset_machine() {
   std::fill_n(now.lost, kDevices, cudaSuccess);
   now.allocation_to_fail = 0;
   now.call_to_fail = 0;
+  now.resident_clusters = kResidentBlocks;
   last_error = cudaSuccess;
 }
 
@@ -194,6 +197,7 @@ void fail_call(int64_t k, cudaError_t error) {
   machine().call_to_fail = k;
   machine().error_to_return = error;
 }
+void limit_resident_clusters(int count) { machine().resident_clusters = count; }
 int64_t calls() { return machine().calls; }
 int64_t launches() { return machine().launches; }
 int64_t live_objects() { return machine().objects; }
@@ -235,8 +239,8 @@ cudaError_t count_blocks(int* count) {
 }
 
 cudaError_t count_clusters(int* count, int blocks) {
-  return call(current_device, [&](Machine&) {
-    *count = 128 / blocks;
+  return call(current_device, [&](Machine& now) {
+    *count = std::min(kResidentBlocks / blocks, now.resident_clusters);
     return blocks <= 16 ? cudaSuccess : cudaErrorInvalidValue;
   });
 }

@@ -8,7 +8,7 @@ namespace cuda_model {
 
 namespace {
 
-enum class Mistake { none, no_wait, expects_more, arrives_twice, sends_early };
+enum class Mistake { none, no_wait, expects_more, arrives_twice, sends_early, one_barrier };
 
 constexpr int kBlocks = 3;
 constexpr int kRounds = 4;
@@ -16,12 +16,18 @@ constexpr int kRounds = 4;
 /// Every block sends its rank and the round to all, round by round; how many words were wrong.
 std::string wrong_rounds(Mistake mistake, int* wrong) {
   const auto body = [&] {
-    auto* barrier = reinterpret_cast<uint64_t*>(shared_memory());
-    auto* mail = reinterpret_cast<int*>(shared_memory() + 8);
+    auto* barriers = reinterpret_cast<uint64_t*>(shared_memory());
+    auto* mail = reinterpret_cast<int*>(shared_memory() + 16);
     const int rank = cluster_rank();
-    if (threadIdx.x == 0) initialize_barrier(barrier, 1);
+    // A block that has all words of a round sends those of the next; they may arrive before others
+    // of this one do, which a barrier must not count together.
+    const int turns = mistake == Mistake::one_barrier ? 1 : 2;
+    if (threadIdx.x == 0) {
+      for (int i = 0; i < turns; ++i) initialize_barrier(barriers + i, 1);
+    }
     sync_cluster();
     for (int round = 0; round < kRounds; ++round) {
+      uint64_t* barrier = barriers + round % turns;
       // A block may be a round ahead of the others: with one place, it would not wait for readers.
       int* words = mail + (mistake == Mistake::sends_early ? 0 : round % 2 * kBlocks);
       __syncthreads();
@@ -32,7 +38,7 @@ std::string wrong_rounds(Mistake mistake, int* wrong) {
           store_in_block(words + rank, to, 10 * round + rank, barrier);
         }
       }
-      if (mistake != Mistake::no_wait) wait_for(barrier, static_cast<uint32_t>(round % 2));
+      if (mistake != Mistake::no_wait) wait_for(barrier, static_cast<uint32_t>(round / turns % 2));
       for (int from = 0; from < kBlocks; ++from) {
         if (words[from] != 10 * round + from) ++*wrong;
       }
@@ -68,6 +74,8 @@ TEST_ONCE("CUDA model: words of other blocks that are not waited for, or overwri
   wrong_in_all(Mistake::no_wait, &wrong);
   CHECK(wrong > 0);
   wrong_in_all(Mistake::sends_early, &wrong);
+  CHECK(wrong > 0);
+  wrong_in_all(Mistake::one_barrier, &wrong);
   CHECK(wrong > 0);
 }
 

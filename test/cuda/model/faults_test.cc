@@ -3,6 +3,7 @@
 #include "test/cuda/model/faults.h"
 
 #include "cuda/errors.h"
+#include "cuda/launch.h"
 #include "cuda/session.h"
 #include "test/cuda/device.h"
 #include "test/native/harness.h"
@@ -115,6 +116,36 @@ TEST_ONCE("CUDA faults: out of memory frees what a session keeps") {
   CHECK(backend.download(device.session(), &value, memory, Storage::float32, 1, nullptr).ok());
   CHECK_EQUAL(value, 1.0f);
   backend.release(device.session(), memory);
+}
+
+struct Nothing {};
+void nothing(Nothing) {}
+
+TEST_ONCE("CUDA faults: to ask for clusters frees nothing, even where memory is out") {
+  const Machine machine;
+  Device device;
+  DeviceWorkspace::Scope scope(device.session()->workspace());
+  char* part = nullptr;
+  CHECK(scope.allocate(&part, 1 << 20).ok());
+  const int64_t before = cuda_model::device_bytes_in_use();
+  const LaunchShape shape{16, 32, 60 * 1024, 16};
+  CHECK_EQUAL(count_resident_clusters(*device.session(), shape, nothing), 8);
+  for (int64_t k = 1; k <= 3; ++k) {
+    const Scope which("call " + std::to_string(k));
+    cuda_model::fail_call(k, cudaErrorMemoryAllocation);
+    CHECK_EQUAL(count_resident_clusters(*device.session(), shape, nothing), 0);
+    CHECK_EQUAL(cuda_model::device_bytes_in_use(), before);
+  }
+}
+
+TEST_ONCE("CUDA faults: a cluster that cannot run is launched nowhere, however few are wanted") {
+  const Machine machine;
+  Device device;  // with too few multiprocessors for a cluster of 16
+  cuda_model::limit_resident_clusters(0);
+  CHECK(!runs_in_clusters(*device.session(), {16, 32, 0, 16}, 1, nothing));
+  CHECK(runs_in_clusters(*device.session(), {8, 32, 0, 8}, 1, nothing));
+  cuda_model::limit_resident_clusters(1);
+  CHECK(runs_in_clusters(*device.session(), {16, 32, 0, 16}, 1, nothing));
 }
 
 TEST_ONCE("CUDA faults: any call may fail, what fails is named, nothing leaks") {

@@ -75,8 +75,10 @@ int lane_of_running_thread();
 /// The running thread goes on once `condition` holds.
 void wait_until(const std::function<bool()>& condition);
 Products& products_of_running_thread();
-/// On their way to a block of the cluster.
+/// On their way to a block of the cluster: stores that arrive when nothing else can happen.
 std::vector<Parcel>& parcels_of(int rank);
+/// Lets some of them arrive; false where there are none.
+bool deliver_parcels(int rank);
 NamedBarrier& named_barrier(int name);
 
 void copy_async(void* shared, const void* global, int bytes, bool valid);

@@ -24,18 +24,17 @@ static_assert(sizeof(Barrier) == sizeof(uint64_t), "what shared memory has room 
 Barrier& barrier_at(uint64_t* barrier) { return *reinterpret_cast<Barrier*>(barrier); }
 
 /// The end of a phase for which nothing is missing.
-void end_phase(uint64_t* barrier, int rank) {
+void end_phase(uint64_t* barrier) {
   Barrier& self = barrier_at(barrier);
   if (self.pending > 0 || self.bytes != 0) return;
   self.pending = self.arrivals;
   self.phase = ~self.phase;
-  std::vector<Parcel>& parcels = parcels_of(rank);
-  const auto left = std::stable_partition(
-      parcels.begin(), parcels.end(), [&](const Parcel& one) { return one.barrier == barrier; });
-  std::for_each(parcels.begin(), left, [](const Parcel& one) {
-    std::memcpy(one.to, one.value, static_cast<size_t>(one.bytes));
-  });
-  parcels.erase(parcels.begin(), left);
+}
+
+void deliver(const Parcel& parcel) {
+  std::memcpy(parcel.to, parcel.value, static_cast<size_t>(parcel.bytes));
+  barrier_at(parcel.barrier).bytes -= parcel.bytes;
+  end_phase(parcel.barrier);
 }
 
 /// The bfloat16 at a place of a tile with 128-byte swizzle, by its place without it.
@@ -133,26 +132,33 @@ void arrive_expecting(uint64_t* barrier, int bytes) {
   if (self.pending == 0) note_fault("more threads arrive at a barrier than it waits for");
   --self.pending;
   self.bytes += bytes;
-  end_phase(barrier, cluster_rank());
+  end_phase(barrier);
 }
 
 void store_in_block(void* own, int rank, const void* value, int bytes, uint64_t* barrier) {
   const auto place_there = [rank](void* place) {
     return shared_memory_of(rank) + (static_cast<unsigned char*>(place) - shared_memory());
   };
-  auto* counter = reinterpret_cast<uint64_t*>(place_there(barrier));
-  Parcel parcel{place_there(own), {}, bytes, counter};
+  Parcel parcel{place_there(own), {}, bytes, reinterpret_cast<uint64_t*>(place_there(barrier))};
   std::memcpy(parcel.value, value, static_cast<size_t>(bytes));
   if (reinterpret_cast<uintptr_t>(parcel.to) % static_cast<uintptr_t>(bytes) != 0) {
     note_fault("a misaligned store in another block");
   }
   if (toss()) {
-    std::memcpy(parcel.to, value, static_cast<size_t>(bytes));
+    deliver(parcel);
   } else {
     parcels_of(rank).push_back(parcel);
   }
-  barrier_at(counter).bytes -= bytes;
-  end_phase(counter, rank);
+}
+
+bool deliver_parcels(int rank) {
+  std::vector<Parcel> parcels = std::exchange(parcels_of(rank), {});
+  const auto later =
+      std::stable_partition(parcels.begin(), parcels.end(), [](const Parcel&) { return !toss(); });
+  const bool some = later != parcels.begin();
+  std::for_each(parcels.begin(), some ? later : parcels.end(), deliver);
+  if (some) parcels_of(rank).assign(later, parcels.end());
+  return !parcels.empty();
 }
 
 void wait_for(uint64_t* barrier, uint32_t parity) {

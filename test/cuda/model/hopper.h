@@ -54,12 +54,12 @@ struct Products {
   std::deque<std::vector<Product>> groups;
 };
 
-/// A store in a block that waits for its barrier.
+/// A store in another block, and the barrier there that counts it when it arrives.
 struct Parcel {
   void* to;
   unsigned char value[8];
   int bytes;
-  const uint64_t* barrier;
+  uint64_t* barrier;
 };
 
 /// Of a block.
