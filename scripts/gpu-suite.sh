@@ -7,11 +7,14 @@
 #   scripts/gpu-suite.sh [folder]
 # CA_GPU_BUILD   a folder with cuda_tests and cuda_bench from elsewhere: nothing is built
 # CA_GPU_LIMIT   seconds for the sanitizers (default 170)
+# CA_GPU_TOTAL   seconds for all of it (default 530): steps that a hung kernel has left no time for are
+#                cut short, or not run
 set -u
 root=$(cd "$(dirname "$0")/.." && pwd)
 out=${1:-$root/build/gpu-suite}
 build=${CA_GPU_BUILD:-$root/build/gpu}
 limit=${CA_GPU_LIMIT:-170}
+total=${CA_GPU_TOTAL:-530}
 bundle=$root/build/gpu-bundle/run.sh  # made by scripts/gpu-bundle.cjs
 mkdir -p "$out"
 rm -f "$out"/*.log "$out"/*.step
@@ -21,6 +24,11 @@ rm -f "$out"/*.log "$out"/*.step
 step() {
   local name=$1 seconds=$2 begin=$SECONDS
   shift 2
+  ((total - SECONDS < seconds)) && seconds=$((total - SECONDS))
+  if ((seconds < 5)); then
+    note "$name" 'failed (no time was left)'
+    return 1
+  fi
   timeout -k 5 "$seconds" "$@" >"$out/$name.log" 2>&1
   local code=$? verdict=ok
   [ $code = 0 ] || verdict="failed ($code)"
@@ -46,7 +54,7 @@ fi
 shares() {
   local name=$1 count=$2 i
   shift 2
-  for ((i = 0; i < count; ++i)); do step "$name-$i" "$limit" "$@" "--part=$i,$count" & done
+  for ((i = 0; i < count; ++i)); do step "$name-$i" 90 "$@" "--part=$i,$count" & done
 }
 
 # one_sanitized TOOL TEST: says "clean", "wrong" or "unfinished" of a test under a tool.
@@ -87,12 +95,14 @@ if [ -x "$build/cuda_tests" ]; then
 fi
 # Alone, too: it asks for more memory than there is, and others would miss it.
 if [ -e "$bundle" ]; then
-  step javascript "$limit" sh "$bundle"
+  step javascript 90 sh "$bundle"
 else
   note javascript 'not run: no bundle'
 fi
 if [ -x "$build/cuda_tests" ]; then
   if command -v compute-sanitizer >/dev/null; then
+    # What is left is the measurements'.
+    ((total - SECONDS - 200 < limit)) && limit=$((total - SECONDS - 200))
     export CA_GPU_TESTS=$build/cuda_tests CA_GPU_END=$(($(date +%s) + limit))
     sanitize memcheck 6 &
     sanitize racecheck 5 &
@@ -107,27 +117,28 @@ wait
 # ---- alone: how fast ---------------------------------------------------------------------------
 
 # Nsight Compute's view of each kernel: where its time goes. It leaves clocks and caches alone, so
-# that kernels find the L2 cache as the flush before each call has left it.
+# that kernels find the L2 cache as the flush before each call has left it. What it has seen until its
+# time is over counts.
 profile() {
-  ncu --csv --page raw --clock-control none --cache-control none \
+  timeout 60 ncu --csv --page raw --clock-control none --cache-control none \
     --metrics "$(python3 "$root/bench/cuda/profile.py" --metrics)" \
-    "$build/cuda_bench" --rounds 1 1024 16384 2>"$out/ncu.log" |
-    python3 "$root/bench/cuda/profile.py"
+    "$build/cuda_bench" --unchecked --rounds 1 1024 16384 >"$out/ncu.csv" 2>"$out/ncu.log"
+  python3 "$root/bench/cuda/profile.py" <"$out/ncu.csv"
 }
 
 if [ -x "$build/cuda_bench" ]; then
-  step benchmark 90 "$build/cuda_bench"
-  step warm 30 "$build/cuda_bench" --warm 1024 16384
+  step benchmark 120 "$build/cuda_bench"
+  step warm 45 "$build/cuda_bench" --unchecked --warm 1024 16384
   if command -v ncu >/dev/null && command -v python3 >/dev/null; then
     export -f profile
     export root build out
-    step profile 60 bash -c profile
+    step profile 75 bash -c profile
   else
     note profile 'not run: no ncu, or no Python'
   fi
 fi
 if python3 -c 'import torch' 2>/dev/null; then
-  step sdpa 60 python3 "$root/bench/cuda/sdpa.py"
+  step sdpa 75 python3 "$root/bench/cuda/sdpa.py"
 else
   note sdpa 'not run: Python has no torch'
 fi

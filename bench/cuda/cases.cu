@@ -1,4 +1,6 @@
+#include <algorithm>
 #include <cmath>
+#include <map>
 #include <utility>
 
 #include "bench/cuda/cases.h"
@@ -44,6 +46,22 @@ double floor_of(const std::string& name, int64_t length) {
     if (name == row.name) return row.microseconds[column] * 1e-6;
   }
   return 0.0;
+}
+
+/// Normal numbers, always the same of a seed. To draw hundreds of millions would take longer than all
+/// measurements: a few millions are repeated, in steps that no length of rows divides.
+std::vector<float> normal_floats(int64_t count, uint64_t seed) {
+  constexpr int64_t kDrawn = 4194301;
+  static std::map<uint64_t, std::vector<float>> drawn;
+  std::vector<float>& numbers = drawn[seed];
+  const int64_t wanted = std::min(count, kDrawn);
+  if (static_cast<int64_t>(numbers.size()) < wanted) numbers = test::random_floats(wanted, seed);
+  std::vector<float> values;
+  values.reserve(static_cast<size_t>(count));
+  for (int64_t left = count; left > 0; left -= wanted) {
+    values.insert(values.end(), numbers.begin(), numbers.begin() + std::min(left, wanted));
+  }
+  return values;
 }
 
 /// (1,H,queries,dim), (1,H,length,dim) twice; array(count, seed) makes what they hold.
@@ -115,7 +133,7 @@ void* DeviceMemory::allocate(int64_t bytes) {
 const float* DeviceMemory::floats(int64_t count, uint64_t seed, Storage storage) {
   void* memory = allocate(count * cuda::storage_bytes(storage));
   if (memory == nullptr) return nullptr;
-  const std::vector<float> values = test::random_floats(count, seed);
+  const std::vector<float> values = normal_floats(count, seed);
   complete_ =
       complete_ && backend().upload(session_, memory, storage, values.data(), count, nullptr).ok();
   return static_cast<const float*>(memory);
@@ -276,7 +294,7 @@ using HostFloats = std::vector<std::vector<float>>;
 AttentionInputs make_inputs(HostFloats& host, int64_t queries, int64_t length, int64_t dim,
                             Storage storage) {
   const auto array = [&](int64_t count, uint64_t seed) -> const float* {
-    std::vector<float>& values = host.emplace_back(test::random_floats(count, seed));
+    std::vector<float>& values = host.emplace_back(normal_floats(count, seed));
     if (storage == Storage::bfloat16) {
       for (float& value : values) value = cuda::round_to_bfloat16(value);
     }
@@ -327,7 +345,7 @@ std::vector<CaseError> case_errors(cuda::Session* session, Storage storage) {
   const int64_t count = kHeads * kLength * kDim;
   HostFloats host;
   const AttentionInputs inputs = make_inputs(host, kLength, kLength, kDim, storage);
-  const std::vector<float> planes = test::random_floats(kBits * (kDim + 1), 4);
+  const std::vector<float> planes = normal_floats(kBits * (kDim + 1), 4);
   std::vector<float> expected(static_cast<size_t>(count));
   const OutputRows rows = dense_rows(expected.data(), Layout::bhld, kHeads, kLength, kDim);
   const CallSettings settings = settings_of(storage);
