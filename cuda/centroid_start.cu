@@ -34,9 +34,9 @@ Status launch_start(Session& session, const StartParams& params) {
   }
   if (chooses_rows(params)) {
     // grid: chunks of 1024 rows x batch entries, as many as run at once
-    CA_RETURN_IF_ERROR(launch_together(session, params.batch * start_chunks(params.length),
-                                       kStartThreads, static_cast<int64_t>(sizeof(StartShared)),
-                                       choose_start_rows, params));
+    CA_RETURN_IF_ERROR(launch_draws(
+        session, params.count, params.batch * start_chunks(params.length), kStartThreads,
+        static_cast<int64_t>(sizeof(StartShared)), choose_start_rows, params));
   }
   // grid: one block per centroid
   return launch(session, params.batch * params.count, kStartThreads, 0, place_start, params);

@@ -236,10 +236,10 @@ __device__ inline void choose_start_row(const StartParams& params, int64_t draw,
   sequence.choose();
 }
 
-/// All rows but the first one: the blocks of the grid wait for each.
+/// The rows that a launch chooses: the blocks of the grid wait for each.
 __global__ void __launch_bounds__(kStartThreads) choose_start_rows(const StartParams params) {
   // inputs: (N,d) -> chosen: (M)
-  for (int64_t draw = 1; draw < params.count; ++draw) {
+  for (int64_t draw = params.draws.begin; draw < params.draws.end; ++draw) {
     for_blocks(params.batch * start_chunks(params.length),
                [&](int64_t index) { choose_start_row(params, draw, index); });
     sync_grid();

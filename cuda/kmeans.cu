@@ -80,8 +80,9 @@ class Lloyd {
           launch(session_, row_blocks, kKMeansThreads, 0, kmeans_scales_kernel<kRead>, params_));
     }
     if (problem_.start == KMeansStart::plus_plus) {
-      CA_RETURN_IF_ERROR(launch_together(session_, sequences_ * params_.chunks, kKMeansThreads,
-                                         start_layout().bytes, plus_plus_kernel<kRead>, params_));
+      const int64_t draws = std::max<int64_t>(params_.clusters, 2);  // the first draw makes two
+      CA_RETURN_IF_ERROR(launch_draws(session_, draws, sequences_ * params_.chunks, kKMeansThreads,
+                                      start_layout().bytes, plus_plus_kernel<kRead>, params_));
     }
     CA_RETURN_IF_ERROR(
         launch(session_, sequences_, kKMeansThreads, 0, kmeans_start_kernel<kRead>, params_));

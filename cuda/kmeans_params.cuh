@@ -4,6 +4,7 @@
 
 #include "cuda/kmeans.h"
 #include "cuda/primitives/flags.cuh"
+#include "cuda/primitives/grid.cuh"
 #include "cuda/read_rows.cuh"
 #include "native/core/shape.h"
 
@@ -26,6 +27,7 @@ struct KMeansParams {
   int64_t clusters;         // clamped to the length of the shape
   int64_t chunks;           // of kKMeansChunk rows per sequence
   int64_t iteration;        // updates before this launch
+  DrawRange draws;          // of this launch, k-means++
   bool round_initial;       // precision: 'bfloat16'
   KMeansState* state;       // (sequences)
   uint32_t* tickets;        // (sequences), of last_block_done()

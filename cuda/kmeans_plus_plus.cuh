@@ -192,16 +192,15 @@ __device__ void draw_next_row(const KMeansParams& params, int64_t draw, int64_t 
   if (threadIdx.x == 0) chosen[draw] = row;
 }
 
-/// All draws: the blocks of the grid wait for each.
+/// The draws of a launch: the blocks of the grid wait for each.
 template <Read kRead>
 __global__ void __launch_bounds__(kKMeansThreads) plus_plus_kernel(const KMeansParams params) {
   // block: rows (1024,dim) -> distances (1024); the last block: distances (length) -> row
   const int64_t chunks = params.problem.batch * params.problem.heads * params.chunks;
-  int64_t draw = 1;
-  do {  // one, even of a single row
+  for (int64_t draw = params.draws.begin; draw < params.draws.end; ++draw) {
     for_blocks(chunks, [&](int64_t index) { draw_next_row<kRead>(params, draw, index); });
     sync_grid();
-  } while (++draw < params.clusters);
+  }
 }
 
 }  // namespace cluster_attention::cuda

@@ -167,6 +167,20 @@ Status launch_together(Session& session, int64_t wanted, int64_t threads, int64_
   return launch(session, shape, kernel, params);
 }
 
+/// Draws 1 .. end - 1, one after the other, in launches of kernel(params) with params.draws. One
+/// launch for all would be deaf to an abort, and keep the screen of a GPU still, for as long as
+/// they take.
+template <typename Params>
+Status launch_draws(Session& session, int64_t end, int64_t blocks, int64_t threads,
+                    int64_t shared_bytes, void (*kernel)(Params), Params params) {
+  constexpr int64_t kDrawsOfALaunch = 256;
+  for (int64_t draw = 1; draw < end; draw += kDrawsOfALaunch) {
+    params.draws = {draw, draw + kDrawsOfALaunch < end ? draw + kDrawsOfALaunch : end};
+    CA_RETURN_IF_ERROR(launch_together(session, blocks, threads, shared_bytes, kernel, params));
+  }
+  return Status::success();
+}
+
 /// Blocks of the largest cluster to ask for.
 inline int64_t most_cluster_blocks(const Session& session) {
   return session.capability() >= 90 ? 16 : 1;

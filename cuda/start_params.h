@@ -3,6 +3,7 @@
 // What centroid_start.cuh reads; launchers of other files fill it.
 
 #include "cuda/primitives/flags.cuh"
+#include "cuda/primitives/grid.cuh"
 #include "cuda/rows.cuh"
 #include "native/core/problem.h"
 #include "native/core/random.h"
@@ -31,6 +32,7 @@ struct StartParams {
   unsigned long long* chunk_farthest = nullptr;  // (batch,chunks): Candidate
   int32_t* chosen = nullptr;                     // (batch,M)
   uint32_t* tickets = nullptr;                   // (batch)
+  DrawRange draws = {};                          // of this launch
 
   float* centroids = nullptr;  // (batch,M,d)
   float* output = nullptr;     // the same as they are stored

@@ -21,6 +21,12 @@ __device__ inline void sync_grid() {
 #endif
 }
 
+/// What one launch makes of draws that all blocks wait for, one after the other.
+struct DrawRange {
+  int64_t begin;
+  int64_t end;
+};
+
 /// body(i) for this block's share of 0 .. count - 1, as a block of a grid of `count` would call it;
 /// it may return early.
 template <typename Body>

@@ -303,20 +303,34 @@ TEST_ONCE("CUDA pool: more chunks of rows to choose from than blocks run at once
   }
 }
 
-TEST_ONCE("CUDA pool: all rows of k-means++ and farthest points take one launch") {
+TEST_ONCE("CUDA pool: 256 rows of k-means++ and farthest points take a launch") {
+  Case which = find_case("prime-long");
+  which.head_dim = 3;
   for (Similarity similarity : kSimilarities) {
-    int64_t without = 0;
-    for (PoolStart start : {PoolStart::stride, PoolStart::plus_plus, PoolStart::farthest}) {
-      const Scope scope(pool_options_name(similarity, start));
-      PoolArrays fixture(find_case("usual"), similarity, start);
-      Device device;
-      const CentroidPoolProblem there = on_device(fixture.problem, device, fixture.arrays);
-      const int64_t count =
-          count_launches(device, Device::backend().operations.centroid_pool, there);
-      if (start == PoolStart::stride) without = count;
-      // The lengths of the rows take another one.
-      const int64_t scales = similarity == Similarity::cosine ? 1 : 0;
-      if (start != PoolStart::stride) CHECK_EQUAL(count, without + 1 + scales);
+    for (int64_t centroids : {40, 258}) {
+      which.clusters = centroids;
+      int64_t without = 0;
+      for (PoolStart start : {PoolStart::stride, PoolStart::plus_plus, PoolStart::farthest}) {
+        const Scope scope(pool_options_name(similarity, start));
+        PoolArrays fixture(which, similarity, start);
+        fixture.problem.iterations = 0;  // the rows that are chosen, as they are
+        CHECK_EQUAL(describe(run_fresh(fixture.problem, fixture.arrays)), "ok");
+        const std::vector<float> expected = fixture.result();
+        fixture.arrays.poison();
+        Device device;
+        const CentroidPoolProblem there = on_device(fixture.problem, device, fixture.arrays);
+        const int64_t count =
+            count_launches(device, Device::backend().operations.centroid_pool, there);
+        device.fetch(fixture.arrays);
+        CHECK_SAME(fixture.result(), expected);
+        if (start == PoolStart::stride) {
+          without = count;
+          continue;
+        }
+        // The lengths of the rows take another one.
+        const int64_t scales = similarity == Similarity::cosine ? 1 : 0;
+        CHECK_EQUAL(count, without + scales + (centroids > 257 ? 2 : 1));
+      }
     }
   }
 }

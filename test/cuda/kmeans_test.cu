@@ -148,16 +148,23 @@ TEST_ONCE("CUDA k-means: more chunks of rows to draw from than blocks run at onc
   check(fixture);
 }
 
-TEST_ONCE("CUDA k-means: all draws of k-means++ take one launch") {
-  int64_t launches[2];
-  for (KMeansStart start : {KMeansStart::sample, KMeansStart::plus_plus}) {
-    KMeansFixture fixture(find_case("prime"), Fill::gaussian);
-    fixture.problem.start = start;
-    Device device;
-    const KMeansProblem there = on_device(fixture)(fixture.problem, device);
-    launches[start == KMeansStart::plus_plus ? 1 : 0] = count_launches(device, kKMeans, there);
+TEST_ONCE("CUDA k-means: 256 draws of k-means++ take a launch") {
+  for (int64_t clusters : {1, 257, 258}) {
+    Case which = find_case("prime-long");
+    which.head_dim = 3;
+    which.clusters = clusters;
+    int64_t launches[2];
+    for (KMeansStart start : {KMeansStart::sample, KMeansStart::plus_plus}) {
+      KMeansFixture fixture(which, comparable_fill());
+      fixture.problem.start = start;
+      fixture.problem.max_iterations = 1;
+      Device device;
+      const KMeansProblem there = on_device(fixture)(fixture.problem, device);
+      launches[start == KMeansStart::plus_plus ? 1 : 0] = count_launches(device, kKMeans, there);
+      if (start == KMeansStart::plus_plus) check(fixture);
+    }
+    CHECK_EQUAL(launches[1], launches[0] + (clusters > 257 ? 2 : 1));
   }
-  CHECK_EQUAL(launches[1], launches[0] + 1);
 }
 
 }  // namespace
