@@ -19,12 +19,12 @@ Status start(Session& session, AttentionParams params, int64_t sequences) {
   int64_t warps = divide_up(params.query_length, Sizes::kWarpRows);
   if (warps > kMostWarps) warps = kMostWarps;
   // Rows do not depend on who shares their block: fewer warps give the same bits.
-  while (warps > 1 && Sizes::layout(static_cast<int>(warps)).bytes > session.shared_bytes()) {
+  while (warps > 1 && bytes_of_block<Sizes>(session, warps) > session.shared_bytes()) {
     warps /= 2;
   }
   params.tiles = divide_up(params.query_length, Sizes::kWarpRows * warps);
   return launch(session, sequences * params.tiles, kWarp * warps,
-                Sizes::layout(static_cast<int>(warps)).bytes, attend<kWidth, kSplit>, params);
+                bytes_of_block<Sizes>(session, warps), attend<kWidth, kSplit>, params);
 }
 
 /// Warpgroups of consumers: as many as keep the fewest rounds of blocks, each of which takes
@@ -60,9 +60,9 @@ int64_t stretch_warps(int64_t queries) {
   return divide_up(queries, StretchTile<kWidth, kSplit>::Sizes::kWarpRows);
 }
 template <int kWidth, bool kSplit>
-int64_t stretch_bytes(int64_t queries) {
-  const int64_t warps = stretch_warps<kWidth, kSplit>(queries);
-  return StretchTile<kWidth, kSplit>::Sizes::layout(static_cast<int>(warps)).bytes;
+int64_t stretch_bytes(const Session& session, int64_t queries) {
+  return bytes_of_block<typename StretchTile<kWidth, kSplit>::Sizes>(
+      session, stretch_warps<kWidth, kSplit>(queries));
 }
 
 /// Whether the keys are shared out: by the sizes of a sequence alone, so that its results do not
@@ -71,7 +71,7 @@ template <int kWidth, bool kSplit>
 bool shares_keys(const Session& session, const AttentionShape& shape) {
   return shape.query_length <= kFewQueries && shape.key_length >= kManyKeys &&
          shape.key_length >= kFewestStretches * kKeysPerQuery * shape.query_length &&
-         stretch_bytes<kWidth, kSplit>(shape.query_length) <= session.shared_bytes();
+         stretch_bytes<kWidth, kSplit>(session, shape.query_length) <= session.shared_bytes();
 }
 
 template <int kWidth, bool kSplit>
@@ -89,7 +89,7 @@ Status start_stretches(Session& session, DeviceWorkspace::Scope& scope,
       &params.outputs, checked_size(rows, params.stretches, attention.operands.value.columns)));
   CA_RETURN_IF_ERROR(launch(session, sequences * params.stretches,
                             kWarp * stretch_warps<kWidth, kSplit>(attention.query_length),
-                            stretch_bytes<kWidth, kSplit>(attention.query_length),
+                            stretch_bytes<kWidth, kSplit>(session, attention.query_length),
                             attend_stretch<kWidth, kSplit>, params));
   return launch(session, divide_up(rows, kStretchJoinWarps), kWarp * kStretchJoinWarps, 0,
                 join_queries<kWidth>, params);

@@ -24,18 +24,19 @@ struct TileSizes {
   static constexpr int kStride = kWidth + 8;     // eight rows begin in different banks
   static constexpr int kParts = kSplit ? 2 : 1;  // of keys and values
   static constexpr int kQueryParts = kSplitQuery ? 2 : 1;
+  static constexpr int kBuffers = 2;  // one before sm_80 where they do not fit
 
   struct Layout {
     int64_t query;   // (kQueryParts, 16 kRowTiles warps, kStride)
-    int64_t keys;    // (2 buffers, kParts, kKeys, kStride)
+    int64_t keys;    // (buffers, kParts, kKeys, kStride)
     int64_t values;  // the same
     int64_t bytes;
   };
-  CA_HOST_DEVICE static Layout layout(int warps) {
+  CA_HOST_DEVICE static Layout layout(int warps, int buffers) {
     SharedLayout parts;
     const int64_t query = parts.add<bfloat16>(int64_t{kQueryParts} * kWarpRows * warps * kStride);
-    const int64_t keys = parts.add<bfloat16>(int64_t{2} * kParts * kKeys * kStride);
-    const int64_t values = parts.add<bfloat16>(int64_t{2} * kParts * kKeys * kStride);
+    const int64_t keys = parts.add<bfloat16>(int64_t{buffers} * kParts * kKeys * kStride);
+    const int64_t values = parts.add<bfloat16>(int64_t{buffers} * kParts * kKeys * kStride);
     return {query, keys, values, parts.bytes()};
   }
 };

@@ -4,8 +4,8 @@
 // warp against one stretch of keys. Exact attention and the pass of mean queries are made of it.
 //
 // Method: FlashAttention-2 (Dao, 2023). Keys and values stream through shared memory in blocks of
-// kKeys, two of them: one is copied while the other is used. Scores stay in registers: the
-// accumulators of Q K^T are the operands of P V. The softmax is online (native/core/
+// kKeys, two of them where they fit: one is copied while the other is used. Scores stay in
+// registers: the accumulators of Q K^T are the operands of P V. The softmax is online (native/core/
 // softmax_state.h), in base 2.
 // Precision: bfloat16 operands, float32 sums; with kSplit, operands in two parts, three products,
 // in chains of a block of keys (primitives/mma_chains.cuh): about 1e-5 relative to the norm.
@@ -46,7 +46,8 @@ class AttentionTile {
   __device__ AttentionTile(const TileTask& task, const KeysAndValues& operands)
       : task_(task), operands_(operands) {
     const int warps = static_cast<int>(blockDim.x) / kWarp;
-    const auto layout = Sizes::layout(warps);
+    buffers_ = buffers_of_block<Sizes>(warps);
+    const auto layout = Sizes::layout(warps, buffers_);
     rows_ = Sizes::kWarpRows * warps;
     query_ = dynamic_shared<bfloat16>(layout.query);
     keys_ = dynamic_shared<bfloat16>(layout.keys);
@@ -116,9 +117,13 @@ class AttentionTile {
       wait_copies<0>();
       // Also: every warp is done with the other buffer, which the next copies fill.
       __syncthreads();
-      const int buffer = static_cast<int>(block % 2);
-      if (block + 1 < blocks) copy_block(1 - buffer, block + 1);
+      const bool more = block + 1 < blocks;
+      const int buffer = buffers_ == 1 ? 0 : static_cast<int>(block % 2);
+      if (buffers_ == 2 && more) copy_block(1 - buffer, block + 1);
       step(buffer, task_.first_key + block * kKeys, select);
+      if (buffers_ == 2 || !more) continue;
+      __syncthreads();
+      copy_block(0, block + 1);
     }
   }
   __device__ void run() {
@@ -149,7 +154,7 @@ class AttentionTile {
 
   /// The low parts of operands that are whole without them.
   __device__ void clear_missing_parts() {
-    for (int i = static_cast<int>(threadIdx.x); i < 2 * kKeys * kStride;
+    for (int i = static_cast<int>(threadIdx.x); i < buffers_ * kKeys * kStride;
          i += static_cast<int>(blockDim.x)) {
       const int buffer = i / (kKeys * kStride);
       const int place = i % (kKeys * kStride);
@@ -350,6 +355,7 @@ class AttentionTile {
   const TileTask& task_;
   const KeysAndValues& operands_;
   int rows_;
+  int buffers_;
   bfloat16* query_;
   bfloat16* keys_;
   bfloat16* values_;

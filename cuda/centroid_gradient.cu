@@ -20,6 +20,7 @@ Status launch_passes(Session& session, CentroidGradientParams params) {
       assignment.dim > assignment.value_dim ? assignment.dim : assignment.value_dim;
   params.row_tiles =
       resident_tiles(session, wider, [](int tiles) { return pair_layout<kSplit>(tiles).bytes; });
+  if (pair_layout<kSplit>(params.row_tiles).bytes > session.shared_bytes()) params.row_tiles = 0;
   const int64_t bytes = pair_layout<kSplit>(params.row_tiles).bytes;
   const int64_t tiles = tiles_of(assignment.inputs);
   const bool inputs_wanted =

@@ -44,7 +44,8 @@ struct CentroidGradientParams {
   GradientRows value;
   float* weight_terms = nullptr;  // (B*H,N): what each head adds to the gradients by the weights
   bool accumulate = false;        // to the gradients by key and value, which are float32 then
-  int row_tiles = 1;              // in shared memory, of each of the two operands of a block's rows
+  /// In shared memory, of each of the two operands of a block's rows; 0: one for both.
+  int row_tiles = 1;
 };
 
 struct OutputTermsParams {

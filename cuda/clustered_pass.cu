@@ -12,14 +12,15 @@ template <int kWidth, bool kSplit>
 Status start(Session& session, PassParams params, int64_t sequences) {
   // grid: (sequences * tiles of 16 warps clusters * stretches)
   using Sizes = typename PassTile<kWidth, kSplit>::Sizes;
-  const auto bytes = [](int64_t warps) { return Sizes::layout(static_cast<int>(warps)).bytes; };
   const int64_t row_tiles = divide_up(params.clusters, Sizes::kWarpRows);
   int64_t warps = divide_up(row_tiles, divide_up(row_tiles, kPassWarps));
   // Clusters do not depend on who shares their block: fewer warps give the same bits.
-  while (warps > 1 && bytes(warps) > session.shared_bytes()) warps = divide_up(warps, 2);
+  while (warps > 1 && bytes_of_block<Sizes>(session, warps) > session.shared_bytes()) {
+    warps = divide_up(warps, 2);
+  }
   params.tiles = divide_up(row_tiles, warps);
-  return launch(session, sequences * params.tiles * params.stretches, kWarp * warps, bytes(warps),
-                pass_stretches<kWidth, kSplit>, params);
+  return launch(session, sequences * params.tiles * params.stretches, kWarp * warps,
+                bytes_of_block<Sizes>(session, warps), pass_stretches<kWidth, kSplit>, params);
 }
 
 template <int kWidth, bool kSplit>

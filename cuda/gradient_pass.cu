@@ -23,7 +23,7 @@ Status start(Session& session, const GradientPass& pass) {
     params.row_tiles = wants_rows ? divide_up(pass.rows, Sizes::kWarpRows * warps) : 0;
     params.key_blocks = blocks_per_tile * params.key_tiles;
     blocks = params.key_blocks + blocks_per_tile * params.row_tiles * pass.parts;
-    const int64_t bytes = Sizes::layout(static_cast<int>(warps)).bytes;
+    const int64_t bytes = bytes_of_block<Sizes>(session, warps);
     const bool fits = bytes <= session.shared_bytes() && blocks >= session.multiprocessors();
     if (fits || warps == 1) {
       return launch(session, blocks, kWarp * warps, bytes, pass_gradients<kWidth, kSplit>, params);

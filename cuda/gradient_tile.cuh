@@ -39,22 +39,23 @@ struct GradientSizes {
   static constexpr int kSlices = kWidth / kSlice;
   static constexpr int kStride = kWidth + 8;  // eight rows begin in different banks
   static constexpr int kParts = kSplit ? 2 : 1;
-  /// Two where they fit into Hopper's shared memory beside the rows of four warps.
+  /// Two where they fit into Hopper's shared memory beside the rows of four warps; before sm_80 one
+  /// where two do not fit.
   static constexpr int kBuffers = kWidth > 128 && kSplit ? 1 : 2;
 
   struct Layout {
     int64_t own;      // (2 tensors, kParts, rows of the block, kStride)
-    int64_t met;      // (kBuffers, 2 tensors, kParts, kColumns, kStride)
-    int64_t maximum;  // (kBuffers, kColumns)
+    int64_t met;      // (buffers, 2 tensors, kParts, kColumns, kStride)
+    int64_t maximum;  // (buffers, kColumns)
     int64_t offset;   // the same
     int64_t bytes;
   };
-  CA_HOST_DEVICE static Layout layout(int warps) {
+  CA_HOST_DEVICE static Layout layout(int warps, int buffers) {
     SharedLayout parts;
     const int64_t own = parts.add<bfloat16>(int64_t{2} * kParts * kWarpRows * warps * kStride);
-    const int64_t met = parts.add<bfloat16>(int64_t{2} * kBuffers * kParts * kColumns * kStride);
-    const int64_t maximum = parts.add<float>(kBuffers * kColumns);
-    const int64_t offset = parts.add<float>(kBuffers * kColumns);
+    const int64_t met = parts.add<bfloat16>(int64_t{2} * buffers * kParts * kColumns * kStride);
+    const int64_t maximum = parts.add<float>(buffers * kColumns);
+    const int64_t offset = parts.add<float>(buffers * kColumns);
     return {own, met, maximum, offset, parts.bytes()};
   }
 };
@@ -102,7 +103,8 @@ class GradientTile {
   __device__ GradientTile(const GradientTask& task, bool met_terms)
       : task_(task), met_terms_(met_terms) {
     const int warps = static_cast<int>(blockDim.x) / kWarp;
-    const auto layout = Sizes::layout(warps);
+    buffers_ = buffers_of_block<Sizes>(warps);
+    const auto layout = Sizes::layout(warps, buffers_);
     rows_ = Sizes::kWarpRows * warps;
     own_ = dynamic_shared<bfloat16>(layout.own);
     met_ = dynamic_shared<bfloat16>(layout.met);
@@ -129,23 +131,23 @@ class GradientTile {
     for (int64_t tile = 0; tile < tiles; ++tile) {
       const int64_t first = task_.met.begin + tile * kColumns;
       const bool more = tile + 1 < tiles;
-      const int buffer = Sizes::kBuffers == 1 ? 0 : static_cast<int>(tile % 2);
+      const int buffer = buffers_ == 1 ? 0 : static_cast<int>(tile % 2);
       wait_copies<0>();
       // Also: every warp is done with the other buffer, which the next copies fill.
       __syncthreads();
       Terms next = {0.0f, 0.0f};
-      if (Sizes::kBuffers == 2 && more) {
+      if (buffers_ == 2 && more) {
         copy_met(1 - buffer, first + kColumns);
         next = get_terms(first + kColumns);
       }
       step(buffer, first);
       if (!more) break;
-      if (Sizes::kBuffers == 1) {
+      if (buffers_ == 1) {
         __syncthreads();
         copy_met(0, first + kColumns);
         next = get_terms(first + kColumns);
       }
-      put_terms(Sizes::kBuffers == 1 ? 0 : 1 - buffer, next);
+      put_terms(buffers_ == 1 ? 0 : 1 - buffer, next);
     }
   }
 
@@ -266,7 +268,7 @@ class GradientTile {
     for (int tensor = 0; tensor < 2; ++tensor) {
       if (operand(task_.own, tensor).low == nullptr) clear(own_of(tensor, 1), rows_ * kStride);
       if (operand(task_.met, tensor).low != nullptr) continue;
-      for (int buffer = 0; buffer < Sizes::kBuffers; ++buffer) {
+      for (int buffer = 0; buffer < buffers_; ++buffer) {
         clear(met_of(buffer, tensor, 1), kColumns * kStride);
       }
     }
@@ -329,6 +331,7 @@ class GradientTile {
   const GradientTask& task_;
   const bool met_terms_;
   int rows_;
+  int buffers_;
   bfloat16* own_;
   bfloat16* met_;
   float* maximum_;

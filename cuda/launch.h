@@ -167,6 +167,15 @@ Status launch_together(Session& session, int64_t wanted, int64_t threads, int64_
   return launch(session, shape, kernel, params);
 }
 
+/// Bytes for a block of so many warps with buffers_of_block(); `more` of its own come after.
+template <typename Sizes>
+int64_t bytes_of_block(const Session& session, int64_t warps, int64_t more = 0) {
+  const int count = static_cast<int>(warps);
+  const int64_t bytes = Sizes::layout(count, Sizes::kBuffers).bytes + more;
+  if (bytes <= session.shared_bytes() || session.capability() >= 80) return bytes;
+  return Sizes::layout(count, 1).bytes + more;
+}
+
 /// Draws 1 .. end - 1, one after the other, in launches of kernel(params) with params.draws. One
 /// launch for all would be deaf to an abort, and keep the screen of a GPU still, for as long as
 /// they take.

@@ -23,14 +23,14 @@ struct PairLayout {
 };
 
 template <bool kSplit>
-CA_HOST_DEVICE PairLayout pair_layout(int row_tiles) {
+CA_HOST_DEVICE PairLayout pair_layout(int row_tiles) {  // 0: one for both operands
   SharedLayout parts;
   PairLayout layout;
   layout.row_position = parts.add<int32_t>(kTile);
   layout.column_position = parts.add<int32_t>(kTile);
   layout.column_terms = parts.add<InputTerms>(kTile);
-  layout.row_first = parts.add<OperandTile<kSplit>>(row_tiles);
-  layout.row_second = parts.add<OperandTile<kSplit>>(row_tiles);
+  layout.row_first = parts.add<OperandTile<kSplit>>(row_tiles > 0 ? row_tiles : 1);
+  layout.row_second = row_tiles > 0 ? parts.add<OperandTile<kSplit>>(row_tiles) : layout.row_first;
   layout.column_first = parts.add<OperandTile<kSplit>>(1);
   layout.column_second = parts.add<OperandTile<kSplit>>(1);
   layout.bytes = parts.bytes();
@@ -86,13 +86,16 @@ class PairTile {
     }
     __syncthreads();
     clear(share);
-    multiply_rows<kSplit, kInputRows>(share, row_first_, params_.row_tiles, !rows_loaded_,
-                                      rows<kInputRows, false>(), row_position_, *column_first_,
-                                      rows<!kInputRows, false>(), column_position_,
-                                      params_.assignment.dim);
+    const bool both = params_.row_tiles > 0;  // operands have tiles
+    const int row_tiles = both ? params_.row_tiles : 1;
+    const bool load_rows = !rows_loaded_ || !both;
+    multiply_rows<kSplit, kInputRows>(
+        share, row_first_, row_tiles, load_rows, rows<kInputRows, false>(), row_position_,
+        *column_first_, rows<!kInputRows, false>(), column_position_, params_.assignment.dim);
     if (params_.with_changes) {
       clear(change);
-      multiply_rows(change, row_second_, params_.row_tiles, !rows_loaded_, rows<kInputRows, true>(),
+      if (!both) __syncthreads();
+      multiply_rows(change, row_second_, row_tiles, load_rows, rows<kInputRows, true>(),
                     row_position_, *column_second_, rows<!kInputRows, true>(), column_position_,
                     params_.assignment.value_dim);
     }

@@ -11,8 +11,8 @@ template <typename Sizes>
 int64_t warps_for(Session& session, int64_t rows) {
   int64_t warps = divide_up(rows, Sizes::kWarpRows);
   warps = warps < 1 ? 1 : warps > kTopKeyWarps ? kTopKeyWarps : warps;
-  while (warps > 1 && Sizes::layout(static_cast<int>(warps)).bytes + kMemberTileWords * 4 >
-                          session.shared_bytes()) {
+  while (warps > 1 &&
+         bytes_of_block<Sizes>(session, warps, kMemberTileWords * 4) > session.shared_bytes()) {
     warps /= 2;
   }
   return warps;
@@ -35,8 +35,7 @@ Status launch_members(Session& session, Params params, bool slices, void (*kerne
   params.tiles = most_tiles(problem.clusters, shape.query_length, Sizes::kWarpRows * warps);
   const int64_t blocks = shape.batch * shape.heads * params.tiles * (slices ? Sizes::kSlices : 1);
   return launch(session, blocks, kWarp * warps,
-                Sizes::layout(static_cast<int>(warps)).bytes + kMemberTileWords * 4, kernel,
-                params);
+                bytes_of_block<Sizes>(session, warps, kMemberTileWords * 4), kernel, params);
 }
 
 }  // namespace
@@ -81,7 +80,7 @@ Status top_key_rows(Session& session, const TopKeyGradient& problem, const TopKe
     params.tiles = divide_up(problem.top_k, Sizes::kWarpRows * warps);
     const int64_t sequences = problem.shape.batch * problem.shape.heads;
     return launch(session, sequences * rows.count * params.tiles * Sizes::kSlices, kWarp * warps,
-                  Sizes::layout(static_cast<int>(warps)).bytes, top_key_rows_kernel<kWidth, kSplit>,
+                  bytes_of_block<Sizes>(session, warps), top_key_rows_kernel<kWidth, kSplit>,
                   params);
   });
 }

@@ -42,9 +42,10 @@ template <int kWidth, bool kSplit>
 __device__ MemberTile member_tile(const TopKeyGradient& problem, int64_t sequence, int64_t tile) {
   using Sizes = GradientSizes<kWidth, kSplit>;
   const int warps = static_cast<int>(blockDim.x) / kWarp;
-  return find_member_tile(problem.offsets + sequence * (problem.clusters + 1), problem.clusters,
-                          tile, Sizes::kWarpRows * warps,
-                          dynamic_shared<int32_t>(Sizes::layout(warps).bytes));
+  return find_member_tile(
+      problem.offsets + sequence * (problem.clusters + 1), problem.clusters, tile,
+      Sizes::kWarpRows * warps,
+      dynamic_shared<int32_t>(Sizes::layout(warps, buffers_of_block<Sizes>(warps)).bytes));
 }
 
 // ---- terms ------------------------------------------------------------------------------------

@@ -43,4 +43,25 @@ __device__ inline T* dynamic_shared(int64_t offset = 0) {
 #endif
 }
 
+/// Whether the launch gave the block so many bytes. Where every GPU has room for what a kernel
+/// likes best (from sm_80 on), its launcher asks for that, and this is no question.
+__device__ inline bool holds_shared_bytes(int64_t bytes) {
+#if defined(CA_CUDA_MODEL)
+  return static_cast<int64_t>(cuda_model::shared_memory_bytes()) >= bytes;
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+  uint32_t given;
+  asm("mov.u32 %0, %%dynamic_smem_size;" : "=r"(given));
+  return given >= bytes;
+#else
+  return true;
+#endif
+}
+
+/// Of tiles that come in while others are used (Sizes::layout(warps, buffers)): all buffers where
+/// they fit, else one. Any number gives the same bits.
+template <typename Sizes>
+__device__ int buffers_of_block(int warps) {
+  return holds_shared_bytes(Sizes::layout(warps, Sizes::kBuffers).bytes) ? Sizes::kBuffers : 1;
+}
+
 }  // namespace cluster_attention::cuda

@@ -34,6 +34,20 @@ TEST_ONCE("CUDA attention gradient: long sums keep the bound") {
   }
 }
 
+TEST_ONCE("CUDA attention gradient: widths with 64 KB of shared memory") {
+  on_a_small_device([](bool small) {
+    for (const Case& one : width_cases(70, 130, 1)) {
+      if (small && one.head_dim > 128) continue;
+      const Scope scope(one.name);
+      Fixture fixture(one, true);
+      Device device;
+      CHECK_EQUAL(describe(run(fixture, device)), "ok");
+      check_gradients(fixture.result(), reference::attention_gradient(fixture.problem), kSplitBound,
+                      kShare);
+    }
+  });
+}
+
 TEST_ONCE("CUDA attention gradient: scales of any sign, widths in several slices") {
   for (int64_t dim : {1, 33, 64, 130}) {
     for (float scale : {0.0f, -0.5f, 2.0f}) {

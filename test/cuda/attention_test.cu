@@ -163,6 +163,25 @@ TEST_ONCE("CUDA attention: bfloat16 in storage, in precision, and in both") {
   });
 }
 
+TEST_ONCE("CUDA attention: every width with 64 KB of shared memory") {
+  std::vector<Case> list = width_cases(33, 300, 1);
+  for (int64_t dim : {64, 128, 256}) list.push_back(few_queries_case(20, 1100, dim, dim));
+  on_a_small_device([&](bool) {
+    for (const Case& one : list) {
+      const Scope scope(one.name);
+      Fixture fixture(one, true);
+      Device device;
+      CHECK_EQUAL(describe(fixture.run(device)), "ok");
+      CHECK_CLOSE(fixture.result(), reference::attention(fixture.problem).output, kSplitBound);
+      Device rounding(Storage::bfloat16);
+      CHECK_EQUAL(describe(fixture.run(rounding, Precision::bfloat16)), "ok");
+      fixture.arrays.snapshot();
+      fixture.round_inputs();
+      CHECK_CLOSE(fixture.result(), reference::attention(fixture.problem).output, kBfloat16Bound);
+    }
+  });
+}
+
 TEST_ONCE("CUDA attention: the same bits in every order of threads, and for sequences alone") {
   on_every_kind_of_device([](int32_t index) {
     for (const Case& one_case : {find_case("ragged"), find_case("tile-129"), find_case("width-65"),

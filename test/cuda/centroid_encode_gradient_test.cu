@@ -113,6 +113,17 @@ TEST_ONCE("CUDA encode gradient: few centroids of wide inputs, many of narrow on
   }
 }
 
+TEST_ONCE("CUDA encode gradient: with 64 KB of shared memory") {
+  on_a_small_device([](bool) {
+    for (const char* name : {"prime", "width-130-64", "tile-129"}) {
+      const Scope scope(name);
+      EncodeGradientArrays fixture(find_case(name), PoolStart::stride);
+      fixture.problem.forward.aggregate = Collect::mean;
+      check_reference(fixture);
+    }
+  });
+}
+
 TEST_ONCE("CUDA encode gradient: an input of weight 0 is never read and has none") {
   check_weight_zero(PoolStart::sample, [](EncodeGradientArrays& fixture) {
     check_runs_on(fixture.problem, fixture.gradients, kGradient, on_device(fixture));

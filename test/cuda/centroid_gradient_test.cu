@@ -68,6 +68,20 @@ TEST_ONCE("CUDA centroid gradient: sizes around the tiles") {
   }
 }
 
+TEST_ONCE("CUDA centroid gradient: with 64 KB of shared memory") {
+  on_a_small_device([](bool) {
+    for (const char* name : {"prime", "ragged", "width-64-130", "width-130-64", "tile-129"}) {
+      for (Normalize normalize : {Normalize::centroids, Normalize::inputs}) {
+        CentroidOptions options;
+        options.normalize = normalize;
+        const Scope scope(name + options.name());
+        CentroidGradientArrays fixture(find_case(name), options);
+        check_reference(fixture);
+      }
+    }
+  });
+}
+
 TEST_ONCE("CUDA centroid gradient: scales of any sign, a sharp softmax") {
   for (float scale : {0.0f, -0.5f, 2.0f, 30.0f}) {
     for (const CentroidOptions& options : all_centroid_options()) {

@@ -66,6 +66,16 @@ TEST_ONCE("CUDA pool gradient: several tiles of centroids, wide rows, a sample")
   }
 }
 
+TEST_ONCE("CUDA pool gradient: with 64 KB of shared memory") {
+  on_a_small_device([](bool) {
+    for (const char* name : {"prime", "width-130-64", "tile-129"}) {
+      const Scope scope(name);
+      PoolGradientArrays fixture(find_case(name), Similarity::euclidean, PoolStart::stride);
+      check_reference(fixture);
+    }
+  });
+}
+
 TEST_ONCE("CUDA pool gradient: one, eight and no steps") {
   for (Similarity similarity : kSimilarities) {
     for (int64_t steps : {0, 1, 8}) {

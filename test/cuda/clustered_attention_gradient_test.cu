@@ -121,6 +121,22 @@ TEST_ONCE("CUDA clustered attention gradient: every width, clusters without quer
   }
 }
 
+TEST_ONCE("CUDA clustered attention gradient: widths with 64 KB of shared memory") {
+  on_a_small_device([](bool small) {
+    for (const Case& one : width_cases(70, 130, 20)) {
+      const Scope scope(one.name);
+      Fixture fixture(one, Grouping::given, 67);
+      if (small && one.head_dim > 128) {
+        Device device;
+        CHECK_EQUAL(describe(run(fixture, device)), "unsupported shape");
+      } else {
+        check_reference(fixture);
+      }
+      check_bfloat16(fixture, kBfloat16Ways[0]);
+    }
+  });
+}
+
 TEST_ONCE("CUDA clustered attention gradient: what is not wanted does not change the others") {
   for (int64_t top_k : {0, 5}) {
     const Scope scope("k " + std::to_string(top_k));

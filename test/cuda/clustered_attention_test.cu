@@ -298,6 +298,25 @@ TEST_ONCE("CUDA clustered attention: every width, with tiles of clusters without
   }
 }
 
+TEST_ONCE("CUDA clustered attention: every width with 64 KB of shared memory") {
+  on_a_small_device([](bool small) {
+    for (const Case& one : width_cases(70, 530, 90)) {
+      for (int64_t top_k : {0, 37}) {
+        const Scope scope(one.name + " k " + std::to_string(top_k));
+        Fixture fixture(one, Grouping::hamming, top_k);
+        Device device;
+        if (small && one.head_dim > 128 && top_k > 0) {
+          CHECK_EQUAL(describe(fixture.run(device)), "unsupported shape");
+        } else {
+          CHECK_EQUAL(describe(fixture.run(device)), "ok");
+          check_reference(fixture, kSplitBound, 5e-5);
+        }
+        check_bfloat16(fixture, Storage::bfloat16);
+      }
+    }
+  });
+}
+
 TEST_ONCE("CUDA clustered attention: bfloat16 leaves the top keys of the rounded inputs") {
   Fixture fixture(find_case("usual"), Grouping::given);
   const AttentionShape& s = fixture.inputs.shape;

@@ -16,6 +16,7 @@ namespace cluster_attention::test {
 namespace {
 
 bool parts_alone = false;
+int32_t usual_device = 0;
 
 }  // namespace
 
@@ -24,7 +25,7 @@ const cuda::Backend& Device::backend() {
 }
 
 Device::Device(cuda::Storage storage, int32_t index) : storage_(storage) {
-  const Status opened = backend().open_session(index, &session_);
+  const Status opened = backend().open_session(index < 0 ? usual_device : index, &session_);
   if (!opened.ok()) {
     // A kernel that hung, or met a fault, takes the device from all tests after it.
     std::fprintf(stderr, "no device for the tests that are left: %s\n", describe(opened).c_str());
@@ -128,6 +129,8 @@ void set_thread_order(uint64_t seed) {
   (void)seed;
 #endif
 }
+
+void set_usual_device(int32_t index) { usual_device = index; }
 
 void limit_resident_clusters(int count) {
 #if defined(CA_CUDA_MODEL)

@@ -26,7 +26,8 @@ namespace cluster_attention::test {
 
 class Device {
  public:
-  explicit Device(cuda::Storage storage = cuda::Storage::float32, int32_t index = 0);
+  /// `index` < 0: the usual device, see on_a_small_device().
+  explicit Device(cuda::Storage storage = cuda::Storage::float32, int32_t index = -1);
   ~Device();
   Device(const Device&) = delete;
   Device& operator=(const Device&) = delete;
@@ -96,6 +97,22 @@ void on_every_kind_of_device(Body body) {
   }
 #else
   body(0);
+#endif
+}
+
+void set_usual_device(int32_t index);
+
+/// Runs body(true) with a usual device whose blocks have 64 KB of shared memory, as those of sm_75:
+/// on the model; body(false) on a GPU.
+template <typename Body>
+void on_a_small_device(Body body) {
+#if defined(CA_CUDA_MODEL)
+  constexpr int32_t kTuring = 2;
+  set_usual_device(kTuring);
+  body(true);
+  set_usual_device(0);
+#else
+  body(false);
 #endif
 }
 

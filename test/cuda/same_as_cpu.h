@@ -25,7 +25,7 @@ inline Fill comparable_fill() { return cpu_fuses_products() ? Fill::gaussian : F
 struct DeviceSettings {
   cuda::Storage storage = cuda::Storage::float32;
   Precision precision = Precision::float32;
-  int32_t device = 0;
+  int32_t device = -1;  // the usual one
 
   /// For a Scope.
   const char* name() const { return storage == cuda::Storage::bfloat16 ? " bfloat16" : " float32"; }

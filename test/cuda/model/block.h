@@ -83,6 +83,7 @@ class Block {
   const std::function<void()>* body = nullptr;
   NamedBarrier named[kNamedBarriers];
   std::vector<Parcel> parcels;
+  size_t shared_bytes() const { return shared_bytes_; }
   int barrier_sum = 0;     // of the barrier that threads arrive at
   int barrier_result = 0;  // of the one that they left
 

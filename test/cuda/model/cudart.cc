@@ -5,6 +5,7 @@
 #include <map>
 #include <mutex>
 #include <string>
+#include <utility>
 
 #include "test/cuda/model/faults.h"
 
@@ -22,7 +23,7 @@ struct Pool {
 
 namespace {
 
-constexpr int kDevices = 2;
+constexpr int kDevices = 3;
 constexpr int kResidentBlocks = 128;
 constexpr size_t kFence = 256;
 constexpr unsigned char kFenceByte = 0x5a;
@@ -48,7 +49,7 @@ struct Machine {
   int64_t objects = 0;
   size_t device_bytes = 0;
   std::map<char*, Block> blocks;
-  std::map<const void*, int> shared_limits;
+  std::map<std::pair<int, const void*>, int> shared_limits;  // of a device and a kernel
 };
 
 thread_local int current_device = 0;
@@ -211,7 +212,7 @@ cudaError_t launch_kernel(const void* kernel, const Launch& launch, cudaStream_t
     if (threads == 0 || threads > 1024 || launch.block.z > 64 || !grid_fits) {
       return cudaErrorInvalidConfiguration;
     }
-    const auto limit = now.shared_limits.find(kernel);
+    const auto limit = now.shared_limits.find({stream->device, kernel});
     const int allowed = limit == now.shared_limits.end() ? 48 * 1024 : limit->second;
     if (launch.shared_bytes > static_cast<size_t>(allowed)) return cudaErrorInvalidValue;
     if (current_device != stream->device) return cudaErrorInvalidResourceHandle;
@@ -274,12 +275,14 @@ cudaError_t cudaSetDevice(int device) {
   current_device = device;
   return call(device, [](Machine&) { return cudaSuccess; });
 }
-/// The second device is one of before Hopper.
-static int major_of(int device) { return device == 0 ? 9 : 8; }
+/// One of Hopper, one of Ampere and one of Turing.
+static int major_of(int device) { return 9 - device; }
+static int minor_of(int device) { return device == 2 ? 5 : 0; }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   if (device < 0 || device >= kDevices) return give(cudaErrorInvalidDevice);
   return call(device, [&](Machine&) {
-    *properties = {"Model of a GPU", kDeviceBytes, major_of(device), 0, kMultiprocessors};
+    *properties = {"Model of a GPU", kDeviceBytes, major_of(device), minor_of(device),
+                   kMultiprocessors};
     return cudaSuccess;
   });
 }
@@ -289,8 +292,8 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
     const std::map<int, int> values = {
         {cudaDevAttrMultiProcessorCount, kMultiprocessors},
         {cudaDevAttrComputeCapabilityMajor, major_of(device)},
-        {cudaDevAttrComputeCapabilityMinor, 0},
-        {cudaDevAttrMaxSharedMemoryPerBlockOptin, kSharedBytesOfABlock}};
+        {cudaDevAttrComputeCapabilityMinor, minor_of(device)},
+        {cudaDevAttrMaxSharedMemoryPerBlockOptin, kSharedBytesOfABlock[device]}};
     const auto found = values.find(attribute);
     if (found == values.end()) return cudaErrorInvalidValue;
     *value = found->second;
@@ -316,7 +319,7 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event) {
 
 cudaError_t cudaMemPoolCreate(cudaMemPool_t* pool, const cudaMemPoolProps* properties) {
   return call(properties->location.id, [&](Machine&) {
-    static Pool pools[kDevices] = {{0}, {1}};  // they live as long as the process
+    static Pool pools[kDevices] = {{0}, {1}, {2}};  // they live as long as the process
     *pool = &pools[properties->location.id];
     return cudaSuccess;
   });
@@ -360,8 +363,8 @@ cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t 
 cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value) {
   return call(current_device, [&](Machine& now) {
     if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
-    if (value > kSharedBytesOfABlock) return cudaErrorInvalidValue;
-    int& limit = now.shared_limits[kernel];
+    if (value > kSharedBytesOfABlock[current_device]) return cudaErrorInvalidValue;
+    int& limit = now.shared_limits[{current_device, kernel}];
     if (value < limit) {
       note_fault("the shared memory of a kernel was limited to less than another thread may want");
     }

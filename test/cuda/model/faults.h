@@ -10,7 +10,7 @@
 
 namespace cuda_model {
 
-/// A machine as at the start: two devices with a driver, no failure to come, none lost.
+/// A machine as at the start: three devices with a driver, no failure to come, none lost.
 void reset_machine();
 void remove_driver();
 void remove_devices();
@@ -27,8 +27,8 @@ int64_t launches();
 /// Everything that was allocated (memory, streams, events) and not freed yet.
 int64_t live_objects();
 int64_t device_bytes_in_use();
-/// What an SM of these devices offers to a block.
-constexpr int kSharedBytesOfABlock = 227 * 1024;
+/// What a multiprocessor of each device offers to a block.
+constexpr int kSharedBytesOfABlock[] = {227 * 1024, 163 * 1024, 64 * 1024};
 constexpr int kMultiprocessors = 4;
 constexpr int kBlocksOfAMultiprocessor = 2;
 

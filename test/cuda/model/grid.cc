@@ -130,6 +130,7 @@ bool toss() {
 std::vector<Parcel>& parcels_of(int rank) { return blocks[static_cast<size_t>(rank)]->parcels; }
 
 unsigned char* shared_memory() { return block->shared; }
+size_t shared_memory_bytes() { return block->shared_bytes(); }
 
 unsigned char* shared_memory_of(int rank) { return blocks[static_cast<size_t>(rank)]->shared; }
 

@@ -49,6 +49,7 @@ void set_thread_order(uint64_t seed);
 bool toss();
 
 unsigned char* shared_memory();
+size_t shared_memory_bytes();
 /// Of another block of the cluster.
 unsigned char* shared_memory_of(int rank);
 int cluster_rank();
