@@ -67,9 +67,9 @@ __global__ void __launch_bounds__(kTileThreads) cast_statistics(const CastGradie
       scores[n][i] = function.score(scores[n][i], data.scale[column]);
       bad |= data.row_position[row] >= 0 && data.position[column] >= 0 && !is_number(scores[n][i]);
     });
-    state.add(scores, function.exponent, 1.0f, nullptr, first, forward.clusters, true, false);
+    state.add(scores, function.exponent, first, forward.clusters);
   }
-  state.join(data, function.exponent, true, false);
+  state.join(data, function.exponent);
   if (threadIdx.x < kTile && token < tokens) {
     params.token_maximum[sequence * forward.tokens + token] = data.maximum[threadIdx.x];
     params.token_inverse[sequence * forward.tokens + token] = 1.0f / data.factor[threadIdx.x];

@@ -1,8 +1,8 @@
 #pragma once
 
 // The softmax down the columns of score tiles (operand_tile.cuh), over any number of tiles of rows:
-// every thread keeps a maximum, a sum and the best row of its 16 columns for its own rows, without
-// meeting others; the states are joined once, when the last row has been seen.
+// every thread keeps a maximum and a sum of its 16 columns for its own rows, without meeting
+// others; the states are joined once, when the last row has been seen.
 
 #include "cuda/operand_tile.cuh"
 
@@ -16,12 +16,9 @@ struct ColumnData {
   float scale[kTile];
   float maximum[kTile];
   float factor[kTile];  // first the sum, then w_i / sum
-  int32_t best[kTile];
   double objective[kTile];
   float exchange_maximum[kTileWarps][kTile];
   float exchange_sum[kTileWarps][kTile];
-  float exchange_best[kTileWarps][kTile];
-  int32_t exchange_row[kTileWarps][kTile];
 };
 
 /// Positions of a tile of centroids, by the first 64 threads.
@@ -37,111 +34,67 @@ struct ColumnState {
   static constexpr int kColumns = 2 * kTileColumns;
   float maximum[kColumns];
   float sum[kColumns];  // of 2^(exponent (score - maximum))
-  float best[kColumns];
-  int32_t best_row[kColumns];
 
   __device__ ColumnState() {
     for (int c = 0; c < kColumns; ++c) {
       maximum[c] = -INFINITY;
       sum[c] = 0.0f;
-      best[c] = -INFINITY;
-      best_row[c] = 0;
     }
   }
 
-  /// Rows come in ascending order: of equal scores the first is kept.
-  __device__ void add(const TileSums& scores, float exponent, float label_scale,
-                      const float* label_bias, int64_t first_row, int64_t rows, bool with_sums,
-                      bool with_best) {
+  /// Rows [first_row, rows) of a tile.
+  __device__ void add(const TileSums& scores, float exponent, int64_t first_row, int64_t rows) {
     const TilePlace place;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int64_t row = first_row + place.row(half);
       if (row >= rows) continue;
-      const float bias = label_bias != nullptr ? label_bias[row] : 0.0f;
 #pragma unroll
       for (int c = 0; c < kColumns; ++c) {
         const float score = scores[c / 2][2 * half + c % 2];
-        if (with_sums) {
-          if (score > maximum[c]) {
-            sum[c] = sum[c] * rescale(maximum[c], score, exponent) + 1.0f;
-            maximum[c] = score;
-          } else {
-            sum[c] += exp2f((score - maximum[c]) * exponent);
-          }
-        }
-        const float rank = score * label_scale + bias;
-        if (with_best && rank > best[c]) {
-          best[c] = rank;
-          best_row[c] = static_cast<int32_t>(row);
+        if (score > maximum[c]) {
+          sum[c] = sum[c] * rescale(maximum[c], score, exponent) + 1.0f;
+          maximum[c] = score;
+        } else {
+          sum[c] += exp2f((score - maximum[c]) * exponent);
         }
       }
     }
   }
 
-  /// Joins the states of all threads into data.maximum, data.factor (the sum) and data.best.
-  __device__ void join(ColumnData& data, float exponent, bool with_sums, bool with_best) {
+  /// Joins the states of all threads into data.maximum and data.factor (the sum).
+  __device__ void join(ColumnData& data, float exponent) {
     const TilePlace place;
     const int warp = warp_index();
 #pragma unroll
     for (int c = 0; c < kColumns; ++c) {
       const int column = place.column(c / 2, c % 2);
-      if (with_sums) {
-        float joint = maximum[c];
-        for (int mask = 4; mask < kWarp; mask *= 2) joint = fmaxf(joint, shuffle_xor(joint, mask));
-        float total = sum[c] * rescale(maximum[c], joint, exponent);
-        for (int mask = 4; mask < kWarp; mask *= 2) total += shuffle_xor(total, mask);
-        if (place.group == 0) {
-          data.exchange_maximum[warp][column] = joint;
-          data.exchange_sum[warp][column] = total;
-        }
-      }
-      if (with_best) {
-        for (int mask = 4; mask < kWarp; mask *= 2) {
-          take(shuffle_xor(best[c], mask), shuffle_xor(best_row[c], mask), best[c], best_row[c]);
-        }
-        if (place.group == 0) {
-          data.exchange_best[warp][column] = best[c];
-          data.exchange_row[warp][column] = best_row[c];
-        }
+      float joint = maximum[c];
+      for (int mask = 4; mask < kWarp; mask *= 2) joint = fmaxf(joint, shuffle_xor(joint, mask));
+      float total = sum[c] * rescale(maximum[c], joint, exponent);
+      for (int mask = 4; mask < kWarp; mask *= 2) total += shuffle_xor(total, mask);
+      if (place.group == 0) {
+        data.exchange_maximum[warp][column] = joint;
+        data.exchange_sum[warp][column] = total;
       }
     }
     __syncthreads();
-    if (threadIdx.x < kTile) join_warps(data, exponent, with_sums, with_best);
+    if (threadIdx.x < kTile) join_warps(data, exponent);
     __syncthreads();
   }
 
  private:
-  __device__ static void take(float other, int32_t other_row, float& value, int32_t& row) {
-    if (other > value || (other == value && other_row < row)) {
-      value = other;
-      row = other_row;
-    }
-  }
-
-  __device__ static void join_warps(ColumnData& data, float exponent, bool with_sums,
-                                    bool with_best) {
+  __device__ static void join_warps(ColumnData& data, float exponent) {
     const int column = static_cast<int>(threadIdx.x);
-    if (with_sums) {
-      float joint = -INFINITY;
-      for (int w = 0; w < kTileWarps; ++w) joint = fmaxf(joint, data.exchange_maximum[w][column]);
-      float total = 0.0f;
-      for (int w = 0; w < kTileWarps; ++w) {
-        const float part = data.exchange_sum[w][column];
-        if (part != 0.0f)
-          total += part * rescale(data.exchange_maximum[w][column], joint, exponent);
-      }
-      data.maximum[column] = joint;
-      data.factor[column] = total;
+    float joint = -INFINITY;
+    for (int w = 0; w < kTileWarps; ++w) joint = fmaxf(joint, data.exchange_maximum[w][column]);
+    float total = 0.0f;
+    for (int w = 0; w < kTileWarps; ++w) {
+      const float part = data.exchange_sum[w][column];
+      if (part != 0.0f) total += part * rescale(data.exchange_maximum[w][column], joint, exponent);
     }
-    if (with_best) {
-      float best = -INFINITY;
-      int32_t row = 0;
-      for (int w = 0; w < kTileWarps; ++w) {
-        take(data.exchange_best[w][column], data.exchange_row[w][column], best, row);
-      }
-      data.best[column] = row;
-    }
+    data.maximum[column] = joint;
+    data.factor[column] = total;
   }
 };
 

@@ -142,8 +142,8 @@ TEST_ONCE("CUDA attention: bfloat16 in storage, in precision, and in both") {
                 {Storage::bfloat16, Precision::float32, kBfloat16Bound}};
     for (const auto& way : ways) {
       std::vector<Case> list = few_queries_cases();
-      for (const char* name : {"prime", "ragged-transposed", "width-64", "width-130-64", "ragged",
-                               "tile-49", "long-keys"}) {
+      for (const char* name : {"prime", "ragged-transposed", "width-64", "width-65", "width-130-64",
+                               "ragged", "tile-49", "long-keys"}) {
         list.push_back(find_case(name));
       }
       for (const Case& one : list) {

@@ -361,6 +361,29 @@ TEST_ONCE("CUDA clustered attention: the same bits in every order of threads, an
   }
 }
 
+/// Padding of rows where a launch makes all of the groups: hashes of aligned rows.
+TEST_ONCE(
+    "CUDA clustered attention: NaN and Inf in aligned rows are noticed, in padding not read") {
+  Case which = find_case("usual");
+  which.batch = which.heads = 2;  // no more sequences than the model has multiprocessors
+  which.query_length = which.key_length = 41;
+  which.query_lengths = which.key_lengths = {41, 20};
+  which.head_dim = 16;
+  for (Storage storage : {Storage::float32, Storage::bfloat16}) {
+    Fixture fixture(which, Grouping::hamming, 9);
+    const AttentionInputs& in = fixture.inputs;
+    for (int64_t row : {int64_t{0}, in.shape.query_length - 1}) {
+      float* place = const_cast<float*>(in.query.row(1, 1, row));
+      const float saved = *place;
+      *place = std::numeric_limits<float>::quiet_NaN();
+      Device device(storage);
+      CHECK_EQUAL(describe(fixture.run(device)), "ok");
+      CHECK_EQUAL(device.non_finite(), row < in.query_lengths[1]);
+      *place = saved;
+    }
+  }
+}
+
 TEST_ONCE("CUDA clustered attention: NaN and Inf are noticed") {
   for (int64_t top_k : {int64_t{0}, int64_t{9}}) {
     for (Storage storage : {Storage::float32, Storage::bfloat16}) {

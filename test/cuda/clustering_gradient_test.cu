@@ -40,6 +40,14 @@ TEST_ONCE("CUDA aggregate gradient: the CPU's bits") {
   }
 }
 
+TEST_ONCE("CUDA aggregate gradient: bfloat16 in precision and in storage") {
+  for (cuda::Storage storage : {cuda::Storage::float32, cuda::Storage::bfloat16}) {
+    AggregateGradientFixture fixture(find_case("prime"), Reduce::sum);
+    check_same_as_cpu(fixture.gradient, fixture.arrays, kAggregateGradient, on_device(fixture),
+                      {storage, Precision::bfloat16});
+  }
+}
+
 TEST_ONCE("CUDA broadcast gradient: the CPU's bits") {
   for (const Case& one : cases()) {
     const Scope scope(one.name);

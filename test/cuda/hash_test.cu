@@ -90,9 +90,17 @@ TEST_ONCE("CUDA hash: projections that leave the range of float32 on the way") {
 
 TEST_ONCE("CUDA hash: bfloat16 rounds rows and planes, stored so or not") {
   for (cuda::Storage storage : {cuda::Storage::float32, cuda::Storage::bfloat16}) {
-    HashFixture fixture(find_case("usual"), comparable_fill());
-    check_same_as_cpu(fixture.problem, fixture.arrays, kHash, on_device(fixture),
-                      {storage, Precision::bfloat16});
+    for (const char* name : {"usual", "prime"}) {
+      for (Fill fill : {comparable_fill(), Fill::integer}) {
+        HashFixture fixture(find_case(name), fill);
+        const auto check = [&](bool) {
+          check_same_as_cpu(fixture.problem, fixture.arrays, kHash, on_device(fixture),
+                            {storage, Precision::bfloat16});
+        };
+        check(false);
+        on_a_small_device(check);  // has no tensor cores for it
+      }
+    }
   }
 }
 
@@ -132,7 +140,8 @@ struct SequencesFixture : AttentionArrays {
   }
 };
 
-void check_sequences(SequencesFixture& fixture, bool tensor_cores = true) {
+void check_sequences(SequencesFixture& fixture, bool tensor_cores = true,
+                     const cuda::Call& call = {}) {
   const cuda::HashSequences& problem = fixture.problem;
   Arrays& arrays = fixture.arrays;
   arrays.poison();
@@ -145,20 +154,34 @@ void check_sequences(SequencesFixture& fixture, bool tensor_cores = true) {
   const auto expected = arrays.snapshot();
   in_every_thread_order([&] {
     arrays.poison();
-    Device device;
+    Device device(call.storage);
     cuda::HashSequences there = problem;
     there.inputs = device.stored(problem.inputs, arrays);
     there.lengths = device.at(problem.lengths, arrays);
     there.planes = device.at(problem.planes, arrays);
     there.hashes = device.at(problem.hashes, arrays);
     there.tensor_cores = tensor_cores;
-    CHECK_EQUAL(describe(cuda::hash_sequences(*device.session(), there, cuda::Call())), "ok");
+    CHECK_EQUAL(describe(cuda::hash_sequences(*device.session(), there, call)), "ok");
     bool non_finite = true;
     CHECK_EQUAL(describe(device.backend().finish(device.session(), &non_finite)), "ok");
     CHECK(!non_finite);
     device.fetch(arrays);
     check_same_bytes(arrays.snapshot(), expected, "the device");
   });
+}
+
+TEST_ONCE("CUDA hash: thresholds from the data of rows rounded to bfloat16, and stored so") {
+  for (cuda::Storage storage : {cuda::Storage::float32, cuda::Storage::bfloat16}) {
+    cuda::Call call;
+    call.storage = storage;
+    call.precision = Precision::bfloat16;
+    SequencesFixture fixture(find_case("ragged"), comparable_fill(), 7);
+    const cuda::HashSequences& problem = fixture.problem;
+    const int64_t rows = problem.batch * problem.heads * problem.length;
+    round_in_place(
+        {{fixture.query, rows * problem.dim}, {fixture.planes, problem.bits * (problem.dim + 1)}});
+    check_sequences(fixture, false, call);
+  }
 }
 
 TEST_ONCE("CUDA hash: thresholds from the data, padding left alone") {

@@ -99,10 +99,16 @@ TEST_ONCE("CUDA k-means: long sequences, many centroids") {
 TEST_ONCE("CUDA k-means: bfloat16 rounds rows and starting centroids") {
   for (cuda::Storage storage : {cuda::Storage::float32, cuda::Storage::bfloat16}) {
     for (KMeansStart start : {KMeansStart::plus_plus, KMeansStart::given}) {
-      KMeansFixture fixture(find_case("prime"), comparable_fill());
-      fixture.problem.start = start;
-      fixture.problem.max_iterations = 3;
-      check(fixture, {storage, Precision::bfloat16});
+      for (Metric metric : {Metric::euclidean, Metric::cosine}) {
+        for (const char* name : {"prime", "ragged", "more-clusters-than-queries"}) {
+          KMeansFixture fixture(find_case(name), comparable_fill());
+          fixture.problem.metric = metric;
+          fixture.problem.start = start;
+          fixture.problem.max_iterations = 3;
+          fixture.problem.tolerance = 1e-4;
+          check(fixture, {storage, Precision::bfloat16});
+        }
+      }
     }
   }
 }

@@ -67,8 +67,10 @@ TEST_ONCE("CUDA top-k: zeros of both signs are equal, and keep their signs") {
 
 TEST_ONCE("CUDA top-k: scores stored as bfloat16, and rounded to it") {
   for (cuda::Storage storage : {cuda::Storage::float32, cuda::Storage::bfloat16}) {
-    TopKFixture fixture(find_case("prime"), Fill::gaussian);
-    check(fixture, {storage, Precision::bfloat16});
+    for (const char* name : {"prime", "ragged"}) {
+      TopKFixture fixture(find_case(name), Fill::gaussian, true);
+      check(fixture, {storage, Precision::bfloat16});
+    }
   }
 }
 
