@@ -42,6 +42,7 @@ const PARTS = {
     buildNativeTests({ CA_BUILD_CUDA_TESTS: 'ON', CA_CUDA_MODEL: 'ON' });
     return [[join('build', 'native-tests', 'cuda_tests'), ['--long=1,20', 'reference']]];
   },
+  kernels: () => [script('kernel-coverage.cjs')],
   guards: () => {
     buildNativeTests();
     return ['begin', 'end'].map((side) => [

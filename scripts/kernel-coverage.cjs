@@ -1,0 +1,80 @@
+'use strict';
+// Runs the tests of the CUDA backend on the model of a GPU, built with gcov, and names the kernels that
+// none of them launched, an instantiation each, and the lines of cuda/ that none reached. A kernel that
+// never ran is no better than one that was never compiled.
+//   node scripts/kernel-coverage.cjs       fails where a kernel did not run
+
+const { spawnSync } = require('node:child_process');
+const { readdirSync, rmSync } = require('node:fs');
+const { join, relative, resolve } = require('node:path');
+const { cmake, root } = require('./build.cjs');
+
+const folder = join('build', 'kernel-coverage');
+/** All of them take one structure of parameters. */
+const KERNEL = /^void cluster_attention::cuda::(\w+(?:<.*>)?)\(cluster_attention::cuda::\w+\)$/;
+
+/** Files below `directory` with this ending. */
+const filesBelow = (directory, ending) =>
+  readdirSync(directory, { recursive: true, encoding: 'utf8' })
+    .filter((name) => name.endsWith(ending))
+    .map((name) => join(directory, name));
+
+function run(program, args, options = {}) {
+  const { status, signal, error, stdout } = spawnSync(program, args, {
+    cwd: join(root, folder),
+    maxBuffer: 1 << 30,
+    ...options,
+  });
+  if (error) throw error;
+  if (status !== 0) throw new Error(`${program} failed (${signal ?? status})`);
+  return stdout;
+}
+
+/** What gcov says of every source that a counted object was made of. */
+function* counted() {
+  for (const data of filesBelow(join(root, folder), '.gcda')) {
+    const text = run('gcov', ['--json-format', '--stdout', data], { encoding: 'utf8' });
+    for (const line of text.split('\n')) {
+      if (line.startsWith('{')) yield* JSON.parse(line).files;
+    }
+  }
+}
+
+function main() {
+  cmake(
+    folder,
+    {
+      CMAKE_BUILD_TYPE: 'None',
+      CMAKE_CXX_FLAGS: '-O1 --coverage',
+      CA_BUILD_ADDON: 'OFF',
+      CA_BUILD_CUDA_TESTS: 'ON',
+      CA_CUDA_MODEL: 'ON',
+    },
+    'cuda_tests',
+  );
+  for (const data of filesBelow(join(root, folder), '.gcda')) rmSync(data);
+  run(join(root, folder, 'cuda_tests'), [], { stdio: ['ignore', 'inherit', 'inherit'] });
+
+  const kernels = new Map(); // launches of each, all objects together
+  const lines = new Map();
+  const add = (counts, key, count) => counts.set(key, (counts.get(key) ?? 0) + count);
+  for (const { file, functions, lines: ofFile } of counted()) {
+    const path = relative(root, resolve(root, folder, file));
+    if (!path.startsWith('cuda/')) continue;
+    for (const { demangled_name: name, execution_count: count } of functions) {
+      const kernel = KERNEL.exec(name);
+      if (kernel) add(kernels, kernel[1].replaceAll('cluster_attention::cuda::', ''), count);
+    }
+    for (const { line_number: number, count } of ofFile) add(lines, `${path}:${number}`, count);
+  }
+  const never = (counts) => [...counts].filter(([, count]) => count === 0).map(([key]) => key);
+  const idle = never(kernels).sort();
+  const missed = never(lines).sort();
+  console.log(`${kernels.size} kernels, ${idle.length} never launched`);
+  for (const kernel of idle) console.log(`  ${kernel}`);
+  console.log(`${lines.size} lines of cuda/, ${missed.length} never reached`);
+  for (const line of missed) console.log(`  ${line}`);
+  if (kernels.size === 0 || idle.length > 0) process.exitCode = 1;
+}
+
+main();
