@@ -5,8 +5,8 @@
 // Method, precision: attention_tile.cuh. A block takes 16 queries per row tile and warp and all the
 // keys they see; with the causal mask the blocks with the most keys start first.
 // Layout: any strides; output rows past the real queries get 0, their log-sum-exp -Inf.
-// Limits: D, E <= kWidth. A NaN in `value` reaches, with the causal mask, also the queries before
-// it that share a block of keys with it (at most 63 keys away): 0 times NaN is NaN.
+// Limits: D, E <= kWidth. A NaN in `value` reaches, with the causal mask, also queries before it
+// whose warp (on Hopper 64 rows) has one that sees its block of keys: 0 times NaN is NaN.
 
 #include "cuda/attention_tile.cuh"
 #include "native/core/tensor.h"

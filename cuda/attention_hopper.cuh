@@ -46,7 +46,7 @@ class HopperConsumer {
     bool bad = load_queries();
     publish_to_tensor_cores();
     meet_warpgroup();
-    const int64_t blocks = divide_up(task_.end_key, kKeys);
+    const int64_t blocks = visible_blocks();
     if (blocks > 0) attend(blocks);
     bad = store() || bad;
     if (bad) mark_non_finite(params_.flags);
@@ -58,6 +58,22 @@ class HopperConsumer {
   /// This thread's row `half`, relative to the first query of the block.
   __device__ static int row_of(int half) {
     return warp_index() * kTileRows + half * 8 + lane_index() / 4;
+  }
+
+  /// Blocks of keys that some row of the warpgroup sees. Weights of 0 would do as well for the
+  /// others, but for NaN and Inf, which are not to reach rows by who shares their block.
+  __device__ int64_t visible_blocks() const {
+    // The producer fills those that only other consumers see, and waits for no stage that this one
+    // has not given back.
+    static_assert((Sizes::kMostConsumers - 1) * kConsumerRows <= (Sizes::kStages - 1) * kKeys,
+                  "they fit in the ring behind the last block of each");
+    int64_t end = task_.end_key;
+    if (task_.causal) {
+      const int64_t rows = int64_t{warpgroup() + 1} * kConsumerRows;
+      const int64_t seen = task_.first_query + rows + task_.causal_offset;
+      if (seen < end) end = seen > 0 ? seen : 0;
+    }
+    return divide_up(end, kKeys);
   }
 
   /// True where a NaN or Inf was met.

@@ -21,8 +21,8 @@ struct HopperSizes {
   static constexpr bool kWide = kWidth == 128;
   static constexpr int kMostConsumers = kWide ? 2 : 3;
   static constexpr int kStages = !kWide ? 4 : kSplit ? 2 : 3;
-  // Together what 65,536 registers give to a block of all its warpgroups, by eights: two consumers of
-  // 240 leave 24, and some of a producer's addresses in memory.
+  // Together what 65,536 registers give to a block of all its warpgroups, by eights: two consumers
+  // of 240 leave 24, and some of a producer's addresses in memory.
   static constexpr int kConsumerRegisters = !kWide ? 160 : kSplit ? 240 : 232;
   static constexpr int kProducerRegisters = !kWide ? 32 : kSplit ? 24 : 40;
   static constexpr int kMostThreads = (kMostConsumers + 1) * kWarpgroup;

@@ -200,8 +200,16 @@ class AttentionTile {
     }
   }
 
+  /// Whether no row of the warp sees a key from this one on. Weights of 0 would do as well, but for
+  /// NaN and Inf, which are not to reach rows by who shares their block.
+  __device__ bool is_hidden(int64_t first_key) const {
+    const int64_t last_row = task_.first_query + (warp_index() + int64_t{1}) * Sizes::kWarpRows - 1;
+    return task_.causal && first_key > last_row + task_.causal_offset;
+  }
+
   template <typename Select>
   __device__ void step(int buffer, int64_t first_key, Select& select) {
+    if (is_hidden(first_key)) return;
     Scores scores[kRowTiles];
     float factor[kRowTiles][2];
     multiply_keys(buffer, scores);

@@ -5,7 +5,7 @@
 // mask the blocks with the most pairs start first.
 //
 // Method, precision, limits: gradient_tile.cuh. A NaN reaches, with the causal mask, also hidden
-// pairs of the same tile (at most 31 rows away): 0 times NaN is NaN.
+// pairs of the same warp and tile (at most 62 rows away): 0 times NaN is NaN.
 
 #include "cuda/gradient_pass.h"
 #include "cuda/gradient_sums.cuh"

@@ -39,6 +39,7 @@ class GradientSums {
     Tile tile(task_, kOwnsKeys);
     if (!kOwnsKeys) load_row_terms();
     tile.run([&](int buffer, int64_t first) {
+      if (tile.template is_hidden<kOwnsKeys>(first)) return;
       Scores weights;
       tile.multiply(0, buffer, weights);
       weigh(tile, buffer, first, weights);

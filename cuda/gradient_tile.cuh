@@ -151,6 +151,17 @@ class GradientTile {
     }
   }
 
+  /// Whether no own row of the warp and no met row from `first` on (own queries) or in the tile
+  /// there (own keys) see each other. Weights of 0 would do as well, but for NaN and Inf, which are
+  /// not to reach rows by who shares their block.
+  template <bool kOwnsKeys>
+  __device__ bool is_hidden(int64_t first) const {
+    if (!task_.causal) return false;
+    const int64_t own = task_.own.begin + warp_index() * int64_t{Sizes::kWarpRows};
+    return kOwnsKeys ? own > first + kColumns - 1 + task_.causal_offset
+                     : first > own + Sizes::kWarpRows - 1 + task_.causal_offset;
+  }
+
   /// maximum or offset of the met rows of a tile, in shared memory.
   __device__ const float* met_maximum(int buffer) const { return maximum_ + buffer * kColumns; }
   __device__ const float* met_offset(int buffer) const { return offset_ + buffer * kColumns; }

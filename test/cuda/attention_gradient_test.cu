@@ -34,6 +34,34 @@ TEST_ONCE("CUDA attention gradient: long sums keep the bound") {
   }
 }
 
+/// How many rows share a block of threads depends on the batch; whom a NaN reaches must not.
+TEST_ONCE("CUDA attention gradient: a NaN reaches hidden rows by the sizes of a sequence alone") {
+  Case which = long_case(160, 160, 24);
+  which.batch = 5;
+  for (const bool in_value : {false, true}) {
+    const Scope scope(in_value ? "in value" : "in the gradient of the output");
+    Fixture fixture(which, true);
+    const int64_t bad_row = in_value ? 127 : 0;
+    for (int64_t b = 0; b < which.batch; ++b) {
+      float* row =
+          const_cast<float*>(in_value ? fixture.inputs.value.row(b, 0, bad_row)
+                                      : fixture.problem.output_gradient.row(b, 0, bad_row));
+      row[3] = std::numeric_limits<float>::quiet_NaN();
+    }
+    check_same_gradients(fixture);
+    const DenseGradients result = fixture.result();
+    // Rows of a warp and of a tile: at most 32 each.
+    for (int64_t i = 0; i < 160 * which.head_dim; ++i) {
+      const int64_t l = i / which.head_dim;
+      if (in_value && l < bad_row - 62) CHECK(!std::isnan(result.query[static_cast<size_t>(i)]));
+      if (!in_value && l > bad_row + 62) {
+        CHECK(!std::isnan(result.key[static_cast<size_t>(i)]));
+        CHECK(!std::isnan(result.value[static_cast<size_t>(i)]));
+      }
+    }
+  }
+}
+
 TEST_ONCE("CUDA attention gradient: widths with 64 KB of shared memory") {
   on_a_small_device([](bool small) {
     for (const Case& one : width_cases(70, 130, 1)) {

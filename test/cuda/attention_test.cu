@@ -182,34 +182,67 @@ TEST_ONCE("CUDA attention: every width with 64 KB of shared memory") {
   });
 }
 
+/// The same bits in every order of the threads, and whether sequences come in a batch or one by
+/// one.
+void check_same_bits(Fixture& fixture, int32_t index, Precision precision = Precision::float32) {
+  const AttentionShape shape = fixture.inputs.shape;
+  Device device(Storage::float32, index);
+  CHECK_EQUAL(describe(fixture.run(device, precision)), "ok");
+  const auto expected = fixture.arrays.snapshot();
+  in_every_thread_order([&] {
+    CHECK_EQUAL(describe(fixture.run(device, precision)), "ok");
+    check_same_bytes(fixture.arrays.snapshot(), expected, "running again");
+  });
+  AttentionProblem there = fixture.problem;
+  there.inputs = device.inputs(fixture.inputs, fixture.arrays);
+  there.output = device.stored(fixture.output, fixture.arrays);
+  there.logsumexp = device.at(fixture.problem.logsumexp, fixture.arrays);
+  fixture.arrays.poison();
+  for (int64_t i = 0; i < shape.batch * shape.heads; ++i) {
+    AttentionProblem one = there;
+    one.inputs = alone(there.inputs, i / shape.heads, i % shape.heads);
+    one.output = alone(there.output, i / shape.heads, i % shape.heads);
+    one.logsumexp = part(there.logsumexp, i, shape.query_length);
+    CHECK_EQUAL(describe(device.run(device.backend().operations.attention, one, precision)), "ok");
+  }
+  device.fetch(fixture.arrays);
+  check_same_bytes(fixture.arrays.snapshot(), expected, "running sequences one by one");
+}
+
 TEST_ONCE("CUDA attention: the same bits in every order of threads, and for sequences alone") {
   on_every_kind_of_device([](int32_t index) {
     for (const Case& one_case : {find_case("ragged"), find_case("tile-129"), find_case("width-65"),
                                  few_queries_cases()[2]}) {
       const Scope scope(one_case.name);
       Fixture fixture(one_case, true);
-      const AttentionShape shape = fixture.inputs.shape;
-      Device device(Storage::float32, index);
-      CHECK_EQUAL(describe(fixture.run(device)), "ok");
-      const auto expected = fixture.arrays.snapshot();
-      in_every_thread_order([&] {
-        CHECK_EQUAL(describe(fixture.run(device)), "ok");
-        check_same_bytes(fixture.arrays.snapshot(), expected, "running again");
-      });
-      AttentionProblem there = fixture.problem;
-      there.inputs = device.inputs(fixture.inputs, fixture.arrays);
-      there.output = device.stored(fixture.output, fixture.arrays);
-      there.logsumexp = device.at(fixture.problem.logsumexp, fixture.arrays);
-      fixture.arrays.poison();
-      for (int64_t i = 0; i < shape.batch * shape.heads; ++i) {
-        AttentionProblem one = there;
-        one.inputs = alone(there.inputs, i / shape.heads, i % shape.heads);
-        one.output = alone(there.output, i / shape.heads, i % shape.heads);
-        one.logsumexp = part(there.logsumexp, i, shape.query_length);
-        CHECK_EQUAL(describe(device.run(device.backend().operations.attention, one)), "ok");
+      check_same_bits(fixture, index);
+    }
+  });
+}
+
+/// How many queries share a block of threads depends on the batch; whom a NaN reaches must not.
+TEST_ONCE(
+    "CUDA attention: a NaN reaches rows that do not see it by the sizes of a sequence alone") {
+  on_every_kind_of_device([](int32_t index) {
+    Case which = long_case(384, 384, 16);
+    which.batch = 2;
+    for (Precision precision : {Precision::float32, Precision::bfloat16}) {
+      for (int64_t hidden : {383, 140}) {
+        const Scope scope("NaN in value " + std::to_string(hidden) +
+                          (precision == Precision::float32 ? " float32" : " bfloat16"));
+        Fixture fixture(which, true);
+        for (int64_t b = 0; b < which.batch; ++b) {
+          float* row = const_cast<float*>(fixture.inputs.value.row(b, 0, hidden));
+          row[3] = std::numeric_limits<float>::quiet_NaN();
+        }
+        check_same_bits(fixture, index, precision);
+        const std::vector<float> result = fixture.result();
+        for (int64_t l = 0; l < which.query_length; ++l) {
+          const float value = result[static_cast<size_t>(l * which.value_dim + 3)];
+          // Blocks of at most 128 keys.
+          if (l >= hidden || l < hidden / 128 * 128) CHECK_EQUAL(std::isnan(value), l >= hidden);
+        }
       }
-      device.fetch(fixture.arrays);
-      check_same_bytes(fixture.arrays.snapshot(), expected, "running sequences one by one");
     }
   });
 }
