@@ -25,12 +25,14 @@ function watch(signal: AbortSignal): Watch {
 
 /**
  * Settles like `pending`, or rejects with the reason of the signal when that comes first; then
- * `flag` is raised, which the native code polls.
+ * `flag` is raised, which the native code polls. It rejects at once, or, with `whenDone`, when the
+ * native code is done with what it was given.
  */
 export async function abortable<Result>(
   pending: Promise<Result>,
   signal: AbortSignal,
   flag: Int32Array,
+  whenDone: boolean,
 ): Promise<Result> {
   const { calls } = watches.get(signal) ?? watch(signal);
   let onAbort!: () => void;
@@ -42,7 +44,9 @@ export async function abortable<Result>(
   });
   calls.add(onAbort);
   try {
-    return await Promise.race([pending, aborted]);
+    const first = Promise.race([pending, aborted]);
+    if (whenDone) await Promise.allSettled([first, pending]);
+    return await first;
   } finally {
     calls.delete(onAbort);
     const current = watches.get(signal);

@@ -309,6 +309,11 @@ export class Call {
     return out;
   }
 
+  /** Whether the caller's `out` is written by kernels: another call may use it only after them. */
+  get writesOut(): boolean {
+    return isDeviceTensor(this.#out);
+  }
+
   /** The dimensions of the output. */
   get outputAxes(): Axes {
     return this.#outputAxes;

@@ -25,17 +25,21 @@ export function computeSync(
   return failure && errorOf(failure, request, settings);
 }
 
-/** The same on another thread; rejects with the signal's reason when that comes first. */
+/**
+ * The same on another thread; rejects with the signal's reason when that comes first: at once, or
+ * `whenDone` with what it writes.
+ */
 export async function computeAsync(
   native: NativeOperation,
   settings: Settings,
   parts: readonly object[],
   signal: AbortSignal | undefined,
+  whenDone = false,
 ): Promise<Error | undefined> {
   const abort = new Int32Array(1);
   const request = complete(parts, settings, abort);
   const pending = binding[`${native}Async`](request);
-  const failure = await (signal ? abortable(pending, signal, abort) : pending);
+  const failure = await (signal ? abortable(pending, signal, abort, whenDone) : pending);
   return failure && errorOf(failure, request, settings);
 }
 

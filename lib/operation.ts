@@ -69,7 +69,7 @@ export async function runAsync(
   { request }: Prepared,
 ): Promise<void> {
   try {
-    const error = await computeAsync(native, call, request, call.signal);
+    const error = await computeAsync(native, call, request, call.signal, call.writesOut);
     if (error !== undefined) throw error;
   } catch (error) {
     call.discard();

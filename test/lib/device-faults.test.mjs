@@ -256,6 +256,22 @@ describe('while a device is at work', () => {
     ]);
   });
 
+  test('a signal is heard after the kernels that write the out of the call', async () => {
+    const script = `
+      const controller = new AbortController();
+      const tensors = moved();
+      const out = ca.attentionSync(tensors);
+      const other = ca.DeviceTensor.from(out.toArraySync().fill(7), { shape: out.shape });
+      ca.attention({ ...tensors, out: other, signal: controller.signal }).catch((reason) => {
+        const then = other.toArraySync().join();
+        setTimeout(() => console.log(reason, then === other.toArraySync().join()), 600);
+      });
+      setTimeout(() => controller.abort('enough'), 20);
+    `;
+    const { output } = await runOnDevice(script, { wishes: 'deaf=300,report=1' });
+    expect(output).toBe('enough true\nstub: 0 bytes, 0 sessions, 2 operations');
+  });
+
   test('tensors may be disposed of', async () => {
     const script = `
       const tensors = moved();
