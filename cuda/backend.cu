@@ -85,7 +85,16 @@ Status on_device(Session* session, const volatile int32_t* abort, Body body) {
 
 Status allocate(Session* session, int64_t bytes, void** memory) {
   *memory = nullptr;
-  return on_device(session, nullptr, [&] { return session->allocate(bytes, memory); });
+  return on_device(session, nullptr, [&] {
+    CA_RETURN_IF_ERROR(session->allocate(bytes, memory));
+    // It is there in the order of this stream, and other sessions will use it. Nothing else is on
+    // the stream of a session that is at rest, so that no kernel is waited for.
+    const Status there = session->check(cudaStreamSynchronize(session->stream()));
+    if (there.ok()) return there;
+    session->release(*memory);
+    *memory = nullptr;
+    return there;
+  });
 }
 
 void release(Session* session, void* memory) { session->release(memory); }

@@ -119,8 +119,8 @@ struct Backend {
   /// Waits for what was launched and frees everything of the session but what allocate() gave.
   void (*close_session)(Session* session) = nullptr;
 
-  /// Device memory, aligned to 256 bytes; null in *memory unless the status is ok. 0 bytes give
-  /// a valid pointer.
+  /// Device memory for every session, aligned to 256 bytes; null in *memory unless the status is
+  /// ok. 0 bytes give a valid pointer.
   Status (*allocate)(Session* session, int64_t bytes, void** memory) = nullptr;
   /// Returns memory once all work launched so far on this session is done, without waiting. Any
   /// session of the same device will do.

@@ -68,7 +68,8 @@ DeviceScope::DeviceScope(int32_t device) {
 }
 
 DeviceScope::~DeviceScope() {
-  if (changed_) (void)cudaSetDevice(before_);
+  // The thread may not have used that device before: then this makes a context there, or fails.
+  if (changed_ && cudaSetDevice(before_) != cudaSuccess) (void)cudaGetLastError();
 }
 
 }  // namespace cluster_attention::cuda

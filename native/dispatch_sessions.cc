@@ -44,13 +44,7 @@ Status DeviceSessions::allocate(int32_t device, int64_t bytes, void** memory) {
   SessionLease lease(*this, device);
   if (!lease.status().ok()) return lease.status();
   const cuda::Backend& backend = *backend_library().backend;
-  const Status allocated = backend.allocate(lease.session(), bytes, memory);
-  if (!allocated.ok()) return lease.conclude(allocated);
-  // Memory is there in the order of this session's stream; another session will use it.
-  bool non_finite = false;
-  const Status finished = backend.finish(lease.session(), &non_finite);
-  if (!finished.ok()) backend.release(lease.session(), *memory);
-  return lease.conclude(finished);
+  return lease.conclude(backend.allocate(lease.session(), bytes, memory));
 }
 
 void DeviceSessions::release(int32_t device, void* memory) {

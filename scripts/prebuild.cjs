@@ -13,7 +13,7 @@ const ARCHITECTURES = ['x64', 'arm64'];
 
 /** The largest addon that is let into the package, and the largest CUDA backend: bytes. */
 const LARGEST_ADDON = 2 * 2 ** 20;
-const LARGEST_LIBRARY = 17 * 2 ** 20;
+const LARGEST_LIBRARY = 17.5 * 2 ** 20;
 
 /** Whether the CUDA backend was asked for; it is for x64 alone. */
 const wantsBackend = (arch) =>

@@ -5,9 +5,11 @@
 // is no other state: nothing is shared between environments but the thread pool.
 //
 // Life of a call: queued -> running -> finished -> settled on the JavaScript thread. When the
-// environment goes away (Worker.terminate(), process.exit()) its cleanup hook raises the abort flag
-// of every call, takes back those still queued, and waits for those running, because they read
-// memory that belongs to the environment.
+// environment goes away (the end of a Worker, or of a program that has nothing left to do) its
+// cleanup hook raises the abort flag of every call, takes back those still queued, and waits for
+// those running, because they read memory that belongs to the environment. A main thread that ends
+// by process.exit() or by an error runs no hook: its threads end with the process, wherever they
+// are.
 
 #include <node_api.h>
 

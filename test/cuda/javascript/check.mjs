@@ -3,6 +3,7 @@
 // says whether all is well. Needs Node and the built package, nothing else:
 //   node test/cuda/javascript/check.mjs [device]      default cuda:0
 
+import { spawnSync } from 'node:child_process';
 import { createRequire } from 'node:module';
 import { names, operations } from '../../lib/support/operations.mjs';
 
@@ -200,6 +201,45 @@ await check('the same bits again, also side by side', async () => {
   dispose(moved, ...results);
   return fault;
 });
+
+await check('calls of different sizes side by side', async () => {
+  const sizes = [8, 64, 128, 200].flatMap((headDim) =>
+    [70, 700].map((queryLength) => ({ headDim, queryLength })),
+  );
+  const calls = sizes.map(({ headDim, queryLength }) => {
+    const shape = { batch: 1, heads: 2, queryLength, headDim };
+    const array = Float32Array.from({ length: 2 * queryLength * headDim }, (_, i) => Math.sin(i));
+    return { query: array, key: array, value: array, shape, clusters: 5, topK: 9, device };
+  });
+  const expected = calls.map((options) => ca.improvedClusteredAttentionSync(options));
+  const rounds = Array.from({ length: 40 }, () =>
+    calls.map((options) => ca.improvedClusteredAttention(options)),
+  );
+  const results = await Promise.all(rounds.flat());
+  return (
+    results.map((result, i) => compare(result, expected[i % calls.length], 0)).find(Boolean) ?? ''
+  );
+});
+
+/** What ends a program with calls in flight: its exit code is its own. */
+const ENDS = {
+  'process.exit()': 'process.exit(7)',
+  'an error that nobody catches': 'throw new Error("enough")',
+};
+for (const [what, end] of Object.entries(ENDS)) {
+  await check(`a program ends with calls in flight by ${what}`, () => {
+    const script = `
+      const ca = require(${JSON.stringify(createRequire(import.meta.url).resolve('../../..'))});
+      const shape = { batch: 1, heads: 8, queryLength: 65536, headDim: 64 };
+      const array = ca.DeviceTensor.from(new Float32Array(8 * 65536 * 64), { device: '${device}' });
+      for (let i = 0; i < 6; ++i) ca.attention({ query: array, key: array, value: array, shape });
+      setTimeout(() => { ${end} }, 50);
+    `;
+    const { status, signal } = spawnSync(process.execPath, ['-e', script], { timeout: 30_000 });
+    const wanted = end.startsWith('throw') ? 1 : 7;
+    return status === wanted ? '' : `ended with ${signal ?? status}`;
+  });
+}
 
 const LENGTH = 16_384;
 await check(`a long one off the main thread: attention, N=${LENGTH}`, async () => {
