@@ -1,10 +1,12 @@
-// cuda_bench [--rounds R] [--warm] [--unchecked] [lengths ...]: times every operation on tensors that
-// stay on the device: CUDA events around one call, the L2 cache flushed before each (with --warm it
-// keeps what the call before has left there, code and data), the median of R (default 30). Prints one
-// line of JSON per measurement; transfers do not count. Results are compared with the CPU's first,
-// but with --unchecked, when another run has done so.
+// cuda_bench [--rounds R] [--warm] [--unchecked] [--only NAME] [lengths ...]: times every operation, or
+// that of one name, on tensors that stay on the device: CUDA events around one call, the L2 cache
+// flushed before each (with --warm it keeps what the call before has left there, code and data), the
+// median of R (default 30); and how long the host takes to put a call in the queue. Prints one line of
+// JSON per measurement; transfers do not count. Results are compared with the CPU's first, but with
+// --unchecked, when another run has done so.
 
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -29,6 +31,7 @@ struct Settings {
   int rounds = 30;
   bool warm = false;
   bool checked = true;
+  std::string only;  // a case's name; empty: all
   std::vector<int64_t> lengths;
 };
 
@@ -36,6 +39,7 @@ struct Times {
   double median = 0.0;
   double fastest = 0.0;
   double slowest = 0.0;
+  double host = 0.0;  // median until the call returns, which waits for nothing
 };
 
 bool occupy(cuda::Session* session, void* flush, bool warm) {
@@ -48,12 +52,14 @@ bool occupy(cuda::Session* session, void* flush, bool warm) {
   return works;
 }
 
-/// Seconds between two events around the call; false when something fails.
+/// Seconds between two events around the call, and on the host; false when something fails.
 bool time_once(cuda::Session* session, const Case& one, void* flush, bool warm, cudaEvent_t start,
-               cudaEvent_t stop, double* seconds) {
+               cudaEvent_t stop, double* seconds, double* host_seconds) {
   if (!occupy(session, flush, warm)) return false;
   if (cudaEventRecord(start, session->stream()) != cudaSuccess) return false;
+  const auto called = std::chrono::steady_clock::now();
   if (!one.run().ok()) return false;
+  *host_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - called).count();
   if (cudaEventRecord(stop, session->stream()) != cudaSuccess) return false;
   float milliseconds = 0.0f;
   if (cudaEventSynchronize(stop) != cudaSuccess) return false;
@@ -68,17 +74,22 @@ bool measure(cuda::Session* session, const Case& one, void* flush, const Setting
   cudaEvent_t stop = nullptr;
   if (cudaEventCreate(&start) != cudaSuccess || cudaEventCreate(&stop) != cudaSuccess) return false;
   std::vector<double> seconds;
+  std::vector<double> host;
   bool works = true;
   for (int round = -2; round < settings.rounds && works; ++round) {  // the first two size the workspace
     double one_call = 0.0;
-    works = time_once(session, one, flush, settings.warm, start, stop, &one_call);
-    if (round >= 0) seconds.push_back(one_call);
+    double on_host = 0.0;
+    works = time_once(session, one, flush, settings.warm, start, stop, &one_call, &on_host);
+    if (round < 0) continue;
+    seconds.push_back(one_call);
+    host.push_back(on_host);
   }
   (void)cudaEventDestroy(start);
   (void)cudaEventDestroy(stop);
   if (!works || seconds.empty()) return false;
   std::sort(seconds.begin(), seconds.end());
-  *times = {seconds[seconds.size() / 2], seconds.front(), seconds.back()};
+  std::sort(host.begin(), host.end());
+  *times = {seconds[seconds.size() / 2], seconds.front(), seconds.back(), host[host.size() / 2]};
   return true;
 }
 
@@ -89,10 +100,10 @@ const char* name_of(Storage storage) {
 void print(const Case& one, const Times& times, const Settings& settings) {
   std::printf(
       "{\"kernel\":\"%s\",\"length\":%lld,\"storage\":\"%s\",\"rounds\":%d,%s"
-      "\"microseconds\":%.1f,\"fastest\":%.1f,\"slowest\":%.1f,\"tflops\":%.1f",
+      "\"microseconds\":%.1f,\"fastest\":%.1f,\"slowest\":%.1f,\"host\":%.1f,\"tflops\":%.1f",
       one.name.c_str(), static_cast<long long>(one.length), name_of(one.storage), settings.rounds,
       settings.warm ? "\"warm\":true," : "", times.median * 1e6, times.fastest * 1e6,
-      times.slowest * 1e6, one.operations / times.median * 1e-12);
+      times.slowest * 1e6, times.host * 1e6, one.operations / times.median * 1e-12);
   if (one.floor > 0.0 && one.storage == Storage::bfloat16) {
     std::printf(",\"timesTheFloor\":%.2f", times.median / one.floor);
   }
@@ -120,6 +131,7 @@ int run_all(cuda::Session* session, const Settings& settings) {
       void* flush = memory.allocate(kFlushBytes);
       const std::vector<Case> cases = make_cases(session, memory, length, storage);
       for (const Case& one : cases) {
+        if (!settings.only.empty() && one.name != settings.only) continue;
         Times times;
         if (memory.complete() && measure(session, one, flush, settings, &times)) {
           print(one, times, settings);
@@ -144,6 +156,8 @@ int main(int argc, char** argv) {
       settings.warm = true;
     } else if (std::strcmp(argv[i], "--unchecked") == 0) {
       settings.checked = false;
+    } else if (std::strcmp(argv[i], "--only") == 0 && i + 1 < argc) {
+      settings.only = argv[++i];
     } else {
       settings.lengths.push_back(std::max(1ll, std::atoll(argv[i])));
     }
