@@ -154,6 +154,12 @@ __device__ void store_member_sum(const MemberSumsParams& params, int64_t place, 
   if (!finite) mark_non_finite(params.flags);
 }
 
+/// Parts of so many members.
+__device__ inline int member_parts(int64_t count) {
+  const int64_t pieces = divide_up(count, kWarp);
+  return static_cast<int>(pieces < kMemberParts ? pieces : kMemberParts);
+}
+
 /// The members of a cluster, and the columns of them that a block owns.
 template <int kColumns>
 struct MemberSlice {
@@ -174,8 +180,7 @@ struct MemberSlice {
     inside = column < problem.dim;
     base =
         row_offset(problem.inputs, sequence / problem.heads, sequence % problem.heads, 0) + column;
-    const int64_t pieces = divide_up(count, kWarp);
-    parts = static_cast<int>(pieces < kMemberParts ? pieces : kMemberParts);
+    parts = member_parts(count);
   }
 };
 
@@ -240,13 +245,23 @@ __device__ void sum_clusters(const MemberSumsParams& params, int64_t sequence, i
   };
   for (int done = 0; done < own * slices; done += places) {
     const int count = own * slices - done < places ? own * slices - done : places;
-    for (int i = warp_index(); i < count * kMemberParts; i += warps) {
-      const int task = done + i / kMemberParts;
-      const int part = i % kMemberParts;
-      const MemberSlice<kColumns> slice(problem, cluster_of(task), task % slices);
-      if (part >= slice.parts) continue;
-      sum_part_of_slice<kRead, kColumns>(problem, slice, part,
-                                         partial + i / kMemberParts * kSliceSums<kColumns>);
+    // Most clusters have few parts: the first ones of all before the second ones, so that no warp
+    // waits for another's.
+    int32_t most = 0;
+    for (int i = lane_index(); i < count; i += kWarp) {
+      const int32_t* offsets = problem.offsets + cluster_of(done + i) + sequence;
+      most = offsets[1] - offsets[0] > most ? offsets[1] - offsets[0] : most;
+    }
+    const int parts = member_parts(warp_max(most));
+    int i = warp_index();
+    for (int part = 0; part < parts; ++part) {
+      for (; i < count; i += warps) {
+        const MemberSlice<kColumns> slice(problem, cluster_of(done + i), (done + i) % slices);
+        if (part >= slice.parts) continue;
+        sum_part_of_slice<kRead, kColumns>(problem, slice, part,
+                                           partial + i * kSliceSums<kColumns>);
+      }
+      i -= count;
     }
     __syncthreads();
     for (int i = warp_index(); i < count; i += warps) {
