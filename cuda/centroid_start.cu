@@ -1,43 +1,25 @@
 #include "cuda/centroid_start.cuh"
 #include "cuda/centroid_start.h"
 #include "cuda/launch.h"
+#include "cuda/start_rows.h"
 #include "native/core/shape.h"
 
 namespace cluster_attention::cuda {
 
-namespace {
-
-bool chooses_rows(const StartParams& params) {
-  return params.start == PoolStart::plus_plus || params.start == PoolStart::farthest;
-}
-
-}  // namespace
-
-Status allocate_start(Session& session, DeviceWorkspace::Scope& scope, StartParams& params) {
-  if (!chooses_rows(params)) return Status::success();
+Status allocate_start(Session&, DeviceWorkspace::Scope& scope, StartParams& params) {
+  if (!chooses_by_distance(params)) return Status::success();
   const int64_t rows = checked_size(params.batch, params.length);
-  const int64_t chunks = checked_size(params.batch, start_chunks(params.length));
   CA_RETURN_IF_ERROR(scope.allocate(&params.scales, params.unit_rows ? rows : 0));
-  CA_RETURN_IF_ERROR(scope.allocate(&params.distances, rows));
-  CA_RETURN_IF_ERROR(scope.allocate(&params.taken, rows));
-  CA_RETURN_IF_ERROR(scope.allocate(&params.chunk_sums, chunks));
-  CA_RETURN_IF_ERROR(scope.allocate(&params.chunk_farthest, chunks));
-  CA_RETURN_IF_ERROR(scope.allocate(&params.chosen, checked_size(params.batch, params.count)));
-  return session.tickets(params.batch, &params.tickets);
+  return allocate_start_rows(scope, params);
 }
 
 Status launch_start(Session& session, const StartParams& params) {
-  if (chooses_rows(params) && params.unit_rows) {
+  if (chooses_by_distance(params) && params.unit_rows) {
     // grid: one thread per row
     CA_RETURN_IF_ERROR(launch(session, divide_up(params.batch * params.length, kStartThreads),
                               kStartThreads, 0, start_scales, params));
   }
-  if (chooses_rows(params)) {
-    // grid: chunks of 1024 rows x batch entries, as many as run at once
-    CA_RETURN_IF_ERROR(launch_draws(
-        session, params.count, params.batch * start_chunks(params.length), kStartThreads,
-        static_cast<int64_t>(sizeof(StartShared)), choose_start_rows, params));
-  }
+  if (chooses_by_distance(params)) CA_RETURN_IF_ERROR(launch_start_rows(session, params));
   // grid: one block per centroid
   return launch(session, params.batch * params.count, kStartThreads, 0, place_start, params);
 }

@@ -10,8 +10,8 @@ namespace cluster_attention::cuda {
 /// Scratch memory that launch_start() needs, into `params`. Before the first launch.
 Status allocate_start(Session& session, DeviceWorkspace::Scope& scope, StartParams& params);
 
-/// Writes params.centroids and params.output: one launch, and one per centroid for k-means++ and
-/// farthest points (one more for unit rows).
+/// Writes params.centroids and params.output: one launch, and one per 256 rows chosen by k-means++
+/// and farthest points (one more for unit rows).
 Status launch_start(Session& session, const StartParams& params);
 
 /// Adds the gradient (batch,M,d) by u⁰ to that by the inputs (batch,N,d), both float32. `params` as

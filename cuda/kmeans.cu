@@ -1,9 +1,9 @@
 #include <algorithm>
 
 #include "cuda/kmeans.cuh"
-#include "cuda/kmeans_plus_plus.cuh"
 #include "cuda/kmeans_start.cuh"
 #include "cuda/launch.h"
+#include "cuda/start_rows.h"
 
 namespace cluster_attention::cuda {
 
@@ -16,6 +16,7 @@ class Lloyd {
       : session_(session),
         scope_(session.workspace()),
         problem_(problem),
+        call_(call),
         sequences_(problem.batch * problem.heads) {
     params_.problem = problem;
     params_.clusters = std::min(problem.clusters, problem.length);
@@ -39,17 +40,13 @@ class Lloyd {
     const int64_t clusters = checked_size(sequences_, params_.clusters);
     const int64_t chunks = checked_size(sequences_, params_.chunks);
     const int64_t dim = problem_.dim;
-    const bool plus_plus = problem_.start == KMeansStart::plus_plus;
     const bool tolerant = problem_.tolerance > 0.0;
     SortProblem& sort = sort_.problem;
     CA_RETURN_IF_ERROR(scope_.allocate(&params_.state, sequences_));
-    CA_RETURN_IF_ERROR(scope_.allocate(&params_.chosen, plus_plus ? clusters : 0));
-    CA_RETURN_IF_ERROR(scope_.allocate(&params_.distances, plus_plus ? rows : 0));
-    CA_RETURN_IF_ERROR(scope_.allocate(&params_.taken, plus_plus ? rows : 0));
     CA_RETURN_IF_ERROR(scope_.allocate(&params_.chunk_sums, chunks));
-    CA_RETURN_IF_ERROR(scope_.allocate(&params_.chunk_farthest, plus_plus ? chunks : 0));
     CA_RETURN_IF_ERROR(
         scope_.allocate(&params_.scales, problem_.metric == Metric::cosine ? rows : 0));
+    if (problem_.start == KMeansStart::plus_plus) CA_RETURN_IF_ERROR(prepare_draws());
     CA_RETURN_IF_ERROR(scope_.allocate(&params_.packed, checked_size(rows, dim)));
     CA_RETURN_IF_ERROR(scope_.allocate(&params_.origin, checked_size(sequences_, dim)));
     CA_RETURN_IF_ERROR(scope_.allocate(&params_.shifted, checked_size(clusters, dim)));
@@ -73,6 +70,25 @@ class Lloyd {
     return scope_.allocate(&sort_.counts, checked_size(sequences_, sort_.parts, params_.clusters));
   }
 
+  Status prepare_draws() {
+    draws_.start = PoolStart::plus_plus;
+    draws_.batch = sequences_;
+    draws_.heads = problem_.heads;
+    draws_.length = problem_.length;
+    draws_.dim = problem_.dim;
+    draws_.count = params_.clusters;
+    draws_.inputs = tensor_of(problem_.inputs, call_.storage);
+    draws_.inputs.round = call_.precision == Precision::bfloat16;
+    draws_.lengths = problem_.lengths;
+    draws_.seed = problem_.seed;
+    draws_.unit_rows = problem_.metric == Metric::cosine;
+    draws_.scales = params_.scales;
+    draws_.flags = session_.flags();
+    CA_RETURN_IF_ERROR(allocate_start_rows(scope_, draws_));
+    params_.chosen = draws_.chosen;
+    return Status::success();
+  }
+
   Status start() {
     const int64_t row_blocks = sequences_ * divide_up(problem_.length, kKMeansThreads);
     if (problem_.metric == Metric::cosine) {
@@ -80,9 +96,7 @@ class Lloyd {
           launch(session_, row_blocks, kKMeansThreads, 0, kmeans_scales_kernel<kRead>, params_));
     }
     if (problem_.start == KMeansStart::plus_plus) {
-      const int64_t draws = std::max<int64_t>(params_.clusters, 2);  // the first draw makes two
-      CA_RETURN_IF_ERROR(launch_draws(session_, draws, sequences_ * params_.chunks, kKMeansThreads,
-                                      start_layout().bytes, plus_plus_kernel<kRead>, params_));
+      CA_RETURN_IF_ERROR(launch_start_rows(session_, draws_));
     }
     CA_RETURN_IF_ERROR(
         launch(session_, sequences_, kKMeansThreads, 0, kmeans_start_kernel<kRead>, params_));
@@ -109,8 +123,10 @@ class Lloyd {
   Session& session_;
   DeviceWorkspace::Scope scope_;
   const KMeansProblem& problem_;
+  const Call& call_;
   const int64_t sequences_;
   KMeansParams params_{};
+  StartParams draws_;
   SortParams sort_{};
 };
 

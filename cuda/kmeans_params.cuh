@@ -4,7 +4,6 @@
 
 #include "cuda/kmeans.h"
 #include "cuda/primitives/flags.cuh"
-#include "cuda/primitives/grid.cuh"
 #include "cuda/read_rows.cuh"
 #include "native/core/shape.h"
 
@@ -24,25 +23,21 @@ struct KMeansState {
 
 struct KMeansParams {
   KMeansProblem problem;
-  int64_t clusters;         // clamped to the length of the shape
-  int64_t chunks;           // of kKMeansChunk rows per sequence
-  int64_t iteration;        // updates before this launch
-  DrawRange draws;          // of this launch, k-means++
-  bool round_initial;       // precision: 'bfloat16'
-  KMeansState* state;       // (sequences)
-  uint32_t* tickets;        // (sequences), of last_block_done()
-  int64_t* chosen;          // (sequences,clusters), starting rows of k-means++
-  float* distances;         // (sequences,length), k-means++: to the nearest row so far
-  uint8_t* taken;           // (sequences,length), k-means++: rows chosen
-  double* chunk_sums;       // (sequences,chunks), of distances or of the inertia
-  int64_t* chunk_farthest;  // (sequences,chunks)
-  double* scales;           // (sequences,length), cosine: inverse lengths
-  float* packed;            // (sequences,length,dim), rows measured from the origin
-  float* origin;            // (sequences,dim)
-  float* shifted;           // (sequences,clusters,dim), centroids measured from it
-  float* bias;              // (sequences,clusters), -|shifted|²/2
-  double* movement;         // (sequences,clusters), with a tolerance
-  double* moments;          // (sequences,chunks,2,dim), with a tolerance
+  int64_t clusters;       // clamped to the length of the shape
+  int64_t chunks;         // of kKMeansChunk rows per sequence
+  int64_t iteration;      // updates before this launch
+  bool round_initial;     // precision: 'bfloat16'
+  KMeansState* state;     // (sequences)
+  uint32_t* tickets;      // (sequences), of last_block_done()
+  const int32_t* chosen;  // (sequences,clusters), rows of k-means++ but for the first
+  double* chunk_sums;     // (sequences,chunks), of the inertia
+  double* scales;         // (sequences,length), cosine: inverse lengths
+  float* packed;          // (sequences,length,dim), rows measured from the origin
+  float* origin;          // (sequences,dim)
+  float* shifted;         // (sequences,clusters,dim), centroids measured from it
+  float* bias;            // (sequences,clusters), -|shifted|²/2
+  double* movement;       // (sequences,clusters), with a tolerance
+  double* moments;        // (sequences,chunks,2,dim), with a tolerance
   Flags* flags;
 
   __device__ bool cosine() const { return problem.metric == Metric::cosine; }

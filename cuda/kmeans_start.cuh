@@ -52,6 +52,18 @@ __device__ inline float centroid_bias(const KMeansParams& params, const float* c
   return static_cast<float>(-0.5 * distance);
 }
 
+/// The row that becomes centroid c.
+__device__ inline int64_t starting_row(const KMeansParams& params, const KMeansSequence& sequence,
+                                       int64_t c) {
+  const uint64_t seed = params.problem.seed;
+  if (params.problem.start == KMeansStart::sample) {
+    return random_position(seed, RandomStream::start_positions, sequence.length, c);
+  }
+  if (c > 0) return params.chosen[sequence.index * params.clusters + c];
+  return static_cast<int64_t>(random_uniform(seed, RandomStream::plus_plus, 0) *
+                              static_cast<double>(sequence.length));
+}
+
 /// Copies the starting rows, chooses the origin, and writes all that lies past the real length and
 /// past the clamp.
 template <Read kRead>
@@ -77,11 +89,7 @@ __global__ void kmeans_start_kernel(const KMeansParams params) {
         value = problem.initial[sequence.index * problem.clusters * dim + i];
         if (params.round_initial) value = round_to_bfloat16(value);
       } else {
-        const int64_t row =
-            problem.start == KMeansStart::sample
-                ? random_position(problem.seed, RandomStream::start_positions, sequence.length, c)
-                : params.chosen[sequence.index * params.clusters + c];
-        value = element_of<kRead>(params, sequence, row, i % dim);
+        value = element_of<kRead>(params, sequence, starting_row(params, sequence, c), i % dim);
       }
       if (!is_finite(value)) mark_non_finite(params.flags);
     }

@@ -27,14 +27,4 @@ struct DrawRange {
   int64_t end;
 };
 
-/// body(i) for this block's share of 0 .. count - 1, as a block of a grid of `count` would call it;
-/// it may return early.
-template <typename Body>
-__device__ void for_blocks(int64_t count, const Body& body) {
-  for (int64_t i = blockIdx.x; i < count; i += gridDim.x) {
-    body(i);
-    __syncthreads();  // shared memory is used again
-  }
-}
-
 }  // namespace cluster_attention::cuda

@@ -27,9 +27,9 @@ CentroidPoolProblem on_device(CentroidPoolProblem problem, Device& device, const
 /// Runs on the device with fresh outputs, which are brought back.
 Status run_there(PoolArrays& fixture, bool* non_finite = nullptr,
                  Precision precision = Precision::float32,
-                 cuda::Storage storage = cuda::Storage::float32) {
+                 cuda::Storage storage = cuda::Storage::float32, int32_t index = -1) {
   fixture.arrays.poison();
-  Device device(storage);
+  Device device(storage, index);
   const CentroidPoolProblem there = on_device(fixture.problem, device, fixture.arrays);
   const Status status = device.run(Device::backend().operations.centroid_pool, there, precision);
   if (non_finite != nullptr) *non_finite = device.non_finite();
@@ -300,6 +300,46 @@ TEST_ONCE("CUDA pool: more chunks of rows to choose from than blocks run at once
     const std::vector<float> expected = fixture.result();
     CHECK_EQUAL(describe(run_there(fixture)), "ok");
     CHECK_SAME(fixture.result(), expected);
+  }
+}
+
+/// The rows that are chosen, as they are; of bfloat16 numbers, so that no storage changes them.
+void check_chosen_rows(PoolArrays& fixture) {
+  const CentroidPoolProblem& problem = fixture.problem;
+  fixture.problem.iterations = 0;
+  round_in_place({{fixture.inputs, problem.batch * problem.length * problem.dim}});
+  CHECK_EQUAL(describe(run_fresh(problem, fixture.arrays)), "ok");
+  const std::vector<float> expected = fixture.result();
+  const auto check = [&](Precision precision, cuda::Storage storage, int32_t device) {
+    CHECK_EQUAL(describe(run_there(fixture, nullptr, precision, storage, device)), "ok");
+    CHECK_SAME(fixture.result(), expected);
+  };
+  on_every_kind_of_device([&](int32_t index) {
+    check(Precision::float32, cuda::Storage::float32, index);
+    check(Precision::float32, cuda::Storage::bfloat16, index);
+  });
+  on_a_small_device([&](bool) {
+    check(Precision::bfloat16, cuda::Storage::float32, -1);
+    check(Precision::bfloat16, cuda::Storage::bfloat16, -1);
+  });
+}
+
+TEST_ONCE("CUDA pool: rows of any width to choose from, in one to three buffers") {
+  Case which = find_case("prime");
+  which.batch = 3;
+  which.heads = 1;
+  which.clusters = 6;
+  which.key_length = 300;
+  which.key_lengths = {300, 0, 258};
+  for (int64_t dim : {17, 72, 1100}) {
+    which.head_dim = dim;
+    for (PoolStart start : {PoolStart::plus_plus, PoolStart::farthest}) {
+      for (Similarity similarity : {Similarity::euclidean, Similarity::cosine}) {
+        const Scope scope(std::to_string(dim) + " " + pool_options_name(similarity, start));
+        PoolArrays fixture(which, similarity, start);
+        check_chosen_rows(fixture);
+      }
+    }
   }
 }
 

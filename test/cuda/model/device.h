@@ -10,6 +10,7 @@
 #include "test/cuda/model/grid.h"
 
 #define __global__
+#define __grid_constant__
 #define __device__
 #define __host__
 #define __forceinline__ inline
