@@ -29,12 +29,6 @@ Status sort_in_clusters(Session& session, const SortProblem& problem, const Sort
   const LaunchShape shape{problem.sequences * plan.parts, plan.warps * kWarp,
                           sort_cluster_layout(plan.warps, plan.run_rows, problem.clusters).bytes,
                           plan.parts};
-  if (!runs_in_clusters(session, shape, problem.sequences, sort_cluster_kernel<>)) {
-    return sort_by_label(
-        session, problem,
-        plan_sort_clusters(problem.sequences, problem.length, problem.clusters,
-                           session.multiprocessors(), session.shared_bytes(), kPortableCluster));
-  }
   return launch(session, shape, sort_cluster_kernel<>, params);
 }
 
@@ -46,29 +40,33 @@ int64_t sort_part_rows(int64_t clusters) {
 }
 
 SortPlan plan_sort_clusters(int64_t sequences, int64_t length, int64_t clusters,
-                            int64_t multiprocessors, int64_t shared_bytes, int64_t most) {
-  /// Fewest rows of a block, and most of a warp: past them, waiting for each other or for one warp
-  /// takes longer than launches do.
-  constexpr int64_t kFewestRows = 256;
+                            const ClusterLimits& limits) {
+  /// Most rows of a warp: past them, waiting for one warp takes longer than launches do.
   constexpr int64_t kMostRunRows = 1024;
-  SortPlan plan;
-  plan.parts = cluster_parts(sequences, length, kFewestRows, multiprocessors, most);
-  const int64_t rows = divide_up(length, plan.parts);
-  plan.warps = std::clamp<int64_t>(divide_up(rows, kWarp), 1, kMostSortWarps);
-  plan.run_rows = round_up(divide_up(rows, plan.warps), kWarp);
+  const auto plan_of = [&](int64_t parts) {
+    SortPlan plan;
+    plan.parts = parts;
+    const int64_t rows = divide_up(length, parts);
+    plan.warps = std::clamp<int64_t>(divide_up(rows, kWarp), 1, kMostSortWarps);
+    plan.run_rows = round_up(divide_up(rows, plan.warps), kWarp);
+    return plan;
+  };
+  // Blocks wait for each other, and read each other's counts.
+  const auto overhead = [](int64_t parts) { return 64 * parts; };
   // Sizes of arrays that were allocated: the products do not leave int64_t.
-  if (plan.run_rows > kMostRunRows ||
-      sort_cluster_layout(plan.warps, plan.run_rows, clusters).bytes > shared_bytes) {
-    return SortPlan();
-  }
-  return plan;
+  const auto fits = [&](int64_t parts) {
+    const SortPlan plan = plan_of(parts);
+    return plan.run_rows <= kMostRunRows &&
+           sort_cluster_layout(plan.warps, plan.run_rows, clusters).bytes <= limits.shared_bytes;
+  };
+  const int64_t parts = choose_cluster_blocks(sequences, length, limits, overhead, fits);
+  return parts > 0 ? plan_of(parts) : SortPlan();
 }
 
 Status sort_by_label(Session& session, const SortProblem& problem) {
-  return sort_by_label(session, problem,
-                       plan_sort_clusters(problem.sequences, problem.length, problem.clusters,
-                                          session.multiprocessors(), session.shared_bytes(),
-                                          most_cluster_blocks(session)));
+  return sort_by_label(
+      session, problem,
+      plan_sort_clusters(problem.sequences, problem.length, problem.clusters, session.limits()));
 }
 
 Status sort_by_label(Session& session, const SortProblem& problem, const SortPlan& plan) {

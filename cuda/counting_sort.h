@@ -3,6 +3,7 @@
 // Sorting the rows of every sequence by label on the device; see counting_sort.cuh.
 
 #include "cuda/backend.h"
+#include "cuda/cluster_limits.h"
 
 namespace cluster_attention::cuda {
 
@@ -31,15 +32,15 @@ struct SortProblem {
 /// a cluster of blocks cannot hold the labels of a sequence.
 Status sort_by_label(Session& session, const SortProblem& problem);
 
-/// Blocks that one sequence is shared out to where a cluster of them sorts it: up to `most`, a
-/// power of two, and no more than keeps the multiprocessors busy; 0 where two launches do.
+/// Blocks that one sequence is shared out to where a cluster of them sorts it; 0 where two launches
+/// do.
 struct SortPlan {
   int64_t parts = 0;
   int64_t warps = 1;     // of a block
   int64_t run_rows = 0;  // of a warp
 };
 SortPlan plan_sort_clusters(int64_t sequences, int64_t length, int64_t clusters,
-                            int64_t multiprocessors, int64_t shared_bytes, int64_t most);
+                            const ClusterLimits& limits);
 /// The same as planned.
 Status sort_by_label(Session& session, const SortProblem& problem, const SortPlan& plan);
 

@@ -26,7 +26,7 @@ int64_t shared_bytes_with_sums(int64_t bytes, int64_t parts, GroupSums* after) {
 class GroupLauncher {
  public:
   GroupLauncher(Session& session, const GroupProblem& problem, const Call& call,
-                const HammingLimits& limits)
+                const ClusterLimits& limits)
       : session_(session), problem_(problem), call_(call), limits_(limits) {
     after_.count = problem.sum_count;
     for (int i = 0; i < problem.sum_count; ++i) {
@@ -38,23 +38,11 @@ class GroupLauncher {
 
   Status run(bool* done) {
     *done = false;
-    // Blocks of which more than one round runs wait for each other's latencies: launches of their
-    // own share the device better.
-    if (session_.capability() < 90 || problem_.sort.sequences == 0 ||
-        problem_.sort.sequences > limits_.multiprocessors) {
-      return Status::success();
-    }
-    CA_RETURN_IF_ERROR(try_clusters(done));
-    if (*done || limits_.cluster <= kPortableCluster) return Status::success();
-    limits_.cluster = kPortableCluster;
-    return try_clusters(done);
-  }
-
- private:
-  Status try_clusters(bool* done) {
+    if (session_.capability() < 90 || problem_.sort.sequences == 0) return Status::success();
     return problem_.hashing == nullptr ? group_labels(done) : group_hashes(done);
   }
 
+ private:
   template <Read kRead>
   bool all_have_pairs() const {
     for (int i = 0; i < problem_.sum_count; ++i) {
@@ -66,9 +54,7 @@ class GroupLauncher {
   Status group_labels(bool* done) {
     // grid: a cluster of blocks per sequence
     const SortProblem& sort = problem_.sort;
-    const SortPlan plan =
-        plan_sort_clusters(sort.sequences, sort.length, sort.clusters, limits_.multiprocessors,
-                           limits_.shared_bytes, limits_.cluster);
+    const SortPlan plan = plan_sort_clusters(sort.sequences, sort.length, sort.clusters, limits_);
     if (plan.parts == 0) return Status::success();
     GroupLabelsParams params{};
     params.sort = sort_cluster_params(session_, sort, plan);
@@ -122,8 +108,9 @@ class GroupLauncher {
                            int64_t threads, int64_t bytes, bool* done) {
     const int64_t sequences = problem_.sort.sequences;
     const LaunchShape shape{sequences * parts, threads, bytes, parts};
-    if (bytes > limits_.shared_bytes || sequences * parts > limits_.multiprocessors ||
-        !runs_in_clusters(session_, shape, sequences, kernel)) {
+    // Where clusters take turns they wait for each other's latencies: launches of their own share
+    // the device better.
+    if (bytes > limits_.shared_bytes || sequences > limits_.resident_clusters(parts)) {
       return Status::success();
     }
     *done = true;
@@ -133,20 +120,18 @@ class GroupLauncher {
   Session& session_;
   const GroupProblem& problem_;
   const Call& call_;
-  HammingLimits limits_;
+  const ClusterLimits& limits_;
   GroupSums after_ = {};
 };
 
 }  // namespace
 
 Status group_at_once(Session& session, const GroupProblem& problem, const Call& call, bool* done) {
-  return group_at_once(
-      session, problem, call,
-      {session.multiprocessors(), session.shared_bytes(), most_cluster_blocks(session)}, done);
+  return group_at_once(session, problem, call, session.limits(), done);
 }
 
 Status group_at_once(Session& session, const GroupProblem& problem, const Call& call,
-                     const HammingLimits& limits, bool* done) {
+                     const ClusterLimits& limits, bool* done) {
   return GroupLauncher(session, problem, call, limits).run(done);
 }
 

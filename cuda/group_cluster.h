@@ -28,6 +28,6 @@ Status group_at_once(Session& session, const GroupProblem& problem, const Call& 
 
 /// The same as if these were the device's limits.
 Status group_at_once(Session& session, const GroupProblem& problem, const Call& call,
-                     const HammingLimits& limits, bool* done);
+                     const ClusterLimits& limits, bool* done);
 
 }  // namespace cluster_attention::cuda

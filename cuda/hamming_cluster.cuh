@@ -24,7 +24,7 @@ constexpr int64_t kClusterHammingClusters = 1024;
 constexpr int kClusterHammingThreads = 512;
 /// Tiles of 16 hashes that a warp compares at a time, at most.
 constexpr int kMostHashTiles = 2;
-constexpr int kMostHammingParts = 16;
+constexpr int kMostHammingParts = kMostClusterBlocks;
 /// Hashes that a warp labels before it moves their bits.
 constexpr int kMostMoves = 16 * kMostHashTiles;
 /// A sum is kSumScale times the product of signs, plus the place from the end.

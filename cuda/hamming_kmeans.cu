@@ -8,27 +8,32 @@ namespace cluster_attention::cuda {
 
 namespace {
 
-bool plan_clusters(int64_t sequences, int64_t length, int64_t clusters, const HammingLimits& limits,
+bool plan_clusters(int64_t sequences, int64_t length, int64_t clusters, const ClusterLimits& limits,
                    HammingPlan& plan) {
-  /// Fewest hashes of a block: one tile for each of four warps.
-  constexpr int64_t kFewestRows = 64;
-  const auto bytes = [&](int64_t parts) {
-    return cluster_hamming_layout(divide_up(length, parts), clusters).bytes;
-  };
   if (clusters > kClusterHammingClusters) return false;
-  int64_t parts =
-      cluster_parts(sequences, length, kFewestRows, limits.multiprocessors, limits.cluster);
-  while (2 * parts <= limits.cluster && bytes(parts) > limits.shared_bytes) parts *= 2;
-  const int64_t rows = divide_up(length, parts);
-  if (bytes(parts) > limits.shared_bytes || rows > kHammingPartRows) return false;
-  const int64_t warps = std::max(divide_up(rows, 16), divide_up(clusters, parts));
+  constexpr int64_t kMostWarps = kClusterHammingThreads / kWarp;
+  // Measured on an H200: eleven rounds take 0.04 µs per hash of a block, and otherwise the time of
+  // so many hashes: to wait for each other, for each block to hear from, and for the centroids of
+  // a warp.
+  const auto overhead = [&](int64_t parts) {
+    return 224 + 34 * parts + 256 * divide_up(clusters, parts * kMostWarps);
+  };
+  const auto fits = [&](int64_t parts) {
+    const int64_t rows = divide_up(length, parts);
+    return rows <= kHammingPartRows &&
+           cluster_hamming_layout(rows, clusters).bytes <= limits.shared_bytes;
+  };
+  const int64_t parts = choose_cluster_blocks(sequences, length, limits, overhead, fits);
+  if (parts == 0) return false;
+  const int64_t warps =
+      std::max(divide_up(divide_up(length, parts), 16), divide_up(clusters, parts));
   plan.way = HammingPlan::Way::clusters;
   plan.parts = parts;
-  plan.threads = static_cast<int>(std::clamp<int64_t>(kWarp * warps, 64, kClusterHammingThreads));
+  plan.threads = static_cast<int>(kWarp * std::clamp<int64_t>(warps, 2, kMostWarps));
   return true;
 }
 
-bool plan_launches(int64_t sequences, int64_t length, int64_t clusters, const HammingLimits& limits,
+bool plan_launches(int64_t sequences, int64_t length, int64_t clusters, const ClusterLimits& limits,
                    HammingPlan& plan) {
   /// Fewest hashes of a part: its counters cost as much as they do.
   constexpr int64_t kFewestRows = 256;
@@ -42,31 +47,13 @@ bool plan_launches(int64_t sequences, int64_t length, int64_t clusters, const Ha
   return true;
 }
 
-template <int kTiles>
-Status launch_clusters(Session& session, const HammingParams& params, const HammingPlan& plan,
-                       const SortProblem* sort) {
-  LaunchShape shape{
-      params.problem.batch * plan.parts, plan.threads,
-      cluster_hamming_layout(divide_up(params.problem.length, plan.parts), params.clusters).bytes,
-      plan.parts};
-  if (!runs_in_clusters(session, shape, params.problem.batch, hamming_cluster_kernel<kTiles>)) {
-    HammingPlan smaller;
-    const HammingLimits limits{session.multiprocessors(), session.shared_bytes(), kPortableCluster};
-    const HammingKMeansProblem& problem = params.problem;
-    if (!plan_hamming_way(HammingPlan::Way::clusters, problem.batch, problem.length,
-                          params.clusters, limits, smaller)) {
-      plan_launches(problem.batch, problem.length, params.clusters, limits, smaller);
-    }
-    return group_hashes(session, problem, params.heads, smaller, sort);
-  }
-  return launch(session, shape, hamming_cluster_kernel<kTiles>, params);
-}
-
-Status launch_clusters(Session& session, const HammingParams& params, const HammingPlan& plan,
-                       const SortProblem* sort) {
+Status launch_clusters(Session& session, const HammingParams& params, const HammingPlan& plan) {
+  const int64_t rows = divide_up(params.problem.length, plan.parts);
+  const LaunchShape shape{params.problem.batch * plan.parts, plan.threads,
+                          cluster_hamming_layout(rows, params.clusters).bytes, plan.parts};
   return hash_tiles_of_a_warp(params.problem.length, plan) == 1
-             ? launch_clusters<1>(session, params, plan, sort)
-             : launch_clusters<kMostHashTiles>(session, params, plan, sort);
+             ? launch(session, shape, hamming_cluster_kernel<1>, params)
+             : launch(session, shape, hamming_cluster_kernel<kMostHashTiles>, params);
 }
 
 Status launch_iterations(Session& session, HammingParams params, const HammingPlan& plan) {
@@ -94,7 +81,7 @@ Status launch_iterations(Session& session, HammingParams params, const HammingPl
 }  // namespace
 
 bool plan_hamming_way(HammingPlan::Way way, int64_t sequences, int64_t length, int64_t clusters,
-                      const HammingLimits& limits, HammingPlan& plan) {
+                      const ClusterLimits& limits, HammingPlan& plan) {
   plan = HammingPlan();
   return way == HammingPlan::Way::clusters
              ? plan_clusters(sequences, length, clusters, limits, plan)
@@ -102,7 +89,7 @@ bool plan_hamming_way(HammingPlan::Way way, int64_t sequences, int64_t length, i
 }
 
 HammingPlan plan_hamming_kmeans(int64_t sequences, int64_t length, int64_t clusters,
-                                const HammingLimits& limits) {
+                                const ClusterLimits& limits) {
   /// Pairs of a hash and a centroid that launches compare on all multiprocessors in the time in
   /// which one block compares as many on tensor cores, and waits for no launch.
   constexpr int64_t kBlockShare = 5;
@@ -120,11 +107,10 @@ HammingPlan plan_hamming_kmeans(int64_t sequences, int64_t length, int64_t clust
 
 Status group_hashes(Session& session, const HammingKMeansProblem& problem, int64_t heads,
                     const SortProblem* sort) {
-  const HammingLimits limits{session.multiprocessors(), session.shared_bytes(),
-                             most_cluster_blocks(session)};
   const int64_t clusters = std::min(problem.clusters, problem.length);
-  return group_hashes(session, problem, heads,
-                      plan_hamming_kmeans(problem.batch, problem.length, clusters, limits), sort);
+  return group_hashes(
+      session, problem, heads,
+      plan_hamming_kmeans(problem.batch, problem.length, clusters, session.limits()), sort);
 }
 
 Status group_hashes(Session& session, const HammingKMeansProblem& problem, int64_t heads,
@@ -132,7 +118,7 @@ Status group_hashes(Session& session, const HammingKMeansProblem& problem, int64
   // grid: a cluster of blocks, or one block, per sequence
   if (problem.batch == 0) return Status::success();
   const HammingParams params = hamming_cluster_params(problem, heads, plan, sort);
-  if (plan.way == HammingPlan::Way::clusters) return launch_clusters(session, params, plan, sort);
+  if (plan.way == HammingPlan::Way::clusters) return launch_clusters(session, params, plan);
   CA_RETURN_IF_ERROR(launch_iterations(session, params, plan));
   return sort != nullptr ? sort_by_label(session, *sort) : Status::success();
 }

@@ -20,19 +20,12 @@ struct HammingPlan {
   int threads = 32;
 };
 
-/// Of the device.
-struct HammingLimits {
-  int64_t multiprocessors = 1;
-  int64_t shared_bytes = 48 * 1024;  // of a block
-  int64_t cluster = 1;               // blocks that a sequence may be shared out to in one launch
-};
-
 /// The fastest way.
 HammingPlan plan_hamming_kmeans(int64_t sequences, int64_t length, int64_t clusters,
-                                const HammingLimits& limits);
+                                const ClusterLimits& limits);
 /// A given way; false where the sizes do not allow it.
 bool plan_hamming_way(HammingPlan::Way way, int64_t sequences, int64_t length, int64_t clusters,
-                      const HammingLimits& limits, HammingPlan& plan);
+                      const ClusterLimits& limits, HammingPlan& plan);
 
 /// `problem.lengths` holds one length per `heads` consecutive sequences. With `sort`, the labels
 /// are sorted too, as by sort_by_label(). Launches: 1, or max_iterations + 2 and those of the sort

@@ -94,7 +94,7 @@ __global__ void hash_kernel(const HashParams params) {
     for (int j = 0; j < 4; ++j) {
       const int bit = x + 16 * j;
       threshold[j] = 0.0f;
-      if (bit >= bits) continue;
+      if (bit >= bits || rows <= 0) continue;  // a sequence without rows has no thresholds either
       threshold[j] = plane(bit, problem.dim);
       if (params.own_thresholds != nullptr) {
         threshold[j] = params.own_thresholds[sequence * kHashBits + bit];

@@ -190,34 +190,4 @@ Status launch_draws(Session& session, int64_t end, int64_t blocks, int64_t threa
   return Status::success();
 }
 
-/// Blocks of the largest cluster to ask for.
-inline int64_t most_cluster_blocks(const Session& session) {
-  return session.capability() >= 90 ? 16 : 1;
-}
-
-/// Blocks to share each of `sequences` out to, a power of two up to `most`: as many as there are
-/// multiprocessors for, none with less than `fewest_rows` of `length`.
-inline int64_t cluster_parts(int64_t sequences, int64_t length, int64_t fewest_rows,
-                             int64_t multiprocessors, int64_t most) {
-  int64_t parts = 1;
-  while (2 * parts <= most && 2 * parts * sequences <= multiprocessors &&
-         length > parts * fewest_rows) {
-    parts *= 2;
-  }
-  return parts;
-}
-
-/// Whether clusters of this shape serve `count` sequences well. A cluster past the portable size
-/// needs as many multiprocessors side by side; on some devices half of them have gaps, some have
-/// none.
-template <typename Params>
-bool runs_in_clusters(const Session& session, const LaunchShape& shape, int64_t count,
-                      void (*kernel)(Params)) {
-  if (shape.cluster <= kPortableCluster) return true;
-  int64_t wanted = session.multiprocessors() / (2 * shape.cluster);
-  if (wanted > count) wanted = count;
-  if (wanted < 1) wanted = 1;
-  return count_resident_clusters(session, shape, kernel) >= wanted;
-}
-
 }  // namespace cluster_attention::cuda

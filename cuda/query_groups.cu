@@ -26,8 +26,9 @@ class Grouper {
     CA_RETURN_IF_ERROR(allocate());
     prepare();
     bool done = false;
-    if (problem_.grouping != Grouping::euclidean && extras_.at_once) {
-      CA_RETURN_IF_ERROR(group_at_once(session_, steps_, call_, &done));
+    if (problem_.grouping != Grouping::euclidean) {
+      const ClusterLimits& limits = extras_.limits != nullptr ? *extras_.limits : session_.limits();
+      CA_RETURN_IF_ERROR(group_at_once(session_, steps_, call_, limits, &done));
     }
     return done ? Status::success() : run_steps();
   }

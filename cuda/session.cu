@@ -3,6 +3,7 @@
 #include <new>
 
 #include "cuda/errors.h"
+#include "cuda/launch.h"
 #include "cuda/session.h"
 #include "cuda/targets.h"
 
@@ -35,6 +36,11 @@ cudaError_t find_pool(int32_t device, cudaMemPool_t* pool) {
   return cudaSuccess;
 }
 
+struct Nothing {};
+
+template <typename = void>
+__global__ void fill_multiprocessor(Nothing) {}
+
 Status fault_status(unsigned long long fault) {
   if (fault == kNoFault) return Status::success();
   static constexpr const char* kNames[] = {"labels", "indices", "neighbors"};
@@ -66,8 +72,9 @@ Status Session::open(int32_t device, Session** session) {
 }
 
 Status Session::create() {
+  int multiprocessors = 1;
   CA_RETURN_IF_ERROR(
-      check(cudaDeviceGetAttribute(&multiprocessors_, cudaDevAttrMultiProcessorCount, device_)));
+      check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device_)));
   int major = 0;
   int minor = 0;
   CA_RETURN_IF_ERROR(
@@ -80,7 +87,9 @@ Status Session::create() {
   int shared = 0;
   CA_RETURN_IF_ERROR(
       check(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device_)));
-  shared_bytes_ = shared;
+  limits_.multiprocessors = multiprocessors;
+  limits_.shared_bytes = shared;
+  count_clusters();
   CA_RETURN_IF_ERROR(check(find_pool(device_, &pool_)));
   CA_RETURN_IF_ERROR(check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking)));
   void* memory = nullptr;
@@ -89,6 +98,16 @@ Status Session::create() {
   CA_RETURN_IF_ERROR(allocate(sizeof(Flags), &memory));
   flags_ = static_cast<Flags*>(memory);
   return reset_flags();
+}
+
+/// By clusters of a kernel whose blocks take all the shared memory of a multiprocessor.
+void Session::count_clusters() {
+  limits_.resident[0] = limits_.multiprocessors;
+  if (capability_ < 90) return;
+  for (int64_t blocks = 2; blocks <= kMostClusterBlocks; ++blocks) {
+    const LaunchShape shape{blocks, kWarp, limits_.shared_bytes, blocks};
+    limits_.resident[blocks - 1] = count_resident_clusters(*this, shape, fill_multiprocessor<>);
+  }
 }
 
 Session::~Session() {

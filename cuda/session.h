@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "cuda/backend.h"
+#include "cuda/cluster_limits.h"
 #include "cuda/primitives/flags.cuh"
 #include "cuda/primitives/platform.cuh"
 #include "cuda/staging.h"
@@ -27,13 +28,14 @@ class Session {
   Staging& staging() { return staging_; }
   /// What kernels report; in device memory.
   Flags* flags() const { return flags_; }
-  int multiprocessors() const { return multiprocessors_; }
+  int multiprocessors() const { return static_cast<int>(limits_.multiprocessors); }
   /// Whether kernels of sm_90a (wgmma) run on this device in this build.
   bool has_warpgroup_products() const { return has_warpgroup_products_; }
   /// Compute capability that this build's code for the device is made for: 90 is 9.0.
   int capability() const { return capability_; }
   /// Shared memory that a block may ask for.
-  int64_t shared_bytes() const { return shared_bytes_; }
+  int64_t shared_bytes() const { return limits_.shared_bytes; }
+  const ClusterLimits& limits() const { return limits_; }
 
   /// Counters for last_block_done(), all 0 between launches.
   Status tickets(int64_t count, uint32_t** tickets);
@@ -52,6 +54,7 @@ class Session {
  private:
   explicit Session(int32_t device) : device_(device), workspace_(*this), staging_(*this) {}
   Status create();
+  void count_clusters();
   Status reset_flags();
 
   const int32_t device_;
@@ -61,10 +64,9 @@ class Session {
   Flags* read_flags_ = nullptr;  // pinned
   uint32_t* tickets_ = nullptr;
   int64_t ticket_count_ = 0;
-  int multiprocessors_ = 1;
   bool has_warpgroup_products_ = false;
   int capability_ = 0;
-  int64_t shared_bytes_ = 48 * 1024;
+  ClusterLimits limits_;
   const volatile int32_t* abort_ = nullptr;
   DeviceWorkspace workspace_;
   Staging staging_;

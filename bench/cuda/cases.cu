@@ -139,6 +139,19 @@ const float* DeviceMemory::floats(int64_t count, uint64_t seed, Storage storage)
   return static_cast<const float*>(memory);
 }
 
+namespace {
+
+/// The session's limits as if its device had clusters of so many blocks alone.
+cuda::ClusterLimits only_clusters_of(const cuda::Session& session, int64_t blocks) {
+  cuda::ClusterLimits limits = session.limits();
+  for (int64_t i = 1; i <= cuda::kMostClusterBlocks; ++i) {
+    if (i != blocks) limits.resident[i - 1] = 0;
+  }
+  return limits;
+}
+
+}  // namespace
+
 std::vector<Case> make_cases(cuda::Session* session, DeviceMemory& memory, int64_t length,
                              Storage storage) {
   const Precision precision =
@@ -213,26 +226,29 @@ std::vector<Case> make_cases(cuda::Session* session, DeviceMemory& memory, int64
   // Pairs of codes compared: xor, population count, minimum.
   add("hamming_kmeans", 3.0 * heads * n * static_cast<double>(kClusters * 11),
       [=] { return backend().operations.hamming_kmeans(session, kmeans, call); });
-  // The same cut into fewer blocks than the plan takes, and that many.
-  for (int64_t blocks : {4, 8, 16}) {
-    const cuda::HammingLimits limits{session->multiprocessors(), session->shared_bytes(), blocks};
+  // The same cut into given numbers of blocks.
+  for (int64_t blocks : {4, 6, 8, 12, 14, 16}) {
     cuda::HammingPlan plan;
-    if (blocks > cuda::most_cluster_blocks(*session) ||
-        !cuda::plan_hamming_way(cuda::HammingPlan::Way::clusters, kHeads, length, kClusters, limits,
-                                plan)) {
+    if (!cuda::plan_hamming_way(cuda::HammingPlan::Way::clusters, kHeads, length, kClusters,
+                                only_clusters_of(*session, blocks), plan)) {
       continue;
     }
     add(("hamming_kmeans/" + std::to_string(blocks)).c_str(), 0.0,
         [=] { return cuda::group_hashes(*session, kmeans, 1, plan); });
   }
-  // Hash, k-means, sort and means: in one launch, and each in its own.
+  // Hash, k-means, sort and means: as planned, with given numbers of blocks, and (0 blocks) each in
+  // a launch of its own.
   const ClusteredAttentionProblem clustered = make_clustered(inputs, rows, planes, 0);
-  for (bool at_once : {true, false}) {
-    add(at_once ? "grouping" : "grouping_steps", grouping, [=] {
+  for (int64_t blocks : {-1, 0, 6, 8, 12, 14, 16}) {
+    const cuda::ClusterLimits limits =
+        blocks < 0 ? session->limits() : only_clusters_of(*session, blocks);
+    if (blocks > 0 && limits.resident_clusters(blocks) < kHeads) continue;
+    const std::string name = blocks < 0 ? "grouping" : "grouping/" + std::to_string(blocks);
+    add(name.c_str(), grouping, [=] {
       cuda::DeviceWorkspace::Scope scope(session->workspace());
       cuda::QueryGroups groups;
       cuda::GroupExtras extras;
-      extras.at_once = at_once;
+      extras.limits = &limits;
       return cuda::group_queries(*session, clustered, call, scope, groups, extras);
     });
   }

@@ -5,6 +5,7 @@
 
 #include "cuda/counting_sort.h"
 #include "cuda/session.h"
+#include "test/cuda/cluster_limits.h"
 #include "test/cuda/device.h"
 #include "test/native/compare.h"
 
@@ -84,9 +85,10 @@ struct SortFixture {
     return result;
   }
 
-  cuda::SortPlan plan(int64_t most) const {
-    return cuda::plan_sort_clusters(problem.sequences, problem.length, problem.clusters, 132,
-                                    227 * 1024, most);
+  /// In clusters of so many blocks.
+  cuda::SortPlan plan(int64_t blocks) const {
+    return cuda::plan_sort_clusters(problem.sequences, problem.length, problem.clusters,
+                                    cluster_limits(132, 227 * 1024, blocks, blocks));
   }
 };
 
@@ -103,8 +105,8 @@ TEST_ONCE("CUDA counting sort: clusters of blocks and two launches sort alike") 
     fixture.expect();
     const auto expected = fixture.arrays.snapshot();
     std::vector<cuda::SortPlan> plans = {cuda::SortPlan()};
-    for (int64_t most : {1, 4, 16}) {
-      plans.push_back(fixture.plan(most));
+    for (int64_t blocks : {1, 5, 16}) {
+      plans.push_back(fixture.plan(blocks));
       CHECK(plans.back().parts > 0);
     }
     for (const cuda::SortPlan& plan : plans) {
@@ -117,17 +119,6 @@ TEST_ONCE("CUDA counting sort: clusters of blocks and two launches sort alike") 
   }
 }
 
-TEST_ONCE("CUDA counting sort: clusters of 16 that a device does not run") {
-  SortFixture fixture(2, 5003, 100);
-  fixture.expect();
-  const auto expected = fixture.arrays.snapshot();
-  CHECK_EQUAL(fixture.plan(16).parts, 16);
-  with_few_clusters([&] {
-    CHECK_EQUAL(fixture.sort(fixture.plan(16)), "ok");
-    check_same_bytes(fixture.arrays.snapshot(), expected, "the device");
-  });
-}
-
 TEST_ONCE("CUDA counting sort: a label outside its range is named and in no cluster") {
   SortFixture fixture(2, 700, 9);
   auto* labels = const_cast<int32_t*>(fixture.problem.labels);
@@ -136,9 +127,9 @@ TEST_ONCE("CUDA counting sort: a label outside its range is named and in no clus
   const auto expected = fixture.arrays.snapshot();
   labels[703] = 9;
   labels[1399] = -2;
-  for (int64_t most : {0, 1, 16}) {
-    const Scope scope("clusters of " + std::to_string(most));
-    const cuda::SortPlan plan = most == 0 ? cuda::SortPlan() : fixture.plan(most);
+  for (int64_t blocks : {0, 1, 16}) {
+    const Scope scope("clusters of " + std::to_string(blocks));
+    const cuda::SortPlan plan = blocks == 0 ? cuda::SortPlan() : fixture.plan(blocks);
     CHECK_EQUAL(fixture.sort(plan), "out_of_range labels[703]");
     check_same_bytes(fixture.arrays.snapshot(), expected, "the device");
   }
@@ -146,7 +137,7 @@ TEST_ONCE("CUDA counting sort: a label outside its range is named and in no clus
 
 TEST_ONCE("CUDA counting sort: how a call is cut") {
   const auto plan = [](int64_t sequences, int64_t length, int64_t clusters) {
-    return cuda::plan_sort_clusters(sequences, length, clusters, 132, 227 * 1024, 16);
+    return cuda::plan_sort_clusters(sequences, length, clusters, kHopper);
   };
   CHECK_EQUAL(plan(8, 16384, 100).parts, 16);
   CHECK_EQUAL(plan(8, 16384, 100).run_rows, 64);

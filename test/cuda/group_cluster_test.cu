@@ -3,14 +3,13 @@
 #include "cuda/operands.cuh"
 #include "cuda/session.h"
 #include "native/core/shape.h"
+#include "test/cuda/cluster_limits.h"
 #include "test/cuda/same_as_cpu.h"
 #include "test/native/clustered_arrays.h"
 
 namespace cluster_attention::test {
 
 namespace {
-
-constexpr cuda::HammingLimits kHopper{132, 227 * 1024, 16};
 
 /// Everything that grouping makes, in workspace memory, by one launch or by a launch per step.
 struct Groups {
@@ -134,16 +133,24 @@ struct Groups {
     }
     for (int i = 0; i < packing.count; ++i) {
       const cuda::PackParams::Tensor& tensor = packing.tensors[i];
-      const int64_t elements = packing.sequences * tensor.length * tensor.chunks * 8;
-      add(tensor.high, elements);
-      if (tensor.low != nullptr) add(tensor.low, elements);
+      const int64_t columns = int64_t{tensor.chunks} * 8;
+      for (int64_t s = 0; s < packing.sequences; ++s) {
+        const int64_t batch = s / packing.heads;
+        const auto real = [&](const int32_t* lengths, int64_t otherwise) {
+          return lengths != nullptr ? number(lengths + batch) : otherwise;
+        };
+        if (real(tensor.other_lengths, 1) == 0) continue;
+        const int64_t elements = real(tensor.lengths, tensor.length) * columns;
+        add(tensor.high + s * tensor.length * columns, elements);
+        if (tensor.low != nullptr) add(tensor.low + s * tensor.length * columns, elements);
+      }
     }
     return all;
   }
 };
 
 /// One launch and the single steps leave the same bytes.
-void check_at_once(ClusteredFixture& fixture, const cuda::HammingLimits& limits,
+void check_at_once(ClusteredFixture& fixture, const cuda::ClusterLimits& limits,
                    const DeviceSettings& settings, bool fits = true) {
   in_every_thread_order([&] {
     Device device(settings.storage);
@@ -201,7 +208,7 @@ TEST_ONCE("CUDA grouping at once: the bytes of the single steps, for 1 to 16 blo
                           std::to_string(static_cast<int>(grouping)));
         ClusteredFixture fixture(sized("prime-long", size.queries, size.clusters, size.head_dim),
                                  grouping);
-        check_at_once(fixture, {size.multiprocessors, 227 * 1024, 16}, settings);
+        check_at_once(fixture, cluster_limits(size.multiprocessors, 227 * 1024), settings);
       }
     }
   }
@@ -221,18 +228,12 @@ TEST_ONCE("CUDA grouping at once: padding, layouts, sequences without queries") 
   }
 }
 
-TEST_ONCE("CUDA grouping at once: clusters of 16 that a device does not run") {
-  for (Grouping grouping : {Grouping::hamming, Grouping::given}) {
-    // Of so many rows 16 blocks are asked for.
-    ClusteredFixture fixture(sized("prime-long", 5000, 9, 16), grouping);
-    with_few_clusters([&] { check_at_once(fixture, kHopper, {}); });
-  }
-}
-
 TEST_ONCE("CUDA grouping at once: left to the single steps where it does not fit") {
   ClusteredFixture many(find_case("ragged"), Grouping::hamming);
-  check_at_once(many, {7, 227 * 1024, 16}, {}, false);  // eight sequences
-  check_at_once(many, {132, 8 * 1024, 16}, {}, false);  // the planes alone are larger
+  check_at_once(many, cluster_limits(7, 227 * 1024), {}, false);  // eight sequences
+  check_at_once(many, cluster_limits(132, 8 * 1024), {}, false);  // the planes alone are larger
+  check_at_once(many, cluster_limits(132, 227 * 1024, 1, 0), {}, false);  // no clusters of any size
+  check_at_once(many, cluster_limits(112, 227 * 1024, 15), {}, false);  // seven of 15 or 16 blocks
   ClusteredFixture wide(sized("prime-long", 40, 5, 257), Grouping::hamming);
   check_at_once(wide, kHopper, {}, false);
   for (int64_t head_dim : {31, 34, 36}) {  // no pairs, no 16 bytes, no chunks of eight

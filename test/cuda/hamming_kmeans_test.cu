@@ -1,5 +1,6 @@
 #include "cuda/hamming_kmeans.h"
 #include "cuda/session.h"
+#include "test/cuda/cluster_limits.h"
 #include "test/cuda/same_as_cpu.h"
 #include "test/native/cases.h"
 #include "test/native/clustering_arrays.h"
@@ -55,8 +56,6 @@ TEST_ONCE("CUDA hamming k-means: many equal hashes, clusters without members") {
   }
 }
 
-constexpr cuda::HammingLimits kHopper{132, 227 * 1024, 16};
-
 /// How the next call of planned() is cut; operations take no more than a problem.
 cuda::HammingPlan next_plan;
 
@@ -111,7 +110,7 @@ Status planned(cuda::Session* session, const HammingKMeansProblem& problem, cons
 
 /// Cut in one way, for a device of `limits`; false where the sizes do not allow it.
 bool check_planned(HammingFixture& fixture, cuda::HammingPlan::Way way,
-                   const cuda::HammingLimits& limits) {
+                   const cuda::ClusterLimits& limits) {
   const HammingKMeansProblem& problem = fixture.problem;
   if (!cuda::plan_hamming_way(way, problem.batch, problem.length,
                               std::min(problem.clusters, problem.length), limits, next_plan)) {
@@ -148,9 +147,8 @@ TEST_ONCE("CUDA hamming k-means: sequences shared out over launches and clusters
     HammingFixture fixture(which, false, 12);
     fixture.problem.max_iterations = size.iterations;
     CHECK(check_planned(fixture, cuda::HammingPlan::Way::launches, kHopper));
-    for (int64_t cluster : {1, 2, 16}) {
-      cuda::HammingLimits limits = kHopper;
-      limits.cluster = cluster;
+    for (int64_t blocks : {1, 2, 7, 16}) {
+      const cuda::ClusterLimits limits = cluster_limits(132, 227 * 1024, blocks, blocks);
       CHECK_EQUAL(check_planned(fixture, cuda::HammingPlan::Way::clusters, limits), size.clustered);
     }
   }
@@ -172,8 +170,7 @@ TEST_ONCE("CUDA hamming k-means: clusters of 16 that a device does not run") {
     HammingFixture fixture(which, false, 12);
     fixture.problem.max_iterations = 2;
     with_few_clusters([&] {
-      CHECK(check_planned(fixture, cuda::HammingPlan::Way::clusters, kHopper));
-      CHECK_EQUAL(next_plan.parts, 16);
+      check_same_as_cpu(fixture.problem, fixture.arrays, kHammingKMeans, on_device(fixture));
     });
   }
 }
@@ -212,15 +209,21 @@ TEST_ONCE("CUDA hamming k-means: how a call is cut") {
   using Way = cuda::HammingPlan::Way;
   const cuda::HammingPlan small = cuda::plan_hamming_kmeans(8, 1024, 100, kHopper);
   CHECK(small.way == Way::clusters);
-  CHECK_EQUAL(small.parts, 16);
-  CHECK_EQUAL(small.threads, 224);
+  CHECK_EQUAL(small.parts, 7);
+  CHECK_EQUAL(small.threads, 480);
   const cuda::HammingPlan longer = cuda::plan_hamming_kmeans(8, 65536, 100, kHopper);
   CHECK(longer.way == Way::clusters);
+  CHECK_EQUAL(longer.parts, 16);
   CHECK_EQUAL(longer.threads, 512);
+  // Where seven clusters of 16 blocks run at once, or of 15, eight sequences take smaller ones.
+  cuda::ClusterLimits uneven = kHopper;
+  uneven.resident[15] = uneven.resident[14] = 7;
+  CHECK_EQUAL(cuda::plan_hamming_kmeans(8, 65536, 100, uneven).parts, 14);
+  CHECK_EQUAL(cuda::plan_hamming_kmeans(7, 65536, 100, uneven).parts, 16);
   CHECK_EQUAL(cuda::plan_hamming_kmeans(64, 4096, 100, kHopper).parts, 2);
   CHECK_EQUAL(cuda::plan_hamming_kmeans(512, 4096, 100, kHopper).parts, 1);
   // What does not fit in one block takes more.
-  CHECK_EQUAL(cuda::plan_hamming_kmeans(512, 50000, 100, kHopper).parts, 4);
+  CHECK_EQUAL(cuda::plan_hamming_kmeans(512, 50000, 100, kHopper).parts, 3);
   const cuda::HammingPlan lonely = cuda::plan_hamming_kmeans(1, 200000, 100, kHopper);
   CHECK(lonely.way == Way::launches && lonely.shared_counters);
   CHECK_EQUAL(lonely.parts, 264);
@@ -230,7 +233,8 @@ TEST_ONCE("CUDA hamming k-means: how a call is cut") {
   const cuda::HammingPlan huge = cuda::plan_hamming_kmeans(1000, 10000000, 10, kHopper);
   CHECK(huge.way == Way::launches);
   CHECK(10000000 / huge.parts <= 65535);
-  const cuda::HammingPlan none = cuda::plan_hamming_kmeans(1, 0, 0, {132, 48 * 1024, 1});
+  const cuda::HammingPlan none =
+      cuda::plan_hamming_kmeans(1, 0, 0, cluster_limits(132, 48 * 1024, 1, 1));
   CHECK(none.threads >= 32 && none.parts == 1);
 }
 

@@ -241,7 +241,8 @@ cudaError_t count_blocks(int* count) {
 
 cudaError_t count_clusters(int* count, int blocks) {
   return call(current_device, [&](Machine& now) {
-    *count = std::min(kResidentBlocks / blocks, now.resident_clusters);
+    *count = kResidentBlocks / blocks;
+    if (blocks > 8) *count = std::min(*count, now.resident_clusters);
     return blocks <= 16 ? cudaSuccess : cudaErrorInvalidValue;
   });
 }

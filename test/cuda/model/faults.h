@@ -19,7 +19,7 @@ void fail_allocation(int64_t k);
 /// The k-th call from now on that returns an error code returns this one. Errors that break a
 /// context on a real machine are returned by every later call on that device too.
 void fail_call(int64_t k, cudaError_t error);
-/// Clusters of blocks that a device runs at once; at first as many as 128 blocks make.
+/// Clusters of more than 8 blocks that a device runs at once; at first as many as 128 blocks make.
 void limit_resident_clusters(int count);
 /// Calls so far, and kernels launched among them.
 int64_t calls();

@@ -138,14 +138,16 @@ TEST_ONCE("CUDA faults: to ask for clusters frees nothing, even where memory is 
   }
 }
 
-TEST_ONCE("CUDA faults: a cluster that cannot run is launched nowhere, however few are wanted") {
+TEST_ONCE("CUDA faults: a session knows which clusters its device runs") {
   const Machine machine;
-  Device device;  // with too few multiprocessors for a cluster of 16
-  cuda_model::limit_resident_clusters(0);
-  CHECK(!runs_in_clusters(*device.session(), {16, 32, 0, 16}, 1, nothing));
-  CHECK(runs_in_clusters(*device.session(), {8, 32, 0, 8}, 1, nothing));
-  cuda_model::limit_resident_clusters(1);
-  CHECK(runs_in_clusters(*device.session(), {16, 32, 0, 16}, 1, nothing));
+  for (int count : {0, 1, 7}) {
+    cuda_model::limit_resident_clusters(count);
+    const Device device;
+    const ClusterLimits& limits = device.session()->limits();
+    CHECK_EQUAL(limits.resident_clusters(1), device.session()->multiprocessors());
+    CHECK_EQUAL(limits.resident_clusters(8), 16);
+    CHECK_EQUAL(limits.resident_clusters(16), count);
+  }
 }
 
 TEST_ONCE("CUDA faults: any call may fail, what fails is named, nothing leaks") {
