@@ -120,9 +120,15 @@ wait
 # that kernels find the L2 cache as the flush before each call has left it. What it has seen until its
 # time is over counts.
 profile() {
-  timeout 60 ncu --csv --page raw --clock-control none --cache-control none \
-    --metrics "$(python3 "$root/bench/cuda/profile.py" --metrics)" \
-    "$build/cuda_bench" --unchecked --rounds 1 1024 16384 >"$out/ncu.csv" 2>"$out/ncu.log"
+  local names=() name
+  for name in attention attention_wide clustered improved centroid cast plus_plus \
+    attention_gradient improved_gradient centroid_gradient; do
+    names+=(--only "$name")
+  done
+  timeout -s INT 60 ncu --csv --page raw --clock-control none --cache-control none \
+    --profile-from-start off --metrics "$(python3 "$root/bench/cuda/profile.py" --metrics)" \
+    "$build/cuda_bench" --unchecked --rounds 1 "${names[@]}" 1024 16384 >"$out/ncu.csv" \
+    2>"$out/ncu.log"
   python3 "$root/bench/cuda/profile.py" <"$out/ncu.csv"
 }
 
