@@ -123,7 +123,9 @@ __device__ void HashProduct<kRead, kVectors>::decide(const HashTile& tile, RowBi
 #pragma unroll 1
     for (; open != 0; open &= open - 1) {
       const int i = __ffs(static_cast<int>(open)) - 1;
-      const bool exceeds = chain_exceeds(tile, row, i / 2 * 8 + four * 2 + i % 2);
+      // NaN, of sums or of bounds, leaves open even bits that there are none of.
+      const int bit = i / 2 * 8 + four * 2 + i % 2;
+      const bool exceeds = bit < problem_.bits && chain_exceeds(tile, row, bit);
       set |= static_cast<uint32_t>(exceeds) << i;
     }
 #pragma unroll

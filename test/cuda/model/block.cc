@@ -9,7 +9,6 @@ namespace cuda_model {
 
 namespace {
 
-constexpr unsigned char kPoison = 0xff;  // NaN, whichever float it is read as
 constexpr size_t kFence = 256;
 
 void thread_main(void*) {
@@ -138,7 +137,8 @@ void Block::leave_cluster_barrier() {
 }
 
 bool Block::start(uint3 index, uint64_t seed) {
-  std::memset(shared, kPoison, shared_bytes_ + kFence);
+  poison_ = fresh_byte();
+  std::memset(shared, poison_, shared_bytes_ + kFence);
   for (Warp& warp : warps) warp.waiting = 0;
   barrier_sum = 0;
   for (NamedBarrier& barrier : named) barrier = NamedBarrier();
@@ -180,7 +180,7 @@ bool Block::run(bool in_turns) {
     }
   } while (can_go_on() ? !in_turns : leave_barrier());
   // Shared memory is gone with its block.
-  if (moved_ && ended()) std::memset(shared, kPoison, shared_bytes_);
+  if (moved_ && ended()) std::memset(shared, poison_, shared_bytes_);
   return true;
 }
 
@@ -206,7 +206,7 @@ void Block::release(int warp) {
 
 bool Block::check_fence() const {
   for (size_t i = 0; i < kFence; ++i) {
-    if (shared[shared_bytes_ + i] == kPoison) continue;
+    if (shared[shared_bytes_ + i] == poison_) continue;
     note_fault("a kernel wrote past its " + std::to_string(shared_bytes_) +
                " bytes of shared memory");
     return false;

@@ -102,6 +102,7 @@ class Block {
   uint3 index_{};
   std::vector<unsigned char> memory_;
   size_t shared_bytes_ = 0;
+  unsigned char poison_ = 0;  // what shared memory starts as, and what is behind it
   bool failed_ = false;
   bool moved_ = false;
 };

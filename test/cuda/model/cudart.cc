@@ -130,7 +130,7 @@ cudaError_t allocate(Machine& now, void** memory, size_t bytes, bool on_device) 
   if (base == nullptr) return cudaErrorMemoryAllocation;
   std::fill_n(base, whole, static_cast<char>(kFenceByte));
   char* begin = base + kFence;
-  std::fill_n(begin, bytes, '\xff');  // NaN, whichever float it is read as
+  std::fill_n(begin, bytes, static_cast<char>(fresh_byte()));
   now.blocks[begin] = {base, bytes, on_device};
   ++now.objects;
   if (on_device) now.device_bytes += bytes;

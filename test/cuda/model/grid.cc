@@ -121,6 +121,8 @@ void note_fault(const std::string& text) {
 
 void set_thread_order(uint64_t seed) { order_seed = seed; }
 
+unsigned char fresh_byte() { return order_seed == 2 ? 0x7f : 0xff; }
+
 bool toss() {
   if (tosses == 0) return false;
   tosses = mix(tosses);

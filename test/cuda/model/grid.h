@@ -8,7 +8,7 @@
 //   - a barrier that some threads never reach,
 //   - blocks of a cluster that wait for what none of them sends.
 // The order of blocks, warps and lanes follows a seed: kernels that lack a barrier give other
-// results under another seed. Shared memory starts as NaN.
+// results under another seed. Fresh memory holds NaN, and under seed 2 the largest numbers.
 
 #include <cstddef>
 #include <cstdint>
@@ -42,6 +42,9 @@ void note_fault(const std::string& text);
 
 /// 0: ascending, the order in which kernels that lack a barrier most often seem right.
 void set_thread_order(uint64_t seed);
+/// What fresh memory is filled with: a NaN, whichever float it is read as; or, for who drops NaN
+/// unnoticed, numbers near the largest.
+unsigned char fresh_byte();
 
 // ---- what device code calls, see device.h ----
 
