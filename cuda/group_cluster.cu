@@ -76,8 +76,9 @@ class GroupLauncher {
     const int64_t clusters = std::min(problem_.kmeans.clusters, hashing.length);
     const HammingPlan plan =
         plan_hamming_kmeans(problem_.kmeans.batch, hashing.length, clusters, limits_);
+    const int64_t rows = divide_up(hashing.length, plan.parts);
     if (plan.way != HammingPlan::Way::clusters || hashing.threshold == Threshold::data ||
-        hashing.dim > kMostProductColumns) {
+        hashing.dim > kMostProductColumns || rows > kMostGroupRows) {
       return Status::success();
     }
     GroupHashesParams params{};
@@ -87,7 +88,6 @@ class GroupLauncher {
     params.hash.hash.round_planes = call_.precision == Precision::bfloat16;
     params.hash.hash.flags = session_.flags();
     params.after = after_;
-    const int64_t rows = divide_up(hashing.length, plan.parts);
     const int64_t planes = planes_offset(rows, clusters) + hash_product_layout(hashing.dim).bytes;
     const int64_t bytes = shared_bytes_with_sums(
         std::max(planes, cluster_hamming_layout(rows, clusters).bytes), plan.parts, &params.after);

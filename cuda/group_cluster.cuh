@@ -26,8 +26,10 @@ namespace cluster_attention::cuda {
 
 /// Neighbouring columns that a lane sums: rows of whole pairs alone.
 constexpr int kGroupColumns = 2;
-constexpr int kGroupThreads = kClusterHammingThreads;
-static_assert(kGroupThreads == kMostSortWarps * kWarp, "both kernels take as many threads");
+constexpr int kGroupThreads = kMostSortWarps * kWarp;
+/// Hashes of a block: with more, blocks of twice as many threads, which leave too few registers for
+/// products of rows, group them sooner in a launch of their own.
+constexpr int64_t kMostGroupRows = kGroupThreads;
 
 /// What follows the sort, and what is done on the way.
 struct GroupSums {

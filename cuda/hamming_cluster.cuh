@@ -21,9 +21,11 @@
 namespace cluster_attention::cuda {
 
 constexpr int64_t kClusterHammingClusters = 1024;
-constexpr int kClusterHammingThreads = 512;
 /// Tiles of 16 hashes that a warp compares at a time, at most.
 constexpr int kMostHashTiles = 2;
+/// Of a block whose warps compare one tile, or kMostHashTiles.
+constexpr int kTileHammingThreads = 512;
+constexpr int kMostHammingThreads = 1024;
 constexpr int kMostHammingParts = kMostClusterBlocks;
 /// Hashes that a warp labels before it moves their bits.
 constexpr int kMostMoves = 16 * kMostHashTiles;
@@ -52,7 +54,7 @@ CA_HOST_DEVICE inline ClusterHammingLayout cluster_hamming_layout(int64_t rows, 
   layout.hashes = parts.add<uint64_t>(whole_rows);
   layout.centroids = parts.add<uint64_t>(clusters);
   layout.operands = parts.add<uint4>((divide_up(clusters, 8) + 1) * kWarp);
-  layout.moves = parts.add<uint4>(kClusterHammingThreads / kWarp * kMostMoves);
+  layout.moves = parts.add<uint4>(kMostHammingThreads / kWarp * kMostMoves);
   layout.pairs = parts.add<uint32_t>(clusters * 32);
   layout.members = parts.add<uint32_t>(clusters);
   layout.changed = parts.add<uint32_t>(2 * kMostHammingParts);

@@ -11,12 +11,12 @@ namespace {
 bool plan_clusters(int64_t sequences, int64_t length, int64_t clusters, const ClusterLimits& limits,
                    HammingPlan& plan) {
   if (clusters > kClusterHammingClusters) return false;
-  constexpr int64_t kMostWarps = kClusterHammingThreads / kWarp;
-  // Measured on an H200: eleven rounds take 0.04 µs per hash of a block, and otherwise the time of
+  constexpr int64_t kMostWarps = kMostHammingThreads / kWarp;
+  // Measured on an H200: eleven rounds take 0.027 µs per hash of a block, and otherwise the time of
   // so many hashes: to wait for each other, for each block to hear from, and for the centroids of
   // a warp.
   const auto overhead = [&](int64_t parts) {
-    return 224 + 34 * parts + 256 * divide_up(clusters, parts * kMostWarps);
+    return 336 + 51 * parts + 384 * divide_up(clusters, parts * kMostWarps / 2);
   };
   const auto fits = [&](int64_t parts) {
     const int64_t rows = divide_up(length, parts);
@@ -25,8 +25,11 @@ bool plan_clusters(int64_t sequences, int64_t length, int64_t clusters, const Cl
   };
   const int64_t parts = choose_cluster_blocks(sequences, length, limits, overhead, fits);
   if (parts == 0) return false;
-  const int64_t warps =
-      std::max(divide_up(divide_up(length, parts), 16), divide_up(clusters, parts));
+  // A tile for each warp, or two where these are more than half of the warps.
+  const int64_t tiles = divide_up(divide_up(length, parts), 16);
+  const int64_t wanted =
+      tiles <= kMostWarps / 2 ? tiles : std::max(kMostWarps / 2, (tiles + 1) / 2);
+  const int64_t warps = std::max(wanted, std::min(divide_up(clusters, parts), kMostWarps / 2));
   plan.way = HammingPlan::Way::clusters;
   plan.parts = parts;
   plan.threads = static_cast<int>(kWarp * std::clamp<int64_t>(warps, 2, kMostWarps));

@@ -24,14 +24,15 @@ inline HammingParams hamming_cluster_params(const HammingKMeansProblem& problem,
 
 /// Tiles of 16 hashes for a warp: as many as keep all warps at work.
 inline int hash_tiles_of_a_warp(int64_t length, const HammingPlan& plan) {
-  const int64_t rows = divide_up(length, plan.parts);
-  return divide_up(rows, int64_t{16} * (plan.threads / kWarp)) <= 1 ? 1 : kMostHashTiles;
+  const int64_t tiles = divide_up(divide_up(length, plan.parts), 16);
+  return plan.threads <= kTileHammingThreads && tiles <= plan.threads / kWarp ? 1 : kMostHashTiles;
 }
 
-/// Hashes and operands are over: labels and places take their memory. The members of other blocks
-/// are read until the next sync_cluster().
+/// Hashes and counts of bits are over (who has read them here has sent the centroids that this
+/// block has waited for): labels and places take their memory. The members of other blocks are read
+/// until the next sync_cluster().
 __device__ inline SortBlock sort_block_of(const HammingParams& params, const HammingBlock& block) {
-  static_assert(kClusterHammingThreads / kWarp <= 16, "operands have 16 words per cluster");
+  static_assert(kMostHammingThreads / kWarp <= 32, "pairs have 32 words per cluster");
   SortBlock sort;
   sort.sequence = block.sequence.index;
   sort.first_row = block.range.begin;
@@ -44,7 +45,7 @@ __device__ inline SortBlock sort_block_of(const HammingParams& params, const Ham
   sort.counted = block.clusters;
   sort.label_bits = params.label_bits;
   sort.labels = reinterpret_cast<int32_t*>(block.hashes);
-  sort.placed = reinterpret_cast<int32_t*>(block.operands);
+  sort.placed = reinterpret_cast<int32_t*>(block.pairs);
   sort.totals = reinterpret_cast<int32_t*>(block.members);
   sort.scratch = reinterpret_cast<int32_t*>(block.moves - warp_index() * kMostMoves);
   return sort;
@@ -77,7 +78,7 @@ __device__ inline void sort_hamming_block(const HammingParams& params, const Ham
 }
 
 template <int kTiles>
-__global__ void __launch_bounds__(kClusterHammingThreads, kTiles)
+__global__ void __launch_bounds__(kTiles == 1 ? kTileHammingThreads : kMostHammingThreads, 1)
     hamming_cluster_kernel(const HammingParams params) {
   // cluster of blocks: hashes (length) -> labels (length), counts and centroids (clusters)
   const HammingBlock block(params);

@@ -154,12 +154,6 @@ __device__ void store_member_sum(const MemberSumsParams& params, int64_t place, 
   if (!finite) mark_non_finite(params.flags);
 }
 
-/// Parts of so many members.
-__device__ inline int member_parts(int64_t count) {
-  const int64_t pieces = divide_up(count, kWarp);
-  return static_cast<int>(pieces < kMemberParts ? pieces : kMemberParts);
-}
-
 /// The members of a cluster, and the columns of them that a block owns.
 template <int kColumns>
 struct MemberSlice {
@@ -170,17 +164,27 @@ struct MemberSlice {
   int64_t base;    // its place in row 0
   int parts;
 
-  /// `cluster`: sequence * clusters + c; `slice`: of kWarp * kColumns columns.
-  __device__ MemberSlice(const MemberSumsProblem& problem, int64_t cluster, int64_t slice) {
-    const int64_t sequence = cluster / problem.clusters;
-    const int32_t* offsets = problem.offsets + cluster + sequence;  // one more per sequence
+  /// `slice`: of kWarp * kColumns columns.
+  __device__ MemberSlice(const MemberSumsProblem& problem, int64_t sequence, int64_t cluster,
+                         int64_t slice) {
+    const int32_t* offsets = offsets_of(problem, sequence) + cluster;
     count = offsets[1] - offsets[0];
     members = problem.order + sequence * problem.length + offsets[0];
     column = (slice * kWarp + lane_index()) * kColumns;
     inside = column < problem.dim;
-    base =
-        row_offset(problem.inputs, sequence / problem.heads, sequence % problem.heads, 0) + column;
-    parts = member_parts(count);
+    // Both fit as the grid does.
+    const auto number = static_cast<uint32_t>(sequence);
+    const auto heads = static_cast<uint32_t>(problem.heads);
+    base = row_offset(problem.inputs, number / heads, number % heads, 0) + column;
+    parts = parts_of(count);
+  }
+
+  __device__ static const int32_t* offsets_of(const MemberSumsProblem& problem, int64_t sequence) {
+    return problem.offsets + sequence * (problem.clusters + 1);
+  }
+  __device__ static int parts_of(int64_t count) {
+    const int64_t pieces = divide_up(count, kWarp);
+    return static_cast<int>(pieces < kMemberParts ? pieces : kMemberParts);
   }
 };
 
@@ -201,16 +205,16 @@ __device__ void sum_part_of_slice(const MemberSumsProblem& problem,
 }
 
 /// Adds the parts and stores; by a warp, a lane its columns.
+/// `row`: of the outputs.
 template <Read kRead, int kColumns>
 __device__ void store_slice(const MemberSumsParams& params, const MemberSlice<kColumns>& slice,
-                            int64_t cluster, const double* partial) {
+                            int64_t row, const double* partial) {
   for (int i = 0; i < kColumns; ++i) {
     double sum = 0.0;
     for (int part = 0; part < slice.parts; ++part) {
       sum += partial[(part * kColumns + i) * kWarp + lane_index()];
     }
-    store_member_sum<kRead>(params, cluster * params.problem.dim + slice.column + i, sum,
-                            slice.count);
+    store_member_sum<kRead>(params, row * params.problem.dim + slice.column + i, sum, slice.count);
   }
 }
 
@@ -219,14 +223,16 @@ __global__ void __launch_bounds__(kMostMemberThreads, kMemberBlocks)
     member_sums_kernel(const MemberSumsParams params) {
   // block: members (count,32 kColumns) -> 32 kColumns sums
   double* partial = dynamic_shared<double>();
-  const int64_t cluster = blockIdx.x / params.slices;
-  const MemberSlice<kColumns> slice(params.problem, cluster, blockIdx.x % params.slices);
+  const int64_t row = blockIdx.x / params.slices;
+  const int64_t clusters = params.problem.clusters;
+  const MemberSlice<kColumns> slice(params.problem, row / clusters, row % clusters,
+                                    blockIdx.x % params.slices);
   for (int part = warp_index(); part < slice.parts; part += static_cast<int>(blockDim.x) / kWarp) {
     sum_part_of_slice<kRead, kColumns>(params.problem, slice, part, partial);
   }
   __syncthreads();
   if (warp_index() != 0 || !slice.inside) return;
-  store_slice<kRead, kColumns>(params, slice, cluster, partial);
+  store_slice<kRead, kColumns>(params, slice, row, partial);
 }
 
 /// The same for every `step`-th cluster of a sequence from cluster `first` on, as many slices at a
@@ -240,35 +246,32 @@ __device__ void sum_clusters(const MemberSumsParams& params, int64_t sequence, i
   const int slices = static_cast<int>(params.slices);
   const int clusters = static_cast<int>(problem.clusters);
   const int own = first < clusters ? (clusters - first + step - 1) / step : 0;
-  const auto cluster_of = [&](int task) {
-    return sequence * problem.clusters + first + task / slices * step;
-  };
+  const auto cluster_of = [&](int task) { return first + task / slices * step; };
   for (int done = 0; done < own * slices; done += places) {
     const int count = own * slices - done < places ? own * slices - done : places;
-    // Most clusters have few parts: the first ones of all before the second ones, so that no warp
-    // waits for another's.
-    int32_t most = 0;
+    int parts = 0;  // of the largest cluster
     for (int i = lane_index(); i < count; i += kWarp) {
-      const int32_t* offsets = problem.offsets + cluster_of(done + i) + sequence;
-      most = offsets[1] - offsets[0] > most ? offsets[1] - offsets[0] : most;
+      const int32_t* offsets =
+          MemberSlice<kColumns>::offsets_of(problem, sequence) + cluster_of(done + i);
+      parts = max(parts, MemberSlice<kColumns>::parts_of(offsets[1] - offsets[0]));
     }
-    const int parts = member_parts(warp_max(most));
-    int i = warp_index();
-    for (int part = 0; part < parts; ++part) {
-      for (; i < count; i += warps) {
-        const MemberSlice<kColumns> slice(problem, cluster_of(done + i), (done + i) % slices);
-        if (part >= slice.parts) continue;
-        sum_part_of_slice<kRead, kColumns>(problem, slice, part,
-                                           partial + i * kSliceSums<kColumns>);
-      }
-      i -= count;
+    parts = warp_max(parts);
+    // Part by part, so that clusters of one part meet all warps.
+    for (int i = warp_index(); i < count * parts; i += warps) {
+      const int part = i / count;
+      const int place = i % count;
+      const int task = done + place;
+      const MemberSlice<kColumns> slice(problem, sequence, cluster_of(task), task % slices);
+      if (part >= slice.parts) continue;
+      sum_part_of_slice<kRead, kColumns>(problem, slice, part,
+                                         partial + place * kSliceSums<kColumns>);
     }
     __syncthreads();
     for (int i = warp_index(); i < count; i += warps) {
       const int task = done + i;
-      const MemberSlice<kColumns> slice(problem, cluster_of(task), task % slices);
+      const MemberSlice<kColumns> slice(problem, sequence, cluster_of(task), task % slices);
       if (!slice.inside) continue;
-      store_slice<kRead, kColumns>(params, slice, cluster_of(task),
+      store_slice<kRead, kColumns>(params, slice, sequence * problem.clusters + cluster_of(task),
                                    partial + i * kSliceSums<kColumns>);
     }
     __syncthreads();

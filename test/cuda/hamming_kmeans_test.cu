@@ -214,7 +214,7 @@ TEST_ONCE("CUDA hamming k-means: how a call is cut") {
   const cuda::HammingPlan longer = cuda::plan_hamming_kmeans(8, 65536, 100, kHopper);
   CHECK(longer.way == Way::clusters);
   CHECK_EQUAL(longer.parts, 16);
-  CHECK_EQUAL(longer.threads, 512);
+  CHECK_EQUAL(longer.threads, 1024);
   // Where seven clusters of 16 blocks run at once, or of 15, eight sequences take smaller ones.
   cuda::ClusterLimits uneven = kHopper;
   uneven.resident[15] = uneven.resident[14] = 7;
