@@ -144,7 +144,7 @@ int count_resident_clusters(const Session& session, const LaunchShape& shape,
 }
 
 /// As many blocks as `wanted` and as run at once, all together: kernel(params) may wait for all of
-/// them. Kernels take what each block does as a share of what there is (for_blocks()).
+/// them. Kernels take what each block does as a share of what there is.
 template <typename Params>
 Status launch_together(Session& session, int64_t wanted, int64_t threads, int64_t shared_bytes,
                        void (*kernel)(Params), const Params& params) {
