@@ -5,7 +5,9 @@
 // Method: FlashAttention-3 (Shah et al., 2024). A block has up to three warpgroups of consumers, 64
 // queries each, and one of producers, which fills a ring of key and value tiles ahead of them. A
 // consumer starts the scores of a tile, then the output of the tile before; while the latter runs
-// it takes the softmax of the former. Weights stay in registers; the online softmax is in base 2.
+// it takes the softmax of the former. Weights stay in registers; the online softmax is in base 2,
+// relative to a base that follows the largest score of a row only where that leaves it by more than
+// kSlack (as in FlashAttention-4): hardly ever after the first tiles.
 // Precision: as in attention_tile.cuh; with kSplit the products of a tile are summed by themselves
 // and then added to the output in float32, since tensor cores cut what they add to long sums.
 // Limits: D, E <= kWidth; a GPU with sm_90a.
@@ -14,6 +16,7 @@
 
 #include "cuda/attention_hopper_ring.cuh"
 #include "cuda/primitives/exp2.cuh"
+#include "cuda/primitives/largest.cuh"
 
 namespace cluster_attention::cuda {
 
@@ -31,14 +34,17 @@ class HopperConsumer {
       : params_(params),
         task_(task),
         ring_(ring),
-        query_(ring.queries + warpgroup() * Sizes::kParts * Sizes::kQueryTile),
-        // Never 0, so that masked scores stay -Inf.
-        scale_(fmaxf(fabsf(task.scale_log2), FLT_MIN)) {
+        // The same for a warp, and known to be, so that it is kept in uniform registers.
+        warpgroup_(shuffle(static_cast<int>(threadIdx.x) / kWarpgroup, 0)),
+        query_place_(shuffle(locate_tile(queries()), 0)),
+        slots_place_(shuffle(locate_tile(ring.slots), 0)) {
     for (int i = 0; i < kWidth / 2; ++i) output_[i] = 0.0f;
+    for (int i = 0; i < (kSplit ? kWidth / 2 : 1); ++i) fresh_[i] = 0.0f;
     for (int half = 0; half < 2; ++half) {
-      maximum_[half] = -HUGE_VALF;
+      base_[half] = -HUGE_VALF;
       sum_[half] = 0.0f;
       factor_[half] = 1.0f;
+      before_[half] = 1.0f;
     }
   }
 
@@ -46,15 +52,21 @@ class HopperConsumer {
     bool bad = load_queries();
     publish_to_tensor_cores();
     meet_warpgroup();
-    const int64_t blocks = visible_blocks();
+    const int blocks = shuffle(visible_blocks(), 0);
+    whole_blocks_ = shuffle(unmasked_blocks(), 0);
     if (blocks > 0) attend(blocks);
     bad = store() || bad;
     if (bad) mark_non_finite(params_.flags);
   }
 
  private:
-  __device__ static int warpgroup() { return static_cast<int>(threadIdx.x) / kWarpgroup; }
-  __device__ void meet_warpgroup() { sync_threads(1 + warpgroup(), kWarpgroup); }
+  // A row's base stays while no score is larger by more: weights are up to 2^8 then.
+  static constexpr float kSlack = 8.0f;
+
+  __device__ bfloat16* queries() const {
+    return ring_.queries + warpgroup_ * Sizes::kParts * Sizes::kQueryTile;
+  }
+  __device__ void meet_warpgroup() { sync_threads(1 + warpgroup_, kWarpgroup); }
   /// This thread's row `half`, relative to the first query of the block.
   __device__ static int row_of(int half) {
     return warp_index() * kTileRows + half * 8 + lane_index() / 4;
@@ -62,18 +74,24 @@ class HopperConsumer {
 
   /// Blocks of keys that some row of the warpgroup sees. Weights of 0 would do as well for the
   /// others, but for NaN and Inf, which are not to reach rows by who shares their block.
-  __device__ int64_t visible_blocks() const {
-    // The producer fills those that only other consumers see, and waits for no stage that this one
-    // has not given back.
-    static_assert((Sizes::kMostConsumers - 1) * kConsumerRows <= (Sizes::kStages - 1) * kKeys,
-                  "they fit in the ring behind the last block of each");
+  __device__ int visible_blocks() const {
     int64_t end = task_.end_key;
     if (task_.causal) {
-      const int64_t rows = int64_t{warpgroup() + 1} * kConsumerRows;
+      const int64_t rows = int64_t{warpgroup_ + 1} * kConsumerRows;
       const int64_t seen = task_.first_query + rows + task_.causal_offset;
       if (seen < end) end = seen > 0 ? seen : 0;
     }
-    return divide_up(end, kKeys);
+    return static_cast<int>(divide_up(end, kKeys));
+  }
+  /// The first ones, of which every row of the warpgroup sees all keys.
+  __device__ int unmasked_blocks() const {
+    int64_t end = task_.end_key;
+    if (task_.causal) {
+      const int64_t first_row = task_.first_query + int64_t{warpgroup_} * kConsumerRows;
+      const int64_t seen = first_row + task_.causal_offset + 1;
+      if (seen < end) end = seen > 0 ? seen : 0;
+    }
+    return static_cast<int>(end / kKeys);
   }
 
   /// True where a NaN or Inf was met.
@@ -84,7 +102,7 @@ class HopperConsumer {
          i += kWarpgroup) {
       const int row = i / kChunks;
       const int column = i % kChunks * 8;
-      const int64_t query = task_.first_query + warpgroup() * kConsumerRows + row;
+      const int64_t query = task_.first_query + warpgroup_ * kConsumerRows + row;
       float values[8] = {};
       if (query < task_.queries) {
         const int64_t at = params_.query.offset(task_.batch, task_.head, query) + column;
@@ -97,7 +115,7 @@ class HopperConsumer {
         split_pair(values[2 * j], values[2 * j + 1], high[j], low[j]);
         bad = bad || pair_is_bad(high[j]);
       }
-      bfloat16* to = query_ + column / kSwizzledColumns * kConsumerRows * kSwizzledColumns +
+      bfloat16* to = queries() + column / kSwizzledColumns * kConsumerRows * kSwizzledColumns +
                      swizzled(row, column % kSwizzledColumns / 8);
       *reinterpret_cast<uint4*>(to) = make_uint4(high[0], high[1], high[2], high[3]);
       if constexpr (kSplit) {
@@ -108,47 +126,64 @@ class HopperConsumer {
     return bad;
   }
 
-  __device__ void attend(int64_t blocks) {
-    wait_for(ring_.full, 0);
-    start_scores(0);
+  __device__ void attend(int blocks) {
+    start_scores();
     wait_products<0>();
     hold(scores_);
+    release(key_slot_);
     enter_softmax(0);
-    pack_weights();
-    for (int64_t block = 1; block < blocks; ++block) {
-      wait_for(ring_.full + block % Sizes::kStages, ring_.parity(block));
-      start_scores(block);
-      start_output(block - 1);
+    for (int block = 1; block < blocks; ++block) {
+      // The compiler waits for products as early in a stretch of code without branches as it may:
+      // it is the end of the loop that lets the output before run on behind the exponentials.
+      finish_output();
+      if (block > 1) release(value_slot_);
+      pack_weights();
+      start_scores();
+      start_output();
       wait_products<1>();
       hold(scores_);
-      // What start_output() gives is relative to the maxima before this block.
-      const float before[2] = {factor_[0], factor_[1]};
+      release(key_slot_);
       enter_softmax(block);
-      finish_output(before);
-      release(block - 1);
-      if constexpr (!kSplit) rescale();
-      pack_weights();
     }
-    start_output(blocks - 1);
-    finish_output(factor_);
+    finish_output();
+    pack_weights();
+    // Keys that only other consumers see. The producer fills their slots, and fits what follows
+    // into those that this one has given back.
+    constexpr int kMore = ((Sizes::kMostConsumers - 1) * kConsumerRows + kKeys - 1) / kKeys;
+    static_assert(2 * kMore + 1 <= Sizes::kSlots, "or the producer waits for ever");
+    if (blocks < divide_up(task_.end_key, kKeys)) cursor_.advance();
+    start_output();
+    finish_output();
   }
 
-  /// scores = Q K^T, in flight.
-  __device__ void start_scores(int64_t block) {
+  /// The slot at the cursor, filled.
+  __device__ int take_slot() {
+    const int slot = cursor_.slot;
+    wait_for(ring_.full + slot, cursor_.parity);
+    cursor_.advance();
+    return slot;
+  }
+  __device__ void release(int slot) {
+    if (lane_index() == 0) arrive(ring_.empty + slot);
+  }
+  __device__ uint32_t slot_place(int slot) const {
+    return slots_place_ + static_cast<uint32_t>(slot) * (Sizes::kSlot * 2 / 16);
+  }
+
+  /// scores = Q K^T of the next block, in flight.
+  __device__ void start_scores() {
+    key_slot_ = take_slot();
+    const uint32_t keys = slot_place(key_slot_);
     begin_products();
 #pragma unroll
     for (int step = 0; step < kWidth / 16; ++step) {
-      const int panel = step / 4;
-      const int bytes = step % 4 * 32;
-      const uint64_t query =
-          describe_tile(query_ + panel * kConsumerRows * kSwizzledColumns, bytes);
-      const uint64_t key =
-          describe_tile(ring_.keys(block, 0) + panel * kKeys * kSwizzledColumns, bytes);
+      const int at_query = (step / 4 * kConsumerRows * kSwizzledColumns) * 2 + step % 4 * 32;
+      const int at_key = (step / 4 * kKeys * kSwizzledColumns) * 2 + step % 4 * 32;
+      const uint64_t query = describe_tile(query_place_, at_query);
+      const uint64_t key = describe_tile(keys, at_key);
       if constexpr (kSplit) {
-        const uint64_t query_low = describe_tile(
-            query_ + Sizes::kQueryTile + panel * kConsumerRows * kSwizzledColumns, bytes);
-        const uint64_t key_low =
-            describe_tile(ring_.keys(block, 1) + panel * kKeys * kSwizzledColumns, bytes);
+        const uint64_t query_low = describe_tile(query_place_, Sizes::kQueryTile * 2 + at_query);
+        const uint64_t key_low = describe_tile(keys, Sizes::kTile * 2 + at_key);
         multiply(scores_, query_low, key, step > 0);
         multiply(scores_, query, key_low, true);
         multiply(scores_, query, key, true);
@@ -159,15 +194,18 @@ class HopperConsumer {
     commit_products();
   }
 
-  /// output += weights V, in flight; with kSplit into a sum of its own.
-  __device__ void start_output(int64_t block) {
+  /// output += weights V of the next block, in flight; with kSplit into a sum of its own.
+  __device__ void start_output() {
     constexpr int kPanelBytes = kKeys * kSwizzledColumns * 2;
+    value_slot_ = take_slot();
+    const uint32_t values = slot_place(value_slot_);
     begin_products();
 #pragma unroll
     for (int step = 0; step < kKeys / 16; ++step) {
-      const uint64_t value = describe_tile(ring_.values(block, 0), step * 2048, kPanelBytes);
+      const uint64_t value = describe_tile(values, step * 2048, kPanelBytes);
       if constexpr (kSplit) {
-        const uint64_t value_low = describe_tile(ring_.values(block, 1), step * 2048, kPanelBytes);
+        const uint64_t value_low =
+            describe_tile(values, Sizes::kTile * 2 + step * 2048, kPanelBytes);
         multiply_transposed(fresh_, weights_[1] + 4 * step, value, step > 0);
         multiply_transposed(fresh_, weights_[0] + 4 * step, value_low, true);
         multiply_transposed(fresh_, weights_[0] + 4 * step, value, true);
@@ -178,30 +216,30 @@ class HopperConsumer {
     commit_products();
   }
 
-  __device__ void finish_output(const float (&factor)[2]) {
+  /// What start_output() has begun, then relative to the bases now.
+  __device__ void finish_output() {
     wait_products<0>();
     for (int part = 0; part < Sizes::kParts; ++part) hold(weights_[part]);
     if constexpr (kSplit) {
       hold(fresh_);
 #pragma unroll
       for (int i = 0; i < kWidth / 2; ++i) {
-        output_[i] = fmaf(output_[i], factor[i / 2 % 2], fresh_[i]);
+        output_[i] = fmaf(output_[i], before_[i / 2 % 2], fresh_[i]);
       }
+      for (int half = 0; half < 2; ++half) before_[half] = factor_[half];
     } else {
       hold(output_);
+      if (raised_) {
+#pragma unroll
+        for (int i = 0; i < kWidth / 2; ++i) output_[i] *= factor_[i / 2 % 2];
+        raised_ = false;
+      }
     }
   }
 
-  __device__ void release(int64_t block) {
-    if (lane_index() == 0) arrive(ring_.empty + block % Sizes::kStages);
-  }
-
   /// -Inf for keys that a row does not see.
-  __device__ void mask(int64_t block) {
-    const int64_t first_key = block * kKeys;
-    const int64_t first_row = task_.first_query + warpgroup() * kConsumerRows;
-    const int64_t seen = task_.causal ? first_row + task_.causal_offset + 1 : task_.end_key;
-    if (first_key + kKeys <= (seen < task_.end_key ? seen : task_.end_key)) return;
+  __device__ void mask(int block) {
+    const int64_t first_key = int64_t{block} * kKeys;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       int64_t end = task_.end_key;
@@ -222,13 +260,58 @@ class HopperConsumer {
     }
   }
 
-  /// scores -> weights relative to the new maximum; factor_ leads from the maximum before to it.
-  __device__ void enter_softmax(int64_t block) {
-    if (task_.scale_log2 < 0.0f) {
+  /// scores -> weights relative to base_, which may rise; factor_ leads from the bases before then.
+  __device__ void enter_softmax(int block) {
+    // Never 0, so that a product of -Inf stays what it is.
+    const float scale = copysignf(fmaxf(fabsf(task_.scale_log2), FLT_MIN), task_.scale_log2);
 #pragma unroll
-      for (int i = 0; i < kKeys / 2; ++i) scores_[i] = -scores_[i];
+    for (int half = 0; half < 2; ++half) {
+      const float base = base_[half] == -HUGE_VALF ? 0.0f : base_[half];
+#pragma unroll
+      for (int n = 0; n < kKeys / 8; ++n) {
+#pragma unroll
+        for (int i = 2 * half; i < 2 * half + 2; ++i) {
+          scores_[4 * n + i] = fmaf(scores_[4 * n + i], scale, -base);
+        }
+      }
     }
-    mask(block);
+    if (block >= whole_blocks_) mask(block);
+    raised_ = any(some_base_is_low());
+    if (raised_) {
+      raise_bases();
+    } else if (kSplit) {
+      factor_[0] = factor_[1] = 1.0f;
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float sum = 0.0f;
+#pragma unroll
+      for (int n = 0; n < kKeys / 8; ++n) {
+#pragma unroll
+        for (int i = 2 * half; i < 2 * half + 2; ++i) {
+          scores_[4 * n + i] = exp2_fast(scores_[4 * n + i]);
+          sum += scores_[4 * n + i];
+        }
+      }
+      sum_[half] += sum;
+    }
+  }
+
+  /// Whether a score of this thread's lies too far above the base of its row, or that row has none.
+  __device__ bool some_base_is_low() const {
+    if (base_[0] == -HUGE_VALF || base_[1] == -HUGE_VALF) return true;
+    int largest[4] = {};
+#pragma unroll
+    for (int i = 0; i < kKeys / 2; i += 2) {
+      int& part = largest[i / 2 % 4];
+      part = largest_of(part, __float_as_int(scores_[i]), __float_as_int(scores_[i + 1]));
+    }
+    const int joint = largest_of(largest[0], largest[1], largest[2]);
+    return largest_of(joint, largest[3], 0) > __float_as_int(kSlack);
+  }
+
+  /// By the scores of each row alone, whoever else in the warp needs it.
+  __device__ void raise_bases() {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       float largest = -HUGE_VALF;
@@ -238,27 +321,24 @@ class HopperConsumer {
       }
       largest = fmaxf(largest, shuffle_xor(largest, 1));
       largest = fmaxf(largest, shuffle_xor(largest, 2));
-      largest = fmaxf(maximum_[half], largest == -HUGE_VALF ? largest : largest * scale_);
-      factor_[half] = maximum_[half] == -HUGE_VALF ? 0.0f : exp2_fast(maximum_[half] - largest);
-      maximum_[half] = largest;
-      const float base = largest == -HUGE_VALF ? 0.0f : largest;
-      float sum = 0.0f;
+      float rise = 0.0f;
+      if (base_[half] == -HUGE_VALF) {
+        base_[half] = largest;
+        if (largest != -HUGE_VALF) rise = largest;
+        factor_[half] = 1.0f;  // of nothing
+      } else {
+        const float base = largest > kSlack ? base_[half] + largest : base_[half];
+        rise = base - base_[half];
+        base_[half] = base;
+        factor_[half] = exp2_fast(-rise);
+      }
+      sum_[half] *= factor_[half];
 #pragma unroll
       for (int n = 0; n < kKeys / 8; ++n) {
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          float& score = scores_[4 * n + 2 * half + i];
-          score = exp2_fast(fmaf(score, scale_, -base));
-          sum += score;
-        }
+        for (int i = 2 * half; i < 2 * half + 2; ++i) scores_[4 * n + i] -= rise;
       }
-      sum_[half] = sum_[half] * factor_[half] + sum;
     }
-  }
-
-  __device__ void rescale() {
-#pragma unroll
-    for (int i = 0; i < kWidth / 2; ++i) output_[i] *= factor_[i / 2 % 2];
   }
 
   /// Weights as operands of the next product.
@@ -279,7 +359,7 @@ class HopperConsumer {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int64_t query = task_.first_query + row_of(half);
-      SoftmaxState state = {maximum_[half], warp_sum(sum_[half], 4)};
+      SoftmaxState state = {base_[half], warp_sum(sum_[half], 4)};
       if (query >= params_.query_length) continue;
       if (query >= task_.queries) state = SoftmaxState();
       bad |= write_query<kWidth / 8>(params_, task_, query, state,
@@ -291,15 +371,22 @@ class HopperConsumer {
   const AttentionParams& params_;
   const TileTask& task_;
   const HopperRing<kWidth, kSplit>& ring_;
-  bfloat16* const query_;
-  const float scale_;  // |tau| log2(e)
+  const int warpgroup_;
+  const uint32_t query_place_;
+  const uint32_t slots_place_;
+  int whole_blocks_ = 0;  // from here on, keys are masked
+  RingCursor<Sizes::kSlots> cursor_;
+  int key_slot_ = 0;    // of the scores in flight
+  int value_slot_ = 0;  // of the output in flight
   float scores_[kKeys / 2];
   uint32_t weights_[Sizes::kParts][kKeys / 4];
   float output_[kWidth / 2];
   float fresh_[kSplit ? kWidth / 2 : 1];
-  float maximum_[2];  // scaled
+  float base_[2];  // of scores in base 2
   float sum_[2];
   float factor_[2];
+  float before_[2];     // with kSplit: the factors of the block before
+  bool raised_ = true;  // factor_ is not 1
 };
 
 #endif  // sm_90a

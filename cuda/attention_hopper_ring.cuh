@@ -20,46 +20,47 @@ struct HopperSizes {
   static constexpr int kKeys = kSplit ? 64 : 128;
   static constexpr bool kWide = kWidth == 128;
   static constexpr int kMostConsumers = kWide ? 2 : 3;
-  static constexpr int kStages = !kWide ? 4 : kSplit ? 2 : 3;
-  // Together what 65,536 registers give to a block of all its warpgroups, by eights: two consumers
-  // of 240 leave 24, and some of a producer's addresses in memory.
+  static constexpr int kSlots = !kWide ? 8 : kSplit ? 5 : 6;
+  // Together what 65,536 registers give to a block of all its warpgroups, by eights.
   static constexpr int kConsumerRegisters = !kWide ? 160 : kSplit ? 240 : 232;
   static constexpr int kProducerRegisters = !kWide ? 32 : kSplit ? 24 : 40;
   static constexpr int kMostThreads = (kMostConsumers + 1) * kWarpgroup;
 
   // In elements. A tile is (kPanels, rows, 64), swizzled.
   static constexpr int kQueryTile = kPanels * kConsumerRows * kSwizzledColumns;
-  static constexpr int kKeyTile = kPanels * kKeys * kSwizzledColumns;
-  static constexpr int kStage = 2 * kParts * kKeyTile;  // keys (kParts), values (kParts)
+  static constexpr int kTile = kPanels * kKeys * kSwizzledColumns;  // of keys or values
+  static constexpr int kSlot = kParts * kTile;
 
   /// Ring, queries (consumers, kParts), barriers, and what aligning the begin may take.
   CA_HOST_DEVICE static int64_t bytes(int consumers) {
-    return int64_t{2} * (kStages * kStage + consumers * kParts * kQueryTile) +
-           2 * kStages * int64_t{sizeof(uint64_t)} + 1024;
+    return int64_t{2} * (kSlots * kSlot + consumers * kParts * kQueryTile) +
+           2 * kSlots * int64_t{sizeof(uint64_t)} + 1024;
   }
 };
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL) || defined(CA_CUDA_MODEL)
 
-/// Shared memory of a block and its barriers.
+/// Shared memory of a block and its barriers. Keys and values pass through the slots in the order in
+/// which they are used: the keys of block 0; those of block i and the values of block i - 1, for i
+/// = 1, 2, ...; the values of the last block.
 template <int kWidth, bool kSplit>
 struct HopperRing {
   using Sizes = HopperSizes<kWidth, kSplit>;
 
-  bfloat16* stages;
+  bfloat16* slots;
   bfloat16* queries;
-  uint64_t* full;   // the tiles of a stage have arrived
-  uint64_t* empty;  // every consumer is done with them
+  uint64_t* full;   // what is in a slot has arrived
+  uint64_t* empty;  // every consumer is done with it
 
   __device__ explicit HopperRing(int consumers) {
     unsigned char* begin = dynamic_shared<unsigned char>();
     begin += (1024 - shared_address(begin) % 1024) % 1024;
-    stages = reinterpret_cast<bfloat16*>(begin);
-    queries = stages + Sizes::kStages * Sizes::kStage;
+    slots = reinterpret_cast<bfloat16*>(begin);
+    queries = slots + Sizes::kSlots * Sizes::kSlot;
     full = reinterpret_cast<uint64_t*>(queries + consumers * Sizes::kParts * Sizes::kQueryTile);
-    empty = full + Sizes::kStages;
+    empty = full + Sizes::kSlots;
     if (threadIdx.x == 0) {
-      for (int i = 0; i < Sizes::kStages; ++i) {
+      for (int i = 0; i < Sizes::kSlots; ++i) {
         initialize_barrier(full + i, kWarpgroup);
         initialize_barrier(empty + i, consumers * kWarpgroup / kWarp);
       }
@@ -67,15 +68,20 @@ struct HopperRing {
     }
     __syncthreads();
   }
+};
 
-  __device__ bfloat16* keys(int64_t block, int part) const {
-    return stages + block % Sizes::kStages * Sizes::kStage + part * Sizes::kKeyTile;
-  }
-  __device__ bfloat16* values(int64_t block, int part) const {
-    return keys(block, Sizes::kParts + part);
-  }
-  __device__ static uint32_t parity(int64_t block) {
-    return static_cast<uint32_t>(block / Sizes::kStages % 2);
+/// Goes round the slots of a ring.
+template <int kSlots>
+struct RingCursor {
+  int slot = 0;
+  uint32_t parity = 0;  // of the phase of its barriers
+
+  __device__ void advance() {
+    ++slot;
+    if (slot == kSlots) {
+      slot = 0;
+      parity ^= 1;
+    }
   }
 };
 
@@ -93,62 +99,94 @@ class HopperProducer {
         thread_(static_cast<int>(threadIdx.x) % kWarpgroup) {}
 
   __device__ void run() {
-    // Consumers give a block back once they have the next one: of two stages the one must be
-    // announced before the other is waited for.
-    constexpr int kInFlight = Sizes::kStages > 2 ? 1 : 0;
+    const KeysAndValues& operands = params_.operands;
     const int64_t blocks = divide_up(task_.end_key, Sizes::kKeys);
-    for (int64_t block = 0; block < blocks; ++block) {
-      wait_for(ring_.empty + block % Sizes::kStages, ring_.parity(block) ^ 1);
-      copy_block(block);
-      commit_copies();
-      wait_copies<kInFlight>();
-      if (block >= kInFlight) announce(block - kInFlight);
+    Source keys = source(operands.key);
+    Source values = source(operands.value);
+    for (int64_t block = 0; block <= blocks && blocks > 0; ++block) {
+      if (block < blocks) fill(operands.key, keys, block);
+      if (block > 0) fill(operands.value, values, block - 1);
     }
     wait_copies<0>();
-    if (kInFlight > 0 && blocks > 0) announce(blocks - 1);
+    for (int i = 0; i < unannounced_; ++i) announce();
     check_keys();
   }
 
  private:
-  __device__ void announce(int64_t block) {
-    publish_to_tensor_cores();
-    arrive(ring_.full + block % Sizes::kStages);
+  static constexpr int kChunks = 8;  // of a row of a panel
+  static constexpr int kRowStep = kWarpgroup / kChunks;
+  // Slots on their way. Consumers give a slot back once they have the next but one: it must have
+  // been announced before this warpgroup waits for the slot.
+  static constexpr int kInFlight = 3;
+  static_assert(kInFlight + 2 <= Sizes::kSlots, "else both wait");
+
+  /// What a thread copies: its chunk of its row of the next block, in both parts.
+  struct Source {
+    const bfloat16* part[Sizes::kParts];
+  };
+
+  __device__ Source source(const Operand& operand) const {
+    const bfloat16* parts[2] = {operand.high, operand.low};
+    const int64_t offset = task_.batch * operand.batch_stride + task_.head * operand.head_stride +
+                           thread_ / kChunks * operand.row_stride + thread_ % kChunks * 8;
+    Source result;
+    for (int i = 0; i < Sizes::kParts; ++i) {
+      result.part[i] = (parts[i] != nullptr ? parts[i] : operand.high) + offset;
+    }
+    return result;
   }
 
-  __device__ void copy_block(int64_t block) {
-    const KeysAndValues& operands = params_.operands;
-    copy_tensor(operands.key, operands.key.high, block, ring_.keys(block, 0));
-    copy_tensor(operands.value, operands.value.high, block, ring_.values(block, 0));
-    if constexpr (kSplit) {
-      copy_tensor(operands.key, operands.key.low, block, ring_.keys(block, 1));
-      copy_tensor(operands.value, operands.value.low, block, ring_.values(block, 1));
+  __device__ void fill(const Operand& operand, Source& source, int64_t block) {
+    wait_for(ring_.empty + filling_.slot, filling_.parity ^ 1);
+    const int64_t rows = task_.end_key - block * Sizes::kKeys;
+    bfloat16* to = ring_.slots + filling_.slot * Sizes::kSlot;
+#pragma unroll
+    for (int part = 0; part < Sizes::kParts; ++part) {
+      const bool present = part == 0 || operand.low != nullptr;
+      const int columns = present ? operand.columns : 0;
+      if (rows >= Sizes::kKeys) {
+        copy_tile<true>(source.part[part], operand.row_stride, columns, Sizes::kKeys, to);
+      } else {
+        copy_tile<false>(source.part[part], operand.row_stride, columns, static_cast<int>(rows),
+                         to);
+      }
+      source.part[part] += Sizes::kKeys * operand.row_stride;
+      to += Sizes::kTile;
+    }
+    commit_copies();
+    filling_.advance();
+    wait_copies<kInFlight>();
+    if (unannounced_ == kInFlight) {
+      announce();
+    } else {
+      ++unannounced_;
     }
   }
 
-  /// Zeros for rows past the end, columns that there are not, and a part that is null.
-  __device__ void copy_tensor(const Operand& operand, const bfloat16* part, int64_t block,
-                              bfloat16* to) {
-    constexpr int kChunks = 8;  // of a row of a panel
-    constexpr int kRowStep = kWarpgroup / kChunks;
+  __device__ void announce() {
+    publish_to_tensor_cores();
+    arrive(ring_.full + announcing_.slot);
+    announcing_.advance();
+  }
+
+  /// Zeros for rows and columns that there are not. With kWhole, all rows are there.
+  template <bool kWhole>
+  __device__ void copy_tile(const bfloat16* from, int64_t row_stride, int columns, int rows,
+                            bfloat16* to) const {
     static_assert(kRowStep % 8 == 0, "a thread's rows are swizzled alike");
     const int chunk = thread_ % kChunks;
     const int row = thread_ / kChunks;
-    const int64_t first = block * Sizes::kKeys;
-    const bfloat16* sequence = operand.high;
-    if (part != nullptr) sequence = part;
-    sequence += task_.batch * operand.batch_stride + task_.head * operand.head_stride;
+    bfloat16* place = to + swizzled(row, chunk);
 #pragma unroll
-    for (int panel = 0; panel < Sizes::kPanels; ++panel) {
-      const int column = panel * kSwizzledColumns + chunk * 8;
-      const bool wanted = part != nullptr && column < operand.columns;
-      const bfloat16* from = sequence + (first + row) * operand.row_stride + column;
-      bfloat16* place = to + panel * Sizes::kKeys * kSwizzledColumns + swizzled(row, chunk);
+    for (int i = 0; i < Sizes::kKeys / kRowStep; ++i) {
 #pragma unroll
-      for (int i = 0; i < Sizes::kKeys / kRowStep; ++i) {
-        const bool valid = wanted && first + row + i * kRowStep < task_.end_key;
-        copy_async_16(place + i * kRowStep * kSwizzledColumns, valid ? from : operand.high, valid);
-        from += kRowStep * operand.row_stride;
+      for (int panel = 0; panel < Sizes::kPanels; ++panel) {
+        const int column = panel * kSwizzledColumns;
+        const bool valid = column + chunk * 8 < columns && (kWhole || row + i * kRowStep < rows);
+        copy_async_16(place + (panel * Sizes::kKeys + i * kRowStep) * kSwizzledColumns,
+                      from + column, valid);
       }
+      from += kRowStep * row_stride;
     }
   }
 
@@ -179,6 +217,9 @@ class HopperProducer {
   const TileTask& task_;
   const HopperRing<kWidth, kSplit>& ring_;
   const int thread_;
+  RingCursor<Sizes::kSlots> filling_;
+  RingCursor<Sizes::kSlots> announcing_;
+  int unannounced_ = 0;  // slots filled but not announced
 };
 
 #endif  // sm_90a

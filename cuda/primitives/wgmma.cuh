@@ -26,14 +26,18 @@ __device__ inline int swizzled(int row, int chunk) {
   return row * kSwizzledColumns + ((chunk ^ (row % 8)) * 8);
 }
 
+/// Where a tile lies, for describe_tile().
+__device__ inline uint32_t locate_tile(const bfloat16* tile) { return shared_address(tile) >> 4; }
+
 /// Names a swizzled tile, or a part of it that begins `bytes` behind its begin: 32 more for the
 /// next 16 columns, 2048 more for the next 16 rows. `panel_bytes` leads from 64 columns of an
-/// operand whose rows are summed over to the next 64 (multiply_transposed()).
-__device__ inline uint64_t describe_tile(const bfloat16* tile, int bytes, int panel_bytes = 16) {
-  const uint64_t address = shared_address(tile) + static_cast<uint32_t>(bytes);
+/// operand whose rows are summed over to the next 64 (multiply_transposed()). One addition, when
+/// `bytes` and `panel_bytes` are constants; tensor cores take the sum from a uniform register, where
+/// `place` has to be for that.
+__device__ inline uint64_t describe_tile(uint32_t place, int bytes, int panel_bytes = 16) {
   constexpr uint64_t kEightRows = 1024;
-  return (address & 0x3ffff) >> 4 | static_cast<uint64_t>(panel_bytes >> 4) << 16 |
-         kEightRows >> 4 << 32 | uint64_t{1} << 62;
+  const uint32_t low = place + static_cast<uint32_t>((bytes >> 4) + (panel_bytes >> 4 << 16));
+  return low | kEightRows >> 4 << 32 | uint64_t{1} << 62;
 }
 
 #if defined(CA_CUDA_MODEL)

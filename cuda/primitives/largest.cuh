@@ -1,0 +1,20 @@
+#pragma once
+
+// The largest of three integers, one instruction on Hopper (DPX); also of floats, where only those
+// above a positive bound matter: as integers they compare with it as they do themselves, and those
+// below 0 lie below it.
+
+#include "cuda/primitives/platform.cuh"
+
+namespace cluster_attention::cuda {
+
+__device__ inline int largest_of(int a, int b, int c) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  return __vimax3_s32(a, b, c);
+#else
+  const int larger = a > b ? a : b;
+  return larger > c ? larger : c;
+#endif
+}
+
+}  // namespace cluster_attention::cuda
