@@ -103,13 +103,14 @@ class HopperProducer {
     const int64_t blocks = divide_up(task_.end_key, Sizes::kKeys);
     Source keys = source(operands.key);
     Source values = source(operands.value);
-    for (int64_t block = 0; block <= blocks && blocks > 0; ++block) {
+    // Once the ring is full, there is time for something else.
+    const int64_t pause = blocks < Sizes::kSlots / 2 ? blocks : Sizes::kSlots / 2;
+    for (int64_t block = 0; block <= blocks; ++block) {
       if (block < blocks) fill(operands.key, keys, block);
       if (block > 0) fill(operands.value, values, block - 1);
+      if (block == pause || block == blocks) announce_all();
+      if (block == pause) check_keys();
     }
-    wait_copies<0>();
-    for (int i = 0; i < unannounced_; ++i) announce();
-    check_keys();
   }
 
  private:
@@ -163,6 +164,10 @@ class HopperProducer {
     }
   }
 
+  __device__ void announce_all() {
+    wait_copies<0>();
+    for (; unannounced_ > 0; --unannounced_) announce();
+  }
   __device__ void announce() {
     publish_to_tensor_cores();
     arrive(ring_.full + announcing_.slot);
@@ -203,6 +208,7 @@ class HopperProducer {
     const bfloat16* sequence =
         operand.high + task_.batch * operand.batch_stride + task_.head * operand.head_stride;
     bool bad = false;
+#pragma unroll 1
     for (int64_t i = thread_; i < (end - first) * chunks; i += kWarpgroup) {
       const uint4 words = *reinterpret_cast<const uint4*>(
           sequence + (first + i / chunks) * operand.row_stride + i % chunks * 8);
