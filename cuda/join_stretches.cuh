@@ -50,7 +50,6 @@ class ClusterJoin {
   using Entry = BestCandidates::Entry;
 
   struct Layout {
-    int64_t factors;   // (kMostStretches): of the stretches' outputs
     int64_t values;    // (kWidth): V^c
     int64_t partials;  // (kChoiceThreads, 4): sums of the threads over
                        // stretches
@@ -63,20 +62,18 @@ class ClusterJoin {
   CA_HOST_DEVICE static Layout layout(int64_t k) {
     SharedLayout parts;
     parts.add<char>(k > 0 ? Choice::layout(k).bytes : 0);
-    const int64_t factors = parts.add<float>(kMostStretches);
     const int64_t values = parts.add<float>(kWidth);
     const int64_t weights = parts.add<float>(k);
     static_assert(Choice::kParts * Choice::kKeys * Choice::kStride * 2 >= 8 * kWarp * 4,
                   "the threads' sums fit");
     const int64_t partials = parts.add<float>(int64_t{kChoiceThreads} * 4);
     const int64_t sums = k > 0 ? Choice::layout(k).keys : 0;
-    return {factors, values, partials, weights, sums, parts.bytes()};
+    return {values, partials, weights, sums, parts.bytes()};
   }
 
   __device__ ClusterJoin(const JoinParams& params, int64_t row)
       : params_(params), row_(row), thread_(static_cast<int>(threadIdx.x)) {
     const Layout parts = layout(params.top_k);
-    factors_ = dynamic_shared<float>(parts.factors);
     values_ = dynamic_shared<float>(parts.values);
     partials_ = dynamic_shared<float>(parts.partials);
     weights_ = dynamic_shared<float>(parts.weights);
@@ -88,12 +85,13 @@ class ClusterJoin {
     const int32_t* offsets = params.offsets + row + sequence;
     members_ = offsets[1] - offsets[0];
     keys_ = real_length(params.key_lengths, batch_, params.key_length);
-    stretches_ = static_cast<int>(real_stretches(keys_, params.stretch));
+    stretches_ = static_cast<int>(
+        params.key_lengths == nullptr ? params.stretches : real_stretches(keys_, params.stretch));
   }
 
   __device__ void run() {
     if (params_.top_k == 0) {
-      join_outputs();
+      join_outputs([] {});
       write_values();
       return;
     }
@@ -107,22 +105,16 @@ class ClusterJoin {
                              params_.top_k};
     Choice choice(task, params_.operands.key);
     choice.start();
-    join_outputs();
+    join_outputs([&] { choice.wait(); });
     write_values();
-    int chosen = 0;
-    if (members_ > 0) {
-      chosen = choice.run();
-    } else {
-      choice.leave();
-    }
-    weigh(choice.list(), chosen);
-    __syncthreads();
+    const int chosen = members_ > 0 ? choice.run() : 0;
     sum_chosen(choice.list(), chosen);
   }
 
  private:
-  /// Every warp for itself.
-  __device__ void join_states() {
+  /// Every warp for itself; lanes get the factors of the outputs of stretches `lane` and
+  /// `lane` + 32.
+  __device__ void join_states(float (&factors)[2]) {
     const SoftmaxState* states = params_.partials.states + row_ * params_.stretches;
     SoftmaxState mine[2];
 #pragma unroll
@@ -134,15 +126,22 @@ class ClusterJoin {
     float sum = 0.0f;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const float factor = SoftmaxState::shift(mine[i].maximum, state_.maximum);
-      sum = fmaf(factor, mine[i].sum, sum);
-      if (warp_index() == 0) factors_[i * kWarp + lane_index()] = factor;
+      factors[i] = SoftmaxState::shift(mine[i].maximum, state_.maximum);
+      sum = fmaf(factors[i], mine[i].sum, sum);
     }
     state_.sum = warp_sum(sum);
   }
+  /// All lanes of the warp together.
+  __device__ static float factor_of(const float (&factors)[2], int stretch) {
+    const float low = shuffle(factors[0], stretch % kWarp);
+    const float high = shuffle(factors[1], stretch % kWarp);
+    return stretch < kWarp ? low : high;
+  }
 
-  /// V^c: a thread takes four columns of some of the stretches.
-  __device__ void join_outputs() {
+  /// V^c: a thread takes four columns of some of the stretches. Calls wait() before a barrier.
+  template <typename Wait>
+  __device__ void join_outputs(Wait wait) {
+    static_assert(kMostStretches == 2 * kWarp, "a lane has two factors");
     constexpr int kAhead = 4;  // outputs asked for before the states are waited for
     const int columns = params_.operands.value.columns;
     const int places = columns / 4;
@@ -157,33 +156,32 @@ class ClusterJoin {
       const int stretch = share + i * shares;
       ahead[i] = stretch < end ? from[stretch * places] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
     }
-    join_states();
-    __syncthreads();
-    if (members_ == 0) {  // what was read says nothing
-      state_ = SoftmaxState();
-#pragma unroll 1
-      for (int i = thread_; i < columns; i += kChoiceThreads) values_[i] = 0.0f;
-      __syncthreads();
-      return;
-    }
+    float factors[2];
+    join_states(factors);
+    if (members_ == 0) state_ = SoftmaxState();  // what was read says nothing
     float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
       const int stretch = share + i * shares;
-      if (stretch < end) add(sum, factors_[stretch], ahead[i]);
+      const float factor = factor_of(factors, stretch);
+      if (stretch < end) add(sum, factor, ahead[i]);
     }
 #pragma unroll 1
-    for (int stretch = share + kAhead * shares; stretch < end; stretch += shares) {
-      add(sum, factors_[stretch], from[stretch * places]);
+    for (int first = kAhead * shares; first < stretches_; first += shares) {
+      const int stretch = first + share;
+      const float factor = factor_of(factors, stretch);
+      if (stretch < end) add(sum, factor, from[stretch * places]);
     }
     if (share < shares) reinterpret_cast<float4*>(partials_)[thread_] = sum;
+    wait();
     __syncthreads();
     const float normalizer = state_.normalizer();
+    // Only this thread reads them again.
 #pragma unroll 1
     for (int column = thread_; column < columns; column += kChoiceThreads) {
-      values_[column] = sum_of_shares(partials_, shares, columns, column) * normalizer;
+      values_[column] =
+          members_ > 0 ? sum_of_shares(partials_, shares, columns, column) * normalizer : 0.0f;
     }
-    __syncthreads();
   }
   __device__ static void add(float4& sum, float factor, const float4& output) {
     sum.x = fmaf(factor, output.x, sum.x);
@@ -218,7 +216,7 @@ class ClusterJoin {
     }
   }
 
-  /// A^c of the chosen keys, and their sum.
+  /// T_j, and A^c of its keys.
   __device__ void weigh(const Entry* best, int chosen) {
     const float normalizer = state_.normalizer();
     const float scale = params_.scale * kLog2E;
@@ -230,34 +228,57 @@ class ClusterJoin {
       if (key < 0) continue;
       weights_[t] = exp2f(candidate_score(best[t]) * scale - state_.maximum) * normalizer;
     }
-    __syncthreads();
-    if (warp_index() != 0) return;
+  }
+
+  /// The sum of the weights, by the last warp: the first ones have more columns.
+  __device__ void sum_weights(int chosen) {
+    if (warp_index() != kChoiceWarps - 1) return;
     double mass = 0.0;
 #pragma unroll 1
     for (int t = lane_index(); t < chosen; t += kWarp) mass += static_cast<double>(weights_[t]);
     mass = warp_sum(mass);
-    if (thread_ == 0) params_.pass.masses[row_] = static_cast<float>(mass);
+    if (lane_index() == 0) params_.pass.masses[row_] = static_cast<float>(mass);
   }
 
-  /// V^c - sum_t A^c_t v_t: a thread takes eight columns of some of the
-  /// keys.
+  /// V^c - sum_t A^c_t v_t: a thread takes eight columns of some of the keys.
   __device__ void sum_chosen(const Entry* best, int chosen) {
+    constexpr int kAhead = 2;  // rows asked for before the weights are known
     const Operand& value = params_.operands.value;
     const int places = value.columns / 8;
     const int shares = kChoiceThreads / places;
     const int share = thread_ / places;
+    const int end = share < shares ? chosen : 0;
     const int64_t begin =
         batch_ * value.batch_stride + head_ * value.head_stride + thread_ % places * int64_t{8};
+    const auto place_of = [&](int t) {
+      return begin + candidate_index(best[t]) * value.row_stride;
+    };
+    Row ahead[kAhead];
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      const int t = share + i * shares;
+      if (t < end) load_row(place_of(t), ahead[i]);
+    }
+    weigh(best, chosen);
+    __syncthreads();
     float sums[8] = {};
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      const int t = share + i * shares;
+      if (t < end) add_row(ahead[i], weights_[t], sums);
+    }
+#pragma unroll 1
+    for (int t = share + kAhead * shares; t < end; t += shares) {
+      Row row;
+      load_row(place_of(t), row);
+      add_row(row, weights_[t], sums);
+    }
     if (share < shares) {
-#pragma unroll 2
-      for (int t = share; t < chosen; t += shares) {
-        add_row(begin + candidate_index(best[t]) * value.row_stride, weights_[t], sums);
-      }
       float4* to = reinterpret_cast<float4*>(sums_) + 2 * thread_;
       to[0] = make_float4(sums[0], sums[1], sums[2], sums[3]);
       to[1] = make_float4(sums[4], sums[5], sums[6], sums[7]);
     }
+    sum_weights(chosen);
     __syncthreads();
 #pragma unroll 1
     for (int column = thread_; column < params_.value_dim; column += kChoiceThreads) {
@@ -266,13 +287,22 @@ class ClusterJoin {
     }
   }
 
-  __device__ void add_row(int64_t place, float weight, float (&sums)[8]) const {
+  /// Eight columns of a value.
+  struct Row {
+    uint4 high;
+    uint4 low;
+  };
+  __device__ void load_row(int64_t place, Row& row) const {
     const Operand& value = params_.operands.value;
-    const uint4 high = *reinterpret_cast<const uint4*>(value.high + place);
-    const uint4 low = value.low != nullptr ? *reinterpret_cast<const uint4*>(value.low + place)
-                                           : make_uint4(0, 0, 0, 0);
-    const uint32_t high_pairs[4] = {high.x, high.y, high.z, high.w};
-    const uint32_t low_pairs[4] = {low.x, low.y, low.z, low.w};
+    row.high = *reinterpret_cast<const uint4*>(value.high + place);
+    row.low = make_uint4(0, 0, 0, 0);
+    if (kSplit && value.low != nullptr) {
+      row.low = *reinterpret_cast<const uint4*>(value.low + place);
+    }
+  }
+  __device__ static void add_row(const Row& row, float weight, float (&sums)[8]) {
+    const uint32_t high_pairs[4] = {row.high.x, row.high.y, row.high.z, row.high.w};
+    const uint32_t low_pairs[4] = {row.low.x, row.low.y, row.low.z, row.low.w};
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       sums[2 * i] = fmaf(weight, low_of(high_pairs[i]) + low_of(low_pairs[i]), sums[2 * i]);
@@ -284,7 +314,6 @@ class ClusterJoin {
   const JoinParams& params_;
   int64_t row_;
   int thread_;
-  float* factors_;
   float* values_;
   float* partials_;
   float* weights_;
@@ -297,22 +326,32 @@ class ClusterJoin {
   SoftmaxState state_;
 };
 
-/// The rest of the grid: a warp looks at 32 queries, one in each lane,
-/// and clears together the outputs of those that are in no cluster.
+constexpr int kClearedAtOnce = 4;  // queries of a lane, whose labels are asked for together
+
+/// The rest of the grid: a warp looks at queries, 32 lanes at one each, and clears together the
+/// outputs of those that are in no cluster.
 __device__ inline void clear_unlabelled(const JoinParams& params, int64_t first_query) {
-  const int64_t query = first_query + lane_index();
-  int32_t label = 0;
-  if (query < params.sequences * params.query_length) {
-    label = params.labels[query];
-    if (params.out_labels != nullptr) params.out_labels[query] = label;
+  const int64_t queries = params.sequences * params.query_length;
+  int32_t labels[kClearedAtOnce];
+#pragma unroll
+  for (int i = 0; i < kClearedAtOnce; ++i) {
+    const int64_t query = first_query + i * kChoiceThreads + lane_index();
+    labels[i] = query < queries ? params.labels[query] : 0;
   }
-  for (unsigned left = ballot(label < 0); left != 0; left &= left - 1) {
-    const int64_t one = first_query + __ffs(static_cast<int>(left)) - 1;
-    const int64_t sequence = one / params.query_length;
-    const int64_t row = params.output.offset(sequence / params.heads, sequence % params.heads,
-                                             one % params.query_length);
-    for (int column = lane_index(); column < params.value_dim; column += kWarp) {
-      params.output.store(row + column, 0.0f);
+#pragma unroll
+  for (int i = 0; i < kClearedAtOnce; ++i) {
+    const int64_t first = first_query + i * kChoiceThreads;
+    if (params.out_labels != nullptr && first + lane_index() < queries) {
+      params.out_labels[first + lane_index()] = labels[i];
+    }
+    for (unsigned left = ballot(labels[i] < 0); left != 0; left &= left - 1) {
+      const int64_t one = first + __ffs(static_cast<int>(left)) - 1;
+      const int64_t sequence = one / params.query_length;
+      const int64_t row = params.output.offset(sequence / params.heads, sequence % params.heads,
+                                               one % params.query_length);
+      for (int column = lane_index(); column < params.value_dim; column += kWarp) {
+        params.output.store(row + column, 0.0f);
+      }
     }
   }
 }
@@ -329,7 +368,7 @@ __global__ void __launch_bounds__(kChoiceThreads, kJoinBlocks<kWidth, kSplit>)
   }
   const int64_t first = (blockIdx.x - rows) * kClearedQueries;
 #pragma unroll 1
-  for (int64_t i = 0; i < kClearedQueries; i += kChoiceThreads) {
+  for (int64_t i = 0; i < kClearedQueries; i += kClearedAtOnce * kChoiceThreads) {
     clear_unlabelled(params, first + i + warp_index() * kWarp);
   }
 }

@@ -5,116 +5,11 @@
 // groups with the largest ones (of equal ones the groups of lower indices): those are chosen first,
 // and the scores of their keys computed again, with the same operands in the same order, hence the
 // same bits. Of them only those not below the last of the chosen groups can count.
-//
-// Candidates are distinct (native/core/order.h), so that what is chosen does not depend on the
-// order in which threads come.
 
-#include "cuda/block_sort.cuh"
+#include "cuda/best_candidates.cuh"
 #include "cuda/clustered_pass.cuh"
 
 namespace cluster_attention::cuda {
-
-constexpr int kChoiceWarps = 4;
-constexpr int kChoiceThreads = kChoiceWarps * kWarp;
-constexpr int kOffers = 4 * kChoiceThreads;  // candidates that may come between calls of settle()
-constexpr int kRankedAtOnce = 2 * kChoiceThreads;
-
-/// Largest first; there is room for a power of two.
-__device__ __noinline__ inline void sort_candidates(unsigned long long* list, int count) {
-  const int64_t size = next_power_of_two(count);
-  for (int64_t i = count + threadIdx.x; i < size; i += blockDim.x) list[i] = 0;
-  __syncthreads();
-  sort_descending(list, size);
-}
-
-/// The same for a few: each one's place by counting those before it. One copy of the code for both
-/// calls: blocks run it once each, and fetching instructions takes longer than they do.
-__device__ __noinline__ inline void rank_candidates(unsigned long long* list,
-                                                    unsigned long long* ranked, int count) {
-#pragma unroll 1
-  for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x)) {
-    const unsigned long long mine = list[i];
-    int place = 0;
-#pragma unroll 4
-    for (int j = 0; j < count; ++j) place += list[j] > mine ? 1 : 0;
-    ranked[place] = mine;
-  }
-  __syncthreads();
-#pragma unroll 1
-  for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x)) {
-    list[i] = ranked[i];
-  }
-  __syncthreads();
-}
-
-/// The best k of a stream of candidates, in shared memory.
-class BestCandidates {
- public:
-  using Entry = unsigned long long;
-
-  struct Layout {
-    int64_t list;    // next_power_of_two(k + kOffers)
-    int64_t ranked;  // kRankedAtOnce
-    int64_t count;
-  };
-  CA_HOST_DEVICE static int64_t capacity(int64_t k) { return next_power_of_two(k + kOffers); }
-  CA_HOST_DEVICE static Layout add_to(SharedLayout& parts, int64_t k) {
-    const int64_t list = parts.add<Entry>(capacity(k));
-    const int64_t ranked = parts.add<Entry>(kRankedAtOnce);
-    const int64_t count = parts.add<int32_t>(1);
-    return {list, ranked, count};
-  }
-
-  __device__ BestCandidates(const Layout& layout, int k)
-      : list_(dynamic_shared<Entry>(layout.list)),
-        ranked_(dynamic_shared<Entry>(layout.ranked)),
-        count_(dynamic_shared<int32_t>(layout.count)),
-        k_(k) {}
-
-  /// Every thread of the block; a barrier must follow.
-  __device__ void clear() {
-    if (threadIdx.x == 0) *count_ = 0;
-    threshold_ = 0;
-  }
-
-  /// All lanes of a warp together; a lane without a candidate says so by 0.
-  __device__ void offer(Entry candidate) {
-    const bool passes = candidate > threshold_;
-    const unsigned lanes = ballot(passes);
-    if (lanes == 0) return;
-    int32_t begin = 0;
-    if (lane_index() == 0) begin = atomicAdd(count_, __popc(lanes));
-    begin = shuffle(begin, 0);
-    if (passes) list_[begin + __popc(lanes & ((1u << lane_index()) - 1u))] = candidate;
-  }
-
-  /// After offers by every thread: makes room for kOffers more, or, when these were the `last`
-  /// ones, puts the best k in order for all threads of the block. How many there are.
-  __device__ int settle(bool last) {
-    __syncthreads();
-    int count = *count_;
-    if (last || count + kOffers > static_cast<int>(capacity(k_))) {
-      if (count <= kRankedAtOnce) {
-        rank_candidates(list_, ranked_, count);
-      } else {
-        sort_candidates(list_, count);
-      }
-      count = count < k_ ? count : k_;
-      threshold_ = count < k_ ? 0 : list_[k_ - 1];
-      if (threadIdx.x == 0) *count_ = count;
-    }
-    __syncthreads();
-    return count;
-  }
-  __device__ const Entry* list() const { return list_; }
-
- private:
-  Entry* list_;
-  Entry* ranked_;
-  int32_t* count_;
-  int k_;
-  Entry threshold_ = 0;
-};
 
 /// Where the keys of one cluster are.
 struct ChoiceTask {
@@ -135,12 +30,20 @@ class KeyChoice {
   using Entry = BestCandidates::Entry;
   static constexpr int kParts = Sizes::kParts;
   static constexpr int kStride = Sizes::kStride;
-  static constexpr int kScratch = kChoiceThreads + 4;  // words of floor_of_groups()
+  static constexpr int kScratch = kChoiceThreads;  // words, of floor_of_groups()
   /// Keys that a warp computes again at once, in tiles of 8.
   static constexpr int kKeys = kWidth * kParts <= 64 ? 32 : kWidth * kParts <= 128 ? 16 : 8;
 
+  /// What the threads tell each other of the groups.
+  struct Shared {
+    uint32_t floor;
+    int32_t reached;  // groups not below it
+    uint32_t least;   // ordered key of the last one chosen
+  };
   struct Layout {
     BestCandidates::Layout best;
+    int64_t shared;
+    int64_t mean;    // (kWidth): zeros past head_dim
     int64_t chosen;  // (k): groups
     int64_t keys;    // (kChoiceWarps, kParts, kKeys, kStride), and scratch before that
     int64_t bytes;
@@ -148,50 +51,52 @@ class KeyChoice {
   CA_HOST_DEVICE static Layout layout(int64_t k) {
     SharedLayout parts;
     const BestCandidates::Layout best = BestCandidates::add_to(parts, k);
+    const int64_t shared = parts.add<Shared>(1);
+    const int64_t mean = parts.add<float>(kWidth);
     const int64_t chosen = parts.add<int32_t>(k);
     const int64_t keys = parts.add<bfloat16>(int64_t{kChoiceWarps} * kParts * kKeys * kStride);
-    return {best, chosen, keys, parts.bytes()};
+    return {best, shared, mean, chosen, keys, parts.bytes()};
   }
 
   __device__ KeyChoice(const ChoiceTask& task, const Operand& key)
       : task_(task),
         key_(key),
         best_(layout(task.top_k).best, task.top_k),
+        shared_(*dynamic_shared<Shared>(layout(task.top_k).shared)),
+        mean_(dynamic_shared<float>(layout(task.top_k).mean)),
         chosen_(dynamic_shared<int32_t>(layout(task.top_k).chosen)),
         keys_(dynamic_shared<bfloat16>(layout(task.top_k).keys)) {}
 
-  /// Asks for the groups' scores, where there is room for them; run() or leave() waits.
+  /// Asks for the mean and, where there is room for them, the groups' scores; wait() and a barrier
+  /// must follow.
   __device__ void start() {
-    if (!copied()) return;
-    for (int first = 4 * static_cast<int>(threadIdx.x); first < groups(); first += kOffers) {
-      copy_async_16(scores() + first, task_.maxima + first, true);
+    const int thread = static_cast<int>(threadIdx.x);
+    best_.clear();
+    if (thread == 0) shared_.reached = 0;
+    start_mean(thread);
+    if (copied()) {
+      for (int first = 4 * thread; first < groups(); first += kOffers) {
+        copy_async_16(scores() + first, task_.maxima + first, true);
+      }
     }
     commit_copies();
   }
-  __device__ void leave() { wait_copies<0>(); }
+  __device__ void wait() { wait_copies<0>(); }
 
   /// The best keys in list(), in order, for all threads of the block; their number.
   __device__ int run() {
     const int chosen = groups() < task_.top_k ? groups() : task_.top_k;
     uint32_t least = 0;
-    wait_copies<0>();
-    best_.clear();
-    __syncthreads();
     if (groups() > task_.top_k) {
       choose_groups(groups(), copied() ? scores() : task_.maxima);
-      least = static_cast<uint32_t>(best_.list()[chosen - 1] >> 32);
-      for (int i = static_cast<int>(threadIdx.x); i < chosen; i += kChoiceThreads) {
-        chosen_[i] = candidate_index(best_.list()[i]);
-      }
-      __syncthreads();  // the list is read
-      best_.clear();
+      least = shared_.least;
     } else {
       for (int i = static_cast<int>(threadIdx.x); i < chosen; i += kChoiceThreads) chosen_[i] = i;
+      __syncthreads();
     }
-    __syncthreads();
     return offer_keys(static_cast<int64_t>(chosen) << task_.group_shift, least);
   }
-  __device__ const Entry* list() const { return best_.list(); }
+  __device__ const Entry* list() const { return best_.best(); }
 
  private:
   __device__ int groups() const {
@@ -204,15 +109,82 @@ class KeyChoice {
     return groups() <= kChoiceWarps * kParts * kKeys * kStride / 2 - kScratch;
   }
 
+  __device__ void start_mean(int thread) {
+    if (task_.head_dim % 4 == 0) {
+      const int column = 4 * thread;
+      const bool real = column < task_.head_dim;
+      if (column < kWidth) {
+        copy_async_16(mean_ + column, real ? task_.mean + column : task_.mean, real);
+      }
+      return;
+    }
+    for (int column = thread; column < kWidth; column += kChoiceThreads) {
+      mean_[column] = column < task_.head_dim ? task_.mean[column] : 0.0f;
+    }
+  }
+
+  /// The best k groups in chosen_, in order, and `least`, for all threads.
   __device__ void choose_groups(int groups, const float* scores) {
     const float floor = value_of_key(floor_of_groups(groups, scores));
-    const int thread = static_cast<int>(threadIdx.x);
+    const int room = static_cast<int>(BestCandidates::capacity(task_.top_k));
+    const int k = task_.top_k;
+    collect_groups(groups, scores, floor, room);
+    __syncthreads();
+    const int reached = shared_.reached;
+    const auto choose = [&](Entry group, int place) {
+      if (place < k) chosen_[place] = candidate_index(group);
+      if (place == k - 1) shared_.least = static_cast<uint32_t>(group >> 32);
+    };
+    if (reached <= kRankedAtOnce) {
+      rank_candidates(best_.room(), reached, choose);
+    } else {
+      if (reached <= room) {
+        sort_candidates(best_.room(), reached);
+      } else {
+        offer_groups(groups, scores, floor);
+      }
+      const Entry* best = reached <= room ? best_.room() : best_.best();
+      for (int i = static_cast<int>(threadIdx.x); i < k; i += kChoiceThreads) choose(best[i], i);
+      __syncthreads();
+      best_.clear();
+    }
+    __syncthreads();
+  }
+
+  /// Groups not below the floor, in any order, as far as there is room; counts all of them. A floor
+  /// that is a NaN holds nothing back, nor is a NaN below any floor.
+  __device__ void collect_groups(int groups, const float* scores, float floor, int room) {
+    constexpr int kStep = 2 * kChoiceThreads;
+    constexpr int kAtOnce = 16;  // pairs
+#pragma unroll 1
+    for (int begin = 2 * static_cast<int>(threadIdx.x); begin < groups; begin += kAtOnce * kStep) {
+      uint32_t passing = 0;
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        const int first = begin + i * kStep;
+        if (first >= groups) break;
+        const float2 two = *reinterpret_cast<const float2*>(scores + first);
+        if (!(two.x < floor)) passing |= 1u << (2 * i);
+        if (!(two.y < floor) && first + 1 < groups) passing |= 2u << (2 * i);
+      }
+      if (passing == 0) continue;
+      int place = atomicAdd(&shared_.reached, __popc(passing));
+#pragma unroll 1
+      for (; passing != 0 && place < room; passing &= passing - 1, ++place) {
+        const int bit = __ffs(static_cast<int>(passing)) - 1;
+        const int group = begin + bit / 2 * kStep + bit % 2;
+        best_.room()[place] = make_candidate(scores[group], group);
+      }
+    }
+  }
+
+  /// The same where there is no room for them all, some at a time.
+  __device__ void offer_groups(int groups, const float* scores, float floor) {
     int round = 0;
 #pragma unroll 1
     for (int first = 0; first < groups; first += kChoiceThreads) {
-      const int mine = first + thread;
+      const int mine = first + static_cast<int>(threadIdx.x);
       const float score = mine < groups ? scores[mine] : 0.0f;
-      // A floor that is a NaN holds nothing back, nor is a NaN below any floor.
       const bool passes = mine < groups && !(score < floor);
       if (any(passes)) best_.offer(passes ? make_candidate(score, mine) : 0);
       const bool last = first + kChoiceThreads >= groups;
@@ -222,26 +194,24 @@ class KeyChoice {
 
   /// The ordered key of a score that at least k groups reach, and few more: about the k-th of the
   /// largest ones that each thread saw.
-  __device__ uint32_t floor_of_groups(int groups, const float* scores) const {
+  __device__ uint32_t floor_of_groups(int groups, const float* scores) {
     float largest = -HUGE_VALF;
-#pragma unroll 4
-    for (int first = 4 * static_cast<int>(threadIdx.x); first < groups; first += kOffers) {
-      float4 four = *reinterpret_cast<const float4*>(scores + first);
-      if (first + 1 >= groups) four.y = -HUGE_VALF;
-      if (first + 2 >= groups) four.z = -HUGE_VALF;
-      if (first + 3 >= groups) four.w = -HUGE_VALF;
-      largest = larger_or_nan(
-          largest, larger_or_nan(larger_or_nan(four.x, four.y), larger_or_nan(four.z, four.w)));
+#pragma unroll 8
+    for (int first = 2 * static_cast<int>(threadIdx.x); first < groups;
+         first += 2 * kChoiceThreads) {
+      float2 two = *reinterpret_cast<const float2*>(scores + first);
+      if (first + 1 >= groups) two.y = -HUGE_VALF;
+      largest = larger_or_nan(largest, larger_or_nan(two.x, two.y));
     }
     uint32_t* all = reinterpret_cast<uint32_t*>(keys_);
     all[threadIdx.x] = ordered_key(largest);
     __syncthreads();
     if (warp_index() == 0) {
       const uint32_t floor = floor_of_threads(all);
-      if (lane_index() == 0) all[kChoiceThreads] = floor;
+      if (lane_index() == 0) shared_.floor = floor;
     }
     __syncthreads();
-    return all[kChoiceThreads];
+    return shared_.floor;
   }
 
   /// By one warp: bisection, until k to k + kSlack of the threads' keys are left.
@@ -249,9 +219,13 @@ class KeyChoice {
     constexpr int kSlack = 8;
     const uint4 mine = reinterpret_cast<const uint4*>(all)[lane_index()];
     const int k = task_.top_k;
-    uint32_t low = ordered_key(-HUGE_VALF);  // all keys reach it
-    if (k > kChoiceThreads) return low;
-    uint32_t high = ~uint32_t{0};  // at most that many keys lie above
+    if (k > kChoiceThreads) return ordered_key(-HUGE_VALF);  // all keys reach it
+    const auto larger = [](uint32_t a, uint32_t b) { return a > b ? a : b; };
+    const auto smaller = [](uint32_t a, uint32_t b) { return a < b ? a : b; };
+    uint32_t high = larger(larger(mine.x, mine.y), larger(mine.z, mine.w));
+    uint32_t low = smaller(smaller(mine.x, mine.y), smaller(mine.z, mine.w));
+    high = warp_reduce(high, larger);  // at most that many keys lie above
+    low = warp_reduce(low, smaller);   // all reach it
 #pragma unroll 1
     while (low < high) {
       const uint32_t middle = low + (high - low) / 2 + 1;
@@ -306,12 +280,11 @@ class KeyChoice {
     for (int k = 0; k < kWidth / 16; ++k) {
 #pragma unroll
       for (int side = 0; side < 2; ++side) {
-        const int column = k * 16 + side * 8 + lane_index() % 4 * 2;
-        const float first = column < task_.head_dim ? task_.mean[column] : 0.0f;
-        const float second = column + 1 < task_.head_dim ? task_.mean[column + 1] : 0.0f;
+        const float2 two =
+            *reinterpret_cast<const float2*>(mean_ + k * 16 + side * 8 + lane_index() % 4 * 2);
         uint32_t high;
         uint32_t low;
-        split_pair(first, second, high, low);
+        split_pair(two.x, two.y, high, low);
         mean[0][k][2 * side] = mean[0][k][2 * side + 1] = high;
         mean[1][k][2 * side] = mean[1][k][2 * side + 1] = low;
       }
@@ -384,6 +357,8 @@ class KeyChoice {
   const ChoiceTask& task_;
   const Operand& key_;
   BestCandidates best_;
+  Shared& shared_;
+  float* mean_;
   int32_t* chosen_;
   bfloat16* keys_;
 };
