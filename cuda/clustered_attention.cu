@@ -25,7 +25,7 @@ Status improve_queries(Session& session, ImproveParams params, int64_t sequences
   params.tile_rows = static_cast<int32_t>(kTileRows * warps * rounds);
   params.tiles = most_tiles(params.clusters, params.query_length, params.tile_rows);
   return launch(session, sequences * params.tiles, kWarp * warps,
-                ImproveTile<kWidth, kSplit>::layout().bytes, improve<kWidth, kSplit>, params);
+                ImproveTile<kWidth, kSplit>::layout(warps).bytes, improve<kWidth, kSplit>, params);
 }
 
 Status spread_values(Session& session, const ClusteredAttentionProblem& problem, const Call& call,

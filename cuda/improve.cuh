@@ -18,38 +18,12 @@
 // Limits: D, E <= kWidth.
 
 #include "cuda/attention_tile.cuh"
-#include "cuda/clustered_pass.h"
+#include "cuda/improve_params.cuh"
+#include "cuda/improve_queries.cuh"
 #include "cuda/member_tile.cuh"
 #include "cuda/primitives/eight.cuh"
-#include "native/core/tensor.h"
 
 namespace cluster_attention::cuda {
-
-constexpr int kImproveWarps = 4;  // at most, and two at least
-constexpr int kImproveKeys = 32;  // in shared memory at once
-
-struct ImproveParams {
-  StoredRows query;        // (B,H,L,D)
-  KeysAndValues operands;  // (B,H,S,D), (B,H,S,E)
-  ClusteredPass pass;
-  StoredOutput output;     // (B,H,L,E)
-  const int32_t* offsets;  // (B,H,C+1)
-  const int32_t* order;    // (B,H,L)
-  const int32_t* key_lengths;
-  int64_t heads;
-  int64_t query_length;
-  int64_t key_length;
-  int64_t clusters;
-  int64_t tiles;      // most that the clusters of a sequence can have
-  int32_t tile_rows;  // a multiple of the rows that a block's warps take at once
-  int32_t head_dim;
-  int32_t value_dim;
-  int32_t top_k;
-  float scale;
-  bool query_vectors;   // rows begin at multiples of 16 bytes
-  bool output_vectors;  // and those of bases
-  Flags* flags;
-};
 
 template <int kWidth, bool kSplit>
 class ImproveTile {
@@ -61,29 +35,36 @@ class ImproveTile {
   // Two rows of 64 bytes lie in different banks, as do eight rows of 16 bytes.
   static constexpr int kKeyStride = kWidth % 64 == 0 ? kWidth + 32 : kWidth;
   static constexpr int kValueStride = kWidth + 8;
-  /// Queries stay in registers from before the barrier on, where there are enough.
-  static constexpr bool kHoldsQuery = kWidth * kParts <= 128;
+  using Queries = ImproveQueries<kWidth, kSplit>;
+  using Query = typename Queries::Query;
 
   struct Layout {
     int64_t keys;     // (kParts, kImproveKeys, kKeyStride)
     int64_t values;   // (kParts, kImproveKeys, kValueStride)
+    int64_t base;     // (kWidth): zeros past value_dim
+    int64_t queries;  // (Queries::kPieces, threads): 16 bytes
     int64_t scratch;  // of find_member_tile()
     int64_t bytes;
   };
-  CA_HOST_DEVICE static Layout layout() {
+  CA_HOST_DEVICE static Layout layout(int64_t warps) {
     SharedLayout parts;
     const int64_t keys = parts.add<bfloat16>(int64_t{kParts} * kImproveKeys * kKeyStride);
     const int64_t values = parts.add<bfloat16>(int64_t{kParts} * kImproveKeys * kValueStride);
+    const int64_t base = parts.add<float>(kWidth);
     const int64_t scratch = parts.add<int32_t>(kWarp + 3);
-    return {keys, values, scratch, parts.bytes()};
+    const int64_t queries = parts.add<uint4>(Queries::kPieces * warps * kWarp);
+    return {keys, values, base, queries, scratch, parts.bytes()};
   }
 
   __device__ ImproveTile(const ImproveParams& params, int64_t sequence, const MemberTile& members)
       : params_(params),
         batch_(static_cast<uint32_t>(sequence) / static_cast<uint32_t>(params.heads)),
         head_(static_cast<uint32_t>(sequence) % static_cast<uint32_t>(params.heads)),
-        keys_(dynamic_shared<bfloat16>(layout().keys)),
-        values_(dynamic_shared<bfloat16>(layout().values)),
+        keys_(dynamic_shared<bfloat16>(layout(block_warps()).keys)),
+        values_(dynamic_shared<bfloat16>(layout(block_warps()).values)),
+        base_(dynamic_shared<float>(layout(block_warps()).base)),
+        queries_(params.query, params.query.offset(batch_, head_, 0), params.query_vectors,
+                 params.head_dim, dynamic_shared<uint4>(layout(block_warps()).queries)),
         group_(lane_index() / 4),
         place_(lane_index() % 4) {
     const int64_t rows = members.end - members.first;
@@ -92,16 +73,27 @@ class ImproveTile {
     count_ = static_cast<int>(keys < params.top_k ? keys : params.top_k);
     order_ = params.order + sequence * params.query_length + members.first;
     cluster_ = sequence * params.clusters + members.cluster;
-    query_ = params.query.offset(batch_, head_, 0);
+    mass_ = params.pass.masses[cluster_];
     output_ = params.output.offset(batch_, head_, 0);
   }
 
+  __device__ static int block_warps() { return static_cast<int>(blockDim.x) / kWarp; }
+
   __device__ void run() {
-    const int rows = static_cast<int>(blockDim.x) / kWarp * kTileRows;  // at once
+    const int rows = block_warps() * kTileRows;  // at once
+    const int own = warp_index() * kTileRows;
     const bool one_chunk = count_ <= kImproveKeys;
+    if (one_chunk) find_keys(0);
+    find_rows(own, row_of_);
+    find_rows(own + rows, next_row_);
+    copy_base();
+    if (own < rows_) queries_.ask(row_of_, 0);
+    if (count_ == 0) {
+      wait_copies<0>();
+      __syncthreads();
+    }
     for (int first = 0; first < rows_; first += rows) {
-      if (one_chunk && first == 0) find_keys(0);
-      start_rows(first + warp_index() * kTileRows);
+      start_rows(first + own, first, rows);
       for (int chunk = 0; chunk < count_; chunk += kImproveKeys) {
         if (!one_chunk) {
           __syncthreads();  // the chunk before is used up
@@ -120,11 +112,6 @@ class ImproveTile {
   }
 
  private:
-  struct Query {
-    uint32_t high[2][4];
-    uint32_t low[2][4];
-  };
-
   /// The rows of 32 keys that this thread copies, the same columns of each; -1 past the last key.
   __device__ void find_keys(int chunk) {
     const int32_t* top = params_.pass.top_keys + cluster_ * params_.top_k;
@@ -177,35 +164,54 @@ class ImproveTile {
     to[12 + product] = pairs.w;
   }
 
-  /// The warp's next rows of the tile.
-  __device__ void start_rows(int first_row) {
-    first_row_ = first_row;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int row = first_row + half * 8 + group_;
-      row_of_[half] = row < rows_ ? order_[row] : -1;
-      maximum_[half] = -HUGE_VALF;
-      sum_[half] = 0.0f;
+  /// What every row begins with, where it is seen after the next barrier.
+  __device__ void copy_base() {
+    const float* base = params_.pass.bases + cluster_ * params_.value_dim;
+    if (params_.value_dim % 4 == 0) {
+      const int column = 4 * static_cast<int>(threadIdx.x);
+      const bool real = column < params_.value_dim;
+      if (column < kWidth) copy_async_16(base_ + column, real ? base + column : base, real);
+      commit_copies();
+      return;
     }
-#pragma unroll
-    for (int n = 0; n < 4 * kBlocks; ++n) {
-      for (int i = 0; i < 4; ++i) sums_[n][i] = 0.0f;
-    }
-    if constexpr (kHoldsQuery) {
-#pragma unroll
-      for (int block = 0; block < kBlocks; ++block) load_query(block, held_[block]);
+#pragma unroll 1
+    for (int i = static_cast<int>(threadIdx.x); i < kWidth; i += static_cast<int>(blockDim.x)) {
+      base_[i] = i < params_.value_dim ? base[i] : 0.0f;
     }
   }
 
-  __device__ void load_query(int block, Query& query) {
-    const int column = block * 32 + place_ * 8;
+  /// The places of a warp's rows of the tile; past its last row that one again.
+  __device__ void find_rows(int first_row, int32_t (&rows)[2]) const {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const bool real = row_of_[half] >= 0;
-      const int64_t at =
-          real ? query_ + row_of_[half] * params_.query.row_stride + column : int64_t{0};
-      load_eight<kSplit>(params_.query, at, params_.query_vectors,
-                         real ? params_.head_dim - column : 0, query.high[half], query.low[half]);
+      const int row = first_row + half * 8 + group_;
+      rows[half] = order_[row < rows_ ? row : rows_ - 1];
+    }
+  }
+
+  /// The warp's next rows of the tile: what comes after them is asked for.
+  __device__ void start_rows(int first_row, int first, int rows) {
+    first_row_ = first_row;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      if (first > 0) {
+        row_of_[half] = next_row_[half];
+        next_row_[half] = row_after_[half];
+      }
+      maximum_[half] = -HUGE_VALF;
+      sum_[half] = 0.0f;
+    }
+    if constexpr (Queries::kAhead) {
+      if (first > 0) wait_copies<0>();
+      slot_ = first / rows % 2;
+      if (first_row + rows < rows_) queries_.ask(next_row_, 1 - slot_);
+    } else if (first > 0 && first_row < rows_) {
+      queries_.ask(row_of_, 0);
+    }
+    if (first_row + 2 * rows < rows_) find_rows(first_row + 2 * rows, row_after_);
+#pragma unroll
+    for (int n = 0; n < 4 * kBlocks; ++n) {
+      for (int i = 0; i < 4; ++i) sums_[n][i] = 0.0f;
     }
   }
 
@@ -226,9 +232,8 @@ class ImproveTile {
     }
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
-      Query loaded;
-      if constexpr (!kHoldsQuery) load_query(block, loaded);
-      const Query& query = kHoldsQuery ? held_[kHoldsQuery ? block : 0] : loaded;
+      Query query;
+      queries_.read(row_of_, slot_, block, query);
 #pragma unroll
       for (int i = 0; i < 8; ++i) bad_ = bad_ || pair_is_bad(query.high[i / 4][i % 4]);
 #pragma unroll
@@ -315,23 +320,21 @@ class ImproveTile {
 
   /// A lane holds in product n of a block of 32 columns its pair n of 8 columns.
   __device__ void write_rows() {
-    const float mass = params_.pass.masses[cluster_];
-    const float* bases = params_.pass.bases + cluster_ * params_.value_dim;
     float factor[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const SoftmaxState state{maximum_[half], warp_sum(sum_[half], 4)};
-      factor[half] = state.normalizer() * mass;
+      factor[half] = state.normalizer() * mass_;
     }
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
       const int column = block * 32 + place_ * 8;
       const int columns = params_.value_dim - column;
       float base[8];
-      load_eight(bases + column, params_.output_vectors, columns, base);
+      load_eight_floats(base_ + column, base);
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        if (row_of_[half] < 0) continue;
+        if (first_row_ + half * 8 + group_ >= rows_) continue;
         float values[8];
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
@@ -349,23 +352,27 @@ class ImproveTile {
   int64_t head_;
   bfloat16* keys_;
   bfloat16* values_;
-  int group_;  // row of the lane in 8 rows
-  int place_;  // of the lane among the four of a row
-  int rows_;   // of the block
-  int count_;  // of keys
+  float* base_;
+  Queries queries_;
+  int slot_ = 0;  // of the queries that are worked on
+  int group_;     // row of the lane in 8 rows
+  int place_;     // of the lane among the four of a row
+  int rows_;      // of the block
+  int count_;     // of keys
   const int32_t* order_;
   int64_t cluster_;
-  int64_t query_;   // offset of the sequence
-  int64_t output_;  // the same
+  int64_t output_;  // offset of the sequence
+  float mass_;
   int first_row_ = 0;
   int32_t row_of_[2];
+  int32_t next_row_[2];
+  int32_t row_after_[2];
   int32_t found_[kCopies];
   bool bad_ = false;
   float minimum_ = HUGE_VALF;
   float maximum_[2];
   float sum_[2];
   FragmentD sums_[4 * kBlocks];
-  Query held_[kHoldsQuery ? kBlocks : 1];
 };
 
 template <int kWidth, bool kSplit>
@@ -375,9 +382,9 @@ __global__ void __launch_bounds__(kImproveWarps* kWarp, kWidth <= 64 ? 4 : 1)
   using Tile = ImproveTile<kWidth, kSplit>;
   const uint32_t tiles = static_cast<uint32_t>(params.tiles);  // fits as the grid does
   const int64_t sequence = blockIdx.x / tiles;
-  const MemberTile members = find_member_tile(params.offsets + sequence * (params.clusters + 1),
-                                              params.clusters, blockIdx.x % tiles, params.tile_rows,
-                                              dynamic_shared<int32_t>(Tile::layout().scratch));
+  const MemberTile members = find_member_tile(
+      params.offsets + sequence * (params.clusters + 1), params.clusters, blockIdx.x % tiles,
+      params.tile_rows, dynamic_shared<int32_t>(Tile::layout(Tile::block_warps()).scratch));
   if (members.cluster < 0) return;
   Tile(params, sequence, members).run();
 }
