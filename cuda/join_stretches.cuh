@@ -90,11 +90,6 @@ class ClusterJoin {
   }
 
   __device__ void run() {
-    if (params_.top_k == 0) {
-      join_outputs([] {});
-      write_values();
-      return;
-    }
     const ChoiceTask task = {batch_,
                              head_,
                              keys_,
@@ -104,9 +99,10 @@ class ClusterJoin {
                              params_.head_dim,
                              params_.top_k};
     Choice choice(task, params_.operands.key);
-    choice.start();
-    join_outputs([&] { choice.wait(); });
+    if (params_.top_k > 0) choice.start();
+    join_outputs();
     write_values();
+    if (params_.top_k == 0) return;
     const int chosen = members_ > 0 ? choice.run() : 0;
     sum_chosen(choice.list(), chosen);
   }
@@ -138,9 +134,9 @@ class ClusterJoin {
     return stretch < kWarp ? low : high;
   }
 
-  /// V^c: a thread takes four columns of some of the stretches. Calls wait() before a barrier.
-  template <typename Wait>
-  __device__ void join_outputs(Wait wait) {
+  /// V^c: a thread takes four columns of some of the stretches. What choice.start() has asked for
+  /// is there afterwards.
+  __device__ void join_outputs() {
     static_assert(kMostStretches == 2 * kWarp, "a lane has two factors");
     constexpr int kAhead = 4;  // outputs asked for before the states are waited for
     const int columns = params_.operands.value.columns;
@@ -173,7 +169,7 @@ class ClusterJoin {
       if (stretch < end) add(sum, factor, from[stretch * places]);
     }
     if (share < shares) reinterpret_cast<float4*>(partials_)[thread_] = sum;
-    wait();
+    wait_copies<0>();
     __syncthreads();
     const float normalizer = state_.normalizer();
     // Only this thread reads them again.
@@ -338,13 +334,14 @@ __device__ inline void clear_unlabelled(const JoinParams& params, int64_t first_
     const int64_t query = first_query + i * kChoiceThreads + lane_index();
     labels[i] = query < queries ? params.labels[query] : 0;
   }
-#pragma unroll
+#pragma unroll 1
   for (int i = 0; i < kClearedAtOnce; ++i) {
     const int64_t first = first_query + i * kChoiceThreads;
+    const int32_t label = i == 0 ? labels[0] : i == 1 ? labels[1] : i == 2 ? labels[2] : labels[3];
     if (params.out_labels != nullptr && first + lane_index() < queries) {
-      params.out_labels[first + lane_index()] = labels[i];
+      params.out_labels[first + lane_index()] = label;
     }
-    for (unsigned left = ballot(labels[i] < 0); left != 0; left &= left - 1) {
+    for (unsigned left = ballot(label < 0); left != 0; left &= left - 1) {
       const int64_t one = first + __ffs(static_cast<int>(left)) - 1;
       const int64_t sequence = one / params.query_length;
       const int64_t row = params.output.offset(sequence / params.heads, sequence % params.heads,

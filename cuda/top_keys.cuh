@@ -67,8 +67,8 @@ class KeyChoice {
         chosen_(dynamic_shared<int32_t>(layout(task.top_k).chosen)),
         keys_(dynamic_shared<bfloat16>(layout(task.top_k).keys)) {}
 
-  /// Asks for the mean and, where there is room for them, the groups' scores; wait() and a barrier
-  /// must follow.
+  /// Asks for the mean and, where there is room for them, the groups' scores; wait_copies() and a
+  /// barrier must follow.
   __device__ void start() {
     const int thread = static_cast<int>(threadIdx.x);
     best_.clear();
@@ -81,7 +81,6 @@ class KeyChoice {
     }
     commit_copies();
   }
-  __device__ void wait() { wait_copies<0>(); }
 
   /// The best keys in list(), in order, for all threads of the block; their number.
   __device__ int run() {
@@ -249,9 +248,8 @@ class KeyChoice {
     constexpr int kRounds = kOffers / kAtOnce;  // between calls of settle()
     const int place = place_of(lane_index());
     int round = 0;
-    int best = 0;
 #pragma unroll 1
-    for (int64_t first = 0; first < count || first == 0; first += kAtOnce) {
+    for (int64_t first = 0;; first += kAtOnce) {
       const int32_t key = key_at(first + warp_index() * kKeys + lane_index(), count);
       copy_keys(key);
       const float score = multiply_keys(mean);
@@ -260,9 +258,10 @@ class KeyChoice {
       const bool real = place < kKeys && mine >= 0 && ordered_key(score) >= least;
       best_.offer(real ? make_candidate(score, mine) : 0);
       const bool last = first + kAtOnce >= count;
-      if (++round % kRounds == 0 || last) best = best_.settle(last);
+      if (++round % kRounds != 0 && !last) continue;
+      const int best = best_.settle(last);
+      if (last) return best;
     }
-    return best;
   }
 
   /// Of the chosen groups' keys, -1 past the last one.
