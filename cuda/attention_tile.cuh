@@ -29,9 +29,10 @@ __device__ inline void multiply_parts(FragmentD& d, const FragmentA& high_a, con
   mma_bf16_16x8x16(d, high_a, high_b);
 }
 
-/// With kSplitQuery, queries are in two parts though keys and values are not.
+/// With kSplitQuery, queries are in two parts though keys and values are not. With kFed, the last
+/// warp of the block has no queries but copies keys and values for the others.
 template <int kWidth, bool kSplit, int kTiles = kManyRowTiles<kWidth, kSplit>,
-          bool kSplitQuery = kSplit>
+          bool kSplitQuery = kSplit, bool kFed = false>
 class AttentionTile {
  public:
   using Sizes = TileSizes<kWidth, kSplit, kTiles, kSplitQuery>;
@@ -45,7 +46,7 @@ class AttentionTile {
 
   __device__ AttentionTile(const TileTask& task, const KeysAndValues& operands)
       : task_(task), operands_(operands) {
-    const int warps = static_cast<int>(blockDim.x) / kWarp;
+    const int warps = query_warps();
     buffers_ = buffers_of_block<Sizes>(warps);
     const auto layout = Sizes::layout(warps, buffers_);
     rows_ = Sizes::kWarpRows * warps;
@@ -67,8 +68,14 @@ class AttentionTile {
     // The first keys are on their way while the queries are read.
     if (task_.first_key >= task_.end_key) return;
     if (kSplit) clear_missing_parts();
-    copy_block(0, 0);
+    if (feeds()) copy_block(0, 0);
   }
+
+  /// Warps of the block that have queries.
+  __device__ static int query_warps() {
+    return static_cast<int>(blockDim.x) / kWarp - (kFed ? 1 : 0);
+  }
+  __device__ static bool has_queries() { return !kFed || warp_index() < query_warps(); }
 
   /// Query (relative to first_query) of this thread's row `half` of row tile m.
   __device__ int row_of(int m, int half) const {
@@ -119,11 +126,11 @@ class AttentionTile {
       __syncthreads();
       const bool more = block + 1 < blocks;
       const int buffer = buffers_ == 1 ? 0 : static_cast<int>(block % 2);
-      if (buffers_ == 2 && more) copy_block(1 - buffer, block + 1);
-      step(buffer, task_.first_key + block * kKeys, select);
+      if (buffers_ == 2 && more && feeds()) copy_block(1 - buffer, block + 1);
+      if (has_queries()) step(buffer, task_.first_key + block * kKeys, select);
       if (buffers_ == 2 || !more) continue;
       __syncthreads();
-      copy_block(0, block + 1);
+      if (feeds()) copy_block(0, block + 1);
     }
   }
   __device__ void run() {
@@ -148,6 +155,8 @@ class AttentionTile {
   __device__ bool saw_infinity() const { return minimum_ == -HUGE_VALF; }
 
  private:
+  __device__ static bool feeds() { return !kFed || !has_queries(); }
+
   __device__ bfloat16* buffer_of(bfloat16* tensor, int buffer, int part) const {
     return tensor + (buffer * Sizes::kParts + part) * kKeys * kStride;
   }
@@ -184,11 +193,12 @@ class AttentionTile {
                               int64_t first) {
     constexpr int kChunks = kWidth / 8;
     static_assert(kWarp % kChunks == 0, "threads make whole rows");
-    const int rows = static_cast<int>(blockDim.x) / kChunks;  // at once
-    const int column = static_cast<int>(threadIdx.x) % kChunks * 8;
+    const int thread = kFed ? lane_index() : static_cast<int>(threadIdx.x);
+    const int rows = (kFed ? kWarp : static_cast<int>(blockDim.x)) / kChunks;  // at once
+    const int column = thread % kChunks * 8;
     const int64_t left = task_.end_key - first;
     const int end = column >= operand.columns ? 0 : left < kKeys ? static_cast<int>(left) : kKeys;
-    int row = static_cast<int>(threadIdx.x) / kChunks;
+    int row = thread / kChunks;
     const bfloat16* source = from + task_.batch * operand.batch_stride +
                              task_.head * operand.head_stride + (first + row) * operand.row_stride +
                              column;

@@ -10,16 +10,17 @@ namespace {
 
 template <int kWidth, bool kSplit>
 Status start(Session& session, PassParams params, int64_t sequences) {
-  // grid: (sequences * tiles of 16 warps clusters * stretches)
+  // grid: (sequences * tiles of 16 clusters for each of `warps` * stretches)
   using Sizes = typename PassTile<kWidth, kSplit>::Sizes;
   const int64_t row_tiles = divide_up(params.clusters, Sizes::kWarpRows);
-  int64_t warps = divide_up(row_tiles, divide_up(row_tiles, kPassWarps));
+  constexpr int kFeeders = kPassFed<kWidth> ? 1 : 0;
+  int64_t warps = divide_up(row_tiles, divide_up(row_tiles, kPassWarps - kFeeders));
   // Clusters do not depend on who shares their block: fewer warps give the same bits.
   while (warps > 1 && bytes_of_block<Sizes>(session, warps) > session.shared_bytes()) {
     warps = divide_up(warps, 2);
   }
   params.tiles = divide_up(row_tiles, warps);
-  return launch(session, sequences * params.tiles * params.stretches, kWarp * warps,
+  return launch(session, sequences * params.tiles * params.stretches, kWarp * (warps + kFeeders),
                 bytes_of_block<Sizes>(session, warps), pass_stretches<kWidth, kSplit>, params);
 }
 

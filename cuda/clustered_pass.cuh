@@ -54,9 +54,14 @@ CA_HOST_DEVICE inline int64_t real_stretches(int64_t keys, int64_t stretch) {
   return keys > 0 ? (keys + stretch - 1) / stretch : 1;
 }
 
+/// Narrow tiles: a warp that only copies leaves the others registers, and makes of seven warps as
+/// many for each of a multiprocessor's four schedulers.
+template <int kWidth>
+constexpr bool kPassFed = kWidth <= 64;
+
 /// Mean queries are float32 in any case, and near scores decide about top keys: two parts.
 template <int kWidth, bool kSplit>
-using PassTile = AttentionTile<kWidth, kSplit, 1, true>;
+using PassTile = AttentionTile<kWidth, kSplit, 1, true, kPassFed<kWidth>>;
 
 /// The larger of two, NaN when either is.
 __device__ inline float larger_or_nan(float a, float b) {
@@ -173,7 +178,7 @@ __global__ void __launch_bounds__(kPassWarps* kWarp, kPassBlocks<kWidth>)
     pass_stretches(const PassParams params) {
   // means (B,H,C,D), key (B,H,S,D), value (B,H,S,E) -> partials of (cluster tile, stretch)
   using Tile = PassTile<kWidth, kSplit>;
-  const int warps = static_cast<int>(blockDim.x) / kWarp;
+  const int warps = Tile::query_warps();
   // All of them fit as the grid does.
   const uint32_t stretches = static_cast<uint32_t>(params.stretches);
   const uint32_t tiles = static_cast<uint32_t>(params.tiles);
@@ -222,6 +227,7 @@ __global__ void __launch_bounds__(kPassWarps* kWarp, kPassBlocks<kWidth>)
       maxima.add(first_key, scores);
     });
   }
+  if (!Tile::has_queries()) return;
   tile.join_sums();
   if (tile.saw_infinity()) mark_non_finite(params.flags);
 #pragma unroll
