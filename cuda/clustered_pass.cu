@@ -39,7 +39,8 @@ Status join(Session& session, const JoinParams& params) {
 
 /// Log2 of the keys of a group: the smallest ones leave the fewest keys to look at again.
 int32_t group_shift(int64_t key_length) {
-  if (key_length <= kMostGroups << kSmallestShift) return kSmallestShift;
+  if (key_length <= kMostFours << kFoursShift) return kFoursShift;
+  if (key_length <= kMostGroups << kEightsShift) return kEightsShift;
   int32_t shift = 6;
   while (key_length > kMostGroups << shift) ++shift;
   return shift;
@@ -89,7 +90,7 @@ Status clustered_pass(Session& session, DeviceWorkspace::Scope& scope,
   params.stretch = pass_stretch(shape.key_length);
   params.stretches = real_stretches(shape.key_length, params.stretch);
   params.group_shift = group_shift(shape.key_length);
-  params.group_pitch = round_up(divide_up(shape.key_length, int64_t{1} << params.group_shift), 8);
+  params.group_pitch = round_up(divide_up(shape.key_length, int64_t{1} << params.group_shift), 16);
   CA_RETURN_IF_ERROR(
       allocate(scope, problem, call, sequences, operands.value.columns, params, pass));
   params.means = groups.means;

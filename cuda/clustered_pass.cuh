@@ -5,13 +5,12 @@
 //
 // Method: a block takes a tile of clusters and one stretch of the keys through AttentionTile;
 // states and partial outputs of the stretches are joined by join_stretches (join_stretches.cuh). Of
-// the scores the largest of every group of eight neighbouring keys is kept: the k groups with the
-// largest ones hold the k best keys (top_keys.cuh). No C x S matrix: there are at most kMostGroups
-// groups in a sequence, larger ones where there are more keys; memory O(C (E stretches + groups)),
-// with at most 64 stretches.
-// Precision: of attention_tile.cuh. Scores are compared as float32; those of operands in two parts
-// may order keys differently from the CPU where two of them agree to about 1e-5.
-// Limits: D, E <= kWidth.
+// the scores the largest of every group of four or eight neighbouring keys is kept: the k groups
+// with the largest ones hold the k best keys (top_keys.cuh). No C x S matrix: there are at most
+// kMostGroups groups in a sequence, larger ones where there are more keys; memory O(C (E stretches
+// + groups)), with at most 64 stretches. Precision: of attention_tile.cuh. Scores are compared as
+// float32; those of operands in two parts may order keys differently from the CPU where two of them
+// agree to about 1e-5. Limits: D, E <= kWidth.
 
 #include "cuda/attention_tile.cuh"
 #include "cuda/clustered_pass.h"
@@ -20,8 +19,10 @@
 namespace cluster_attention::cuda {
 
 /// Neighbouring keys of which the largest score is kept.
-constexpr int kSmallestShift = 3;  // 8 keys; larger groups are of 64 or a power of two more
-constexpr int64_t kMostGroups = 16384;
+constexpr int kFoursShift = 2;
+constexpr int kEightsShift = 3;         // larger groups are of 64 or a power of two more
+constexpr int64_t kMostFours = 4096;    // groups; where all fit in shared memory to choose from
+constexpr int64_t kMostGroups = 16384;  // of other sizes
 
 /// What a block leaves of its stretch.
 struct PassPartials {
@@ -103,8 +104,10 @@ class GroupMaxima {
           largest[n] = larger_or_nan(real > 0 ? scores[n][half * 2] : -HUGE_VALF, second);
         }
       }
-      if (shift_ == kSmallestShift) {
-        store_each(half, first_key, largest);
+      if (shift_ == kFoursShift) {
+        store_fours(half, first_key, largest);
+      } else if (shift_ == kEightsShift) {
+        store_eights(half, first_key, largest);
       } else {
         store_all(half, first_key, largest);
       }
@@ -112,10 +115,46 @@ class GroupMaxima {
   }
 
  private:
+  /// Groups of four keys, of which two neighbouring lanes have two each: halves change places
+  /// between those, and then between the pairs of lanes, until each lane has neighbours in memory.
+  __device__ void store_fours(int half, int64_t first_key,
+                              const float (&largest)[Tile::kScoreTiles]) {
+    constexpr int kHalf = Tile::kScoreTiles / 2;
+    constexpr int kRun = kHalf > 1 ? kHalf / 2 : 1;  // of tiles that stay with one lane
+    const int lane = lane_index() % 4;
+    const bool even = lane % 2 == 0;
+    float one[kHalf];  // of every other run of tiles: groups of the lane's side
+#pragma unroll
+    for (int i = 0; i < kHalf; ++i) {
+      const int n = i / kRun * 2 * kRun + i % kRun;
+      const float sent = shuffle_xor(even ? largest[n + kRun] : largest[n], 1);
+      one[i] = larger_or_nan(even ? largest[n] : largest[n + kRun], sent);
+    }
+    float* to = maxima_[half] + (first_key >> kFoursShift);
+    if constexpr (kHalf == 1) {
+      if (maxima_[half] != nullptr) to[lane % 2 * 2 + lane / 2] = one[0];
+    } else {
+      float both[2 * kRun];
+#pragma unroll
+      for (int i = 0; i < kRun; ++i) {
+        const float mine = lane < 2 ? one[i] : one[i + kRun];
+        const float sent = shuffle_xor(lane < 2 ? one[i + kRun] : one[i], 2);
+        both[2 * i] = lane < 2 ? mine : sent;
+        both[2 * i + 1] = lane < 2 ? sent : mine;
+      }
+      if (maxima_[half] == nullptr) return;
+      if constexpr (kRun == 2) {
+        reinterpret_cast<float4*>(to)[lane] = make_float4(both[0], both[1], both[2], both[3]);
+      } else {
+        reinterpret_cast<float2*>(to)[lane] = make_float2(both[0], both[1]);
+      }
+    }
+  }
+
   /// Groups of eight keys, one score tile each: halves change places between the lanes of a row
   /// until each lane has whole groups, neighbours in memory.
-  __device__ void store_each(int half, int64_t first_key,
-                             const float (&largest)[Tile::kScoreTiles]) {
+  __device__ void store_eights(int half, int64_t first_key,
+                               const float (&largest)[Tile::kScoreTiles]) {
     constexpr int kHalf = Tile::kScoreTiles / 2;
     const int lane = lane_index() % 4;
     float two[kHalf];  // of the tiles of lanes 0 and 1, or of 2 and 3
@@ -124,7 +163,7 @@ class GroupMaxima {
       const float sent = shuffle_xor(lane < 2 ? largest[i + kHalf] : largest[i], 2);
       two[i] = larger_or_nan(lane < 2 ? largest[i] : largest[i + kHalf], sent);
     }
-    float* to = maxima_[half] + (first_key >> kSmallestShift);
+    float* to = maxima_[half] + (first_key >> kEightsShift);
     if constexpr (kHalf == 1) {
       const float one = larger_or_nan(two[0], shuffle_xor(two[0], 1));
       if (maxima_[half] != nullptr && lane % 2 == 0) to[lane / 2] = one;

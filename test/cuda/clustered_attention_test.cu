@@ -101,8 +101,8 @@ TEST_ONCE("CUDA clustered attention: top keys of few and of many groups") {
     int64_t keys;
     int64_t top_k;
   };
-  // More keys than threads; all groups chosen.
-  for (const Choice& one : {Choice{4001, 300}, Choice{1033, 200}}) {
+  // More keys than threads; all groups chosen; groups of eight.
+  for (const Choice& one : {Choice{4001, 300}, Choice{1033, 300}, Choice{17'001, 40}}) {
     const Scope scope(std::to_string(one.keys) + " keys");
     Case which = find_case("long-keys");
     which.key_length = one.keys;
@@ -129,17 +129,19 @@ TEST_ONCE("CUDA clustered attention: top keys of few and of many groups") {
 }
 
 TEST_ONCE("CUDA clustered attention: of equal keys in several groups the first ones win") {
-  Case which = find_case("long-keys");
-  which.key_length = 2003;
-  Fixture fixture(which, Grouping::given, 37);
-  const int64_t period = 100 * which.head_dim;
-  for (int64_t i = period; i < which.key_length * which.head_dim; ++i) {
-    fixture.key[i] = fixture.key[i - period];
+  for (int64_t keys : {2003, 16'390}) {  // in groups of four, of eight
+    Case which = find_case("long-keys");
+    which.key_length = keys;
+    Fixture fixture(which, Grouping::given, 37);
+    const int64_t period = 100 * which.head_dim;
+    for (int64_t i = period; i < which.key_length * which.head_dim; ++i) {
+      fixture.key[i] = fixture.key[i - period];
+    }
+    Device device;
+    CHECK_EQUAL(describe(fixture.run(device)), "ok");
+    CHECK_SAME(fixture.choices().indices,
+               reference::clustered_indices(fixture.problem, fixture.choices().labels));
   }
-  Device device;
-  CHECK_EQUAL(describe(fixture.run(device)), "ok");
-  CHECK_SAME(fixture.choices().indices,
-             reference::clustered_indices(fixture.problem, fixture.choices().labels));
 }
 
 TEST_ONCE("CUDA clustered attention: the same bits in every order of threads, and alone") {
