@@ -329,12 +329,16 @@ class KeyChoice {
     constexpr int kTiles = kKeys / 8;
     const int lane = lane_index();
     const bfloat16* keys = warp_keys() + lane % 8 * kStride + lane / 8 * 8;
-    float mine = 0.0f;
+    FragmentD scores[kTiles];
 #pragma unroll
     for (int n = 0; n < kTiles; ++n) {
-      FragmentD score = {0.0f, 0.0f, 0.0f, 0.0f};
+      for (int i = 0; i < 4; ++i) scores[n][i] = 0.0f;
+    }
+    // The sum of a tile has to wait for itself, but not for the others.
 #pragma unroll
-      for (int k = 0; k < kWidth / 32; ++k) {
+    for (int k = 0; k < kWidth / 32; ++k) {
+#pragma unroll
+      for (int n = 0; n < kTiles; ++n) {
         uint32_t key[kParts][4];
 #pragma unroll
         for (int part = 0; part < kParts; ++part) {
@@ -345,10 +349,15 @@ class KeyChoice {
           const int first = step * 2;
           const FragmentB high = {key[0][first], key[0][first + 1]};
           const FragmentB low = {key[kParts - 1][first], key[kParts - 1][first + 1]};
-          multiply_parts<2, kParts>(score, mean[0][2 * k + step], mean[1][2 * k + step], high, low);
+          multiply_parts<2, kParts>(scores[n], mean[0][2 * k + step], mean[1][2 * k + step], high,
+                                    low);
         }
       }
-      if (lane / 4 % kTiles == n) mine = lane / 4 / kTiles == 0 ? score[0] : score[1];
+    }
+    float mine = 0.0f;
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+      if (lane / 4 % kTiles == n) mine = lane / 4 / kTiles == 0 ? scores[n][0] : scores[n][1];
     }
     return mine;
   }
