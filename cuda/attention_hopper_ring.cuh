@@ -40,9 +40,9 @@ struct HopperSizes {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL) || defined(CA_CUDA_MODEL)
 
-/// Shared memory of a block and its barriers. Keys and values pass through the slots in the order in
-/// which they are used: the keys of block 0; those of block i and the values of block i - 1, for i
-/// = 1, 2, ...; the values of the last block.
+/// Shared memory of a block and its barriers. Keys and values pass through the slots in the order
+/// in which they are used: the keys of block 0; those of block i and the values of block i - 1, for
+/// i = 1, 2, ...; the values of the last block.
 template <int kWidth, bool kSplit>
 struct HopperRing {
   using Sizes = HopperSizes<kWidth, kSplit>;

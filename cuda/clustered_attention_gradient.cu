@@ -229,7 +229,9 @@ class ClusteredGradient {
     sort.clusters = shape_.key_length;
     sort.labels = lists_;
     sort.argument = SortArgument::indices;
-    sort.part_rows = std::max(sort_part_rows(0), round_up(sort.clusters, kWarp));
+    // One block per sequence; their counts take as much as so many integers per key.
+    constexpr int64_t kParts = 8;
+    sort.part_rows = round_up(divide_up(sort.length, kParts), sort_part_rows(0));
     sort.offsets = key_offsets_;
     sort.order = slots_;
     return sort_by_label(session_, sort);

@@ -60,24 +60,35 @@ __device__ inline Range rows_of_part(const SortParams& params, int64_t part, int
   return {begin, begin + params.part_rows < rows ? begin + params.part_rows : rows};
 }
 
-/// Turns the counts of one label into those of earlier parts; returns their sum.
-__device__ inline int32_t scan_parts(const SortParams& params, int32_t* counts) {
-  constexpr int kAtOnce = 16;  // loads on their way
+/// Labels side by side whose counts a thread turns into places: their loads are on their way at
+/// the same time.
+constexpr int kScanLabels = 8;
+
+/// Turns the counts of `labels` labels into those of earlier parts; totals: their sums.
+__device__ inline void scan_parts(const SortParams& params, int32_t* counts, int labels,
+                                  int32_t (&totals)[kScanLabels]) {
+  constexpr int kAtOnce = 4;  // parts
   const int64_t stride = params.problem.clusters;
-  int32_t total = 0;
+  for (int32_t& total : totals) total = 0;
   for (int64_t first = 0; first < params.parts; first += kAtOnce) {
-    int32_t count[kAtOnce];
+    int32_t count[kAtOnce][kScanLabels];
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
-      count[i] = first + i < params.parts ? counts[(first + i) * stride] : 0;
+#pragma unroll
+      for (int j = 0; j < kScanLabels; ++j) {
+        const bool real = first + i < params.parts && j < labels;
+        count[i][j] = real ? counts[(first + i) * stride + j] : 0;
+      }
     }
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
-      if (first + i < params.parts) counts[(first + i) * stride] = total;
-      total += count[i];
+#pragma unroll
+      for (int j = 0; j < kScanLabels; ++j) {
+        if (first + i < params.parts && j < labels) counts[(first + i) * stride + j] = totals[j];
+        totals[j] += count[i][j];
+      }
     }
   }
-  return total;
 }
 
 /// Offsets of all clusters and parts, by the last block of a sequence.
@@ -88,19 +99,35 @@ __device__ inline void scan_label_counts(const SortParams& params, int64_t seque
   int32_t* counts = params.counts + sequence * params.parts * problem.clusters;
   int32_t members = 0;  // of the clusters so far
   int32_t active = 0;
-  for (int64_t first = 0; first < problem.clusters; first += kSortThreads) {
-    const int64_t c = first + threadIdx.x;
-    const int32_t total = c < problem.clusters ? scan_parts(params, counts + c) : 0;
-    int32_t added;
-    const int32_t before = block_exclusive_sum(total, scratch, &added);
-    if (c < problem.clusters) offsets[c] = members + before;
-    members += added;
-    if (problem.active == nullptr) continue;
-    const int32_t place = block_exclusive_sum(total > 0 ? 1 : 0, scratch, &added);
-    if (total > 0) {
-      problem.active[sequence * problem.clusters + active + place] = static_cast<int32_t>(c);
+  for (int64_t first = 0; first < problem.clusters; first += kSortThreads * kScanLabels) {
+    const int64_t own = first + static_cast<int64_t>(threadIdx.x) * kScanLabels;
+    const int64_t left = problem.clusters - own;
+    const int labels = static_cast<int>(left < 0 ? 0 : left < kScanLabels ? left : kScanLabels);
+    int32_t totals[kScanLabels];
+    scan_parts(params, counts + own, labels, totals);
+    int32_t rows = 0;
+    int32_t used = 0;
+#pragma unroll
+    for (int32_t total : totals) {
+      rows += total;
+      used += total > 0 ? 1 : 0;
     }
-    active += added;
+    int32_t added;
+    int32_t before = members + block_exclusive_sum(rows, scratch, &added);
+    members += added;
+    int32_t place = active;
+    if (problem.active != nullptr) {
+      place += block_exclusive_sum(used, scratch, &added);
+      active += added;
+    }
+#pragma unroll
+    for (int j = 0; j < kScanLabels; ++j) {
+      if (j >= labels) continue;
+      offsets[own + j] = before;
+      before += totals[j];
+      if (problem.active == nullptr || totals[j] == 0) continue;
+      problem.active[sequence * problem.clusters + place++] = static_cast<int32_t>(own + j);
+    }
   }
   if (threadIdx.x != 0) return;
   offsets[problem.clusters] = members;

@@ -55,7 +55,9 @@ class GroupLauncher {
     // grid: a cluster of blocks per sequence
     const SortProblem& sort = problem_.sort;
     const SortPlan plan = plan_sort_clusters(sort.sequences, sort.length, sort.clusters, limits_);
-    if (plan.parts == 0) return Status::success();
+    if (plan.parts == 0 || divide_up(sort.length, plan.parts) > kMostGroupRows) {
+      return Status::success();
+    }
     GroupLabelsParams params{};
     params.sort = sort_cluster_params(session_, sort, plan);
     params.after = after_;

@@ -27,8 +27,9 @@ namespace cluster_attention::cuda {
 /// Neighbouring columns that a lane sums: rows of whole pairs alone.
 constexpr int kGroupColumns = 2;
 constexpr int kGroupThreads = kMostSortWarps * kWarp;
-/// Hashes of a block: with more, blocks of twice as many threads, which leave too few registers for
-/// products of rows, group them sooner in a launch of their own.
+/// Rows of a block. With more, blocks of twice as many threads, which leave too few registers for
+/// products of rows, group hashes sooner in a launch of their own, and all multiprocessors sum rows
+/// sooner than those of the clusters.
 constexpr int64_t kMostGroupRows = kGroupThreads;
 
 /// What follows the sort, and what is done on the way.

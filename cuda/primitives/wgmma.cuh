@@ -32,8 +32,8 @@ __device__ inline uint32_t locate_tile(const bfloat16* tile) { return shared_add
 /// Names a swizzled tile, or a part of it that begins `bytes` behind its begin: 32 more for the
 /// next 16 columns, 2048 more for the next 16 rows. `panel_bytes` leads from 64 columns of an
 /// operand whose rows are summed over to the next 64 (multiply_transposed()). One addition, when
-/// `bytes` and `panel_bytes` are constants; tensor cores take the sum from a uniform register, where
-/// `place` has to be for that.
+/// `bytes` and `panel_bytes` are constants; tensor cores take the sum from a uniform register,
+/// where `place` has to be for that.
 __device__ inline uint64_t describe_tile(uint32_t place, int bytes, int panel_bytes = 16) {
   constexpr uint64_t kEightRows = 1024;
   const uint32_t low = place + static_cast<uint32_t>((bytes >> 4) + (panel_bytes >> 4 << 16));
