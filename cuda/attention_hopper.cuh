@@ -14,7 +14,7 @@
 
 #include <cfloat>
 
-#include "cuda/attention_hopper_ring.cuh"
+#include "cuda/attention_hopper_queries.cuh"
 #include "cuda/primitives/exp2.cuh"
 #include "cuda/primitives/largest.cuh"
 
@@ -49,7 +49,7 @@ class HopperConsumer {
   }
 
   __device__ void run() {
-    bool bad = load_queries();
+    bool bad = load_hopper_queries<kWidth, kSplit>(params_, task_, warpgroup_, queries());
     publish_to_tensor_cores();
     meet_warpgroup();
     const int blocks = shuffle(visible_blocks(), 0);
@@ -92,38 +92,6 @@ class HopperConsumer {
       if (seen < end) end = seen > 0 ? seen : 0;
     }
     return static_cast<int>(end / kKeys);
-  }
-
-  /// True where a NaN or Inf was met.
-  __device__ bool load_queries() {
-    bool bad = false;
-    constexpr int kChunks = kWidth / 8;
-    for (int i = static_cast<int>(threadIdx.x) % kWarpgroup; i < kConsumerRows * kChunks;
-         i += kWarpgroup) {
-      const int row = i / kChunks;
-      const int column = i % kChunks * 8;
-      const int64_t query = task_.first_query + warpgroup_ * kConsumerRows + row;
-      float values[8] = {};
-      if (query < task_.queries) {
-        const int64_t at = params_.query.offset(task_.batch, task_.head, query) + column;
-        load_eight(params_.query, at, params_.head_dim - column, values);
-      }
-      uint32_t high[4];
-      uint32_t low[4];
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        split_pair(values[2 * j], values[2 * j + 1], high[j], low[j]);
-        bad = bad || pair_is_bad(high[j]);
-      }
-      bfloat16* to = queries() + column / kSwizzledColumns * kConsumerRows * kSwizzledColumns +
-                     swizzled(row, column % kSwizzledColumns / 8);
-      *reinterpret_cast<uint4*>(to) = make_uint4(high[0], high[1], high[2], high[3]);
-      if constexpr (kSplit) {
-        *reinterpret_cast<uint4*>(to + Sizes::kQueryTile) =
-            make_uint4(low[0], low[1], low[2], low[3]);
-      }
-    }
-    return bad;
   }
 
   __device__ void attend(int blocks) {

@@ -96,6 +96,7 @@ Status clustered_pass(Session& session, DeviceWorkspace::Scope& scope,
   params.means = groups.means;
   params.offsets = groups.offsets;
   params.operands = operands;
+  params.query_lengths = problem.inputs.query_lengths;
   params.key_lengths = problem.inputs.key_lengths;
   params.heads = shape.heads;
   params.key_length = shape.key_length;

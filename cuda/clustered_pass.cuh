@@ -36,6 +36,7 @@ struct PassParams {
   const int32_t* offsets;
   KeysAndValues operands;
   PassPartials partials;
+  const int32_t* query_lengths;
   const int32_t* key_lengths;
   int64_t heads;
   int64_t key_length;
@@ -230,7 +231,9 @@ __global__ void __launch_bounds__(kPassWarps* kWarp, kPassBlocks<kWidth>)
   task.head = sequence % heads;
   task.first_query = int64_t{number % tiles} * Tile::Sizes::kWarpRows * warps;
   task.queries = params.clusters;
-  const int64_t keys = real_length(params.key_lengths, task.batch, params.key_length);
+  // Without queries the operands of the keys have not been made.
+  const bool asked = real_length(params.query_lengths, task.batch, 1) > 0;
+  const int64_t keys = asked ? real_length(params.key_lengths, task.batch, params.key_length) : 0;
   task.first_key = part * params.stretch;
   task.end_key = task.first_key + params.stretch < keys ? task.first_key + params.stretch : keys;
   task.scale_log2 = params.scale * kLog2E;

@@ -13,10 +13,13 @@ Status launch_sums(Session& session, MemberSumsParams params) {
   // grid: a block per cluster and 32 or 64 columns
   const MemberSumsProblem& problem = params.problem;
   params.slices = divide_up(problem.dim, kWarp * kColumns);
-  // Clusters differ: warps for one many times as large as is usual.
+  const int64_t blocks = problem.sequences * problem.clusters * params.slices;
+  // Clusters differ: warps for one many times as large as is usual. But more blocks hide more of
+  // each other's latencies than warps that have a part only in large clusters.
   const int64_t usual = divide_up(problem.length, std::max<int64_t>(problem.clusters, 1));
-  const int64_t warps = std::clamp<int64_t>(divide_up(usual, 4), 1, kMemberParts);
-  return launch(session, problem.sequences * problem.clusters * params.slices, warps * kWarp,
+  const int64_t most = blocks > 3 * session.multiprocessors() ? kMemberParts / 2 : kMemberParts;
+  const int64_t warps = std::clamp<int64_t>(divide_up(usual, 4), 1, most);
+  return launch(session, blocks, warps * kWarp,
                 kSliceSums<kColumns> * static_cast<int64_t>(sizeof(double)),
                 member_sums_kernel<kRead, kColumns>, params);
 }
