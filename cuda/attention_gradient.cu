@@ -1,5 +1,6 @@
 #include "cuda/attention_gradient.cuh"
 #include "cuda/attention_gradient.h"
+#include "cuda/attention_gradient_hopper.cuh"
 #include "cuda/gradient_pass.h"
 #include "cuda/launch.h"
 #include "cuda/widths.h"
@@ -28,6 +29,34 @@ Status query_terms(Session& session, const AttentionGradientProblem& problem, co
   params.round_gradient = call.precision == Precision::bfloat16;
   return launch(session, divide_up(params.queries, kTermWarps), kTermWarps * kWarp, 0,
                 query_terms_kernel<>, params);
+}
+
+/// By the sizes of a sequence and the device alone, so that its results do not depend on others.
+bool suits_hopper(const Session& session, const GradientPass& pass) {
+  return session.has_warpgroup_products() && !pass.split && pass.head_dim <= kSwizzledColumns &&
+         pass.value_dim <= kSwizzledColumns;
+}
+
+Status pass_on_hopper(Session& session, const GradientPass& pass) {
+  // grid: (sequences * (tiles of keys + tiles of rows)), tiles of 64 consumers rows
+  using Sizes = GradientRingSizes;
+  GradientPassParams params = {};
+  params.pass = pass;
+  params.flags = session.flags();
+  const bool wants_keys = pass.key.data != nullptr || pass.value.data != nullptr;
+  const int64_t sequences = pass.batch * pass.heads;
+  // Rows do not depend on who shares their block: fewer consumers give the same bits.
+  for (int64_t consumers = 1;; ++consumers) {
+    const int64_t rows = Sizes::kRows * consumers;
+    params.key_tiles = wants_keys ? divide_up(pass.keys, rows) : 0;
+    params.row_tiles = pass.query.data != nullptr ? divide_up(pass.rows, rows) : 0;
+    params.key_blocks = sequences * params.key_tiles;
+    const int64_t blocks = params.key_blocks + sequences * params.row_tiles;
+    if (blocks <= session.multiprocessors() || consumers == Sizes::kMostConsumers) {
+      return launch(session, blocks, kWarpgroup * (consumers + 1), Sizes::bytes(),
+                    gradients_on_hopper<>, params);
+    }
+  }
 }
 
 }  // namespace
@@ -99,7 +128,7 @@ Status attention_gradient(Session& session, const AttentionGradientProblem& prob
   pass.query = stored_output(wanted.query, is_bfloat16);
   pass.key = stored_output(wanted.key, is_bfloat16);
   pass.value = stored_output(wanted.value, is_bfloat16);
-  return gradient_pass(session, pass);
+  return suits_hopper(session, pass) ? pass_on_hopper(session, pass) : gradient_pass(session, pass);
 }
 
 }  // namespace cluster_attention::cuda

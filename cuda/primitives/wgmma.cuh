@@ -55,6 +55,10 @@ __device__ inline void multiply(float (&d)[kCount], uint64_t a, uint64_t b, bool
   cuda_model::start_product({d, 2 * kCount, nullptr, a, b, false, add});
 }
 template <int kCount>
+__device__ inline void multiply(float (&d)[kCount], const uint32_t* a, uint64_t b, bool add) {
+  cuda_model::start_product({d, 2 * kCount, a, 0, b, false, add});
+}
+template <int kCount>
 __device__ inline void multiply_transposed(float (&d)[kCount], const uint32_t* a, uint64_t b,
                                            bool add) {
   cuda_model::start_product({d, 2 * kCount, a, 0, b, true, add});
@@ -114,6 +118,16 @@ __device__ inline void multiply(float (&d)[64], uint64_t a, uint64_t b, bool add
       "}, %64, %65, add, 1, 1, 0, 0;\n}\n"
       : CA_D32(0), CA_D32(32)
       : "l"(a), "l"(b), "r"(static_cast<int>(add)));
+}
+
+/// The same with A in registers.
+__device__ inline void multiply(float (&d)[32], const uint32_t* a, uint64_t b, bool add) {
+  asm volatile(
+      "{\n.reg .pred add;\nsetp.ne.b32 add, %37, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" CA_NAMES_32
+      "}, {%32,%33,%34,%35}, %36, add, 1, 1, 0;\n}\n"
+      : CA_D32(0)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)));
 }
 
 /// D (64, 2 kCount) (+)= A B over 16 rows of B: A in registers, B (16, n) in a swizzled tile.

@@ -62,29 +62,29 @@ Status run(Fixture& fixture, Device& device, Precision precision = Precision::fl
 }
 
 template <typename Fixture>
-void check_wanted_alone_on(Fixture& fixture) {
+void check_wanted_alone_on(Fixture& fixture, Precision precision = Precision::float32) {
   check_wanted_alone(fixture, [&](const auto& problem) {
     Device device;
-    CHECK_EQUAL(describe(run(fixture, device, problem)), "ok");
+    CHECK_EQUAL(describe(run(fixture, device, problem, precision)), "ok");
   });
 }
 
 /// The same bits on a device that has run it before, and whether sequences come in a batch or one
 /// by one.
 template <typename Fixture>
-void check_same_gradients(Fixture& fixture) {
+void check_same_gradients(Fixture& fixture, Precision precision = Precision::float32) {
   Device device;
-  CHECK_EQUAL(describe(run(fixture, device)), "ok");
+  CHECK_EQUAL(describe(run(fixture, device, precision)), "ok");
   const auto expected = fixture.outputs.snapshot();
   in_every_thread_order([&] {
-    CHECK_EQUAL(describe(run(fixture, device)), "ok");
+    CHECK_EQUAL(describe(run(fixture, device, precision)), "ok");
     check_same_bytes(fixture.outputs.snapshot(), expected, "running again");
   });
   const auto there = on_device(fixture.problem, device, fixture);
   const AttentionShape& shape = fixture.inputs.shape;
   fixture.outputs.poison();
   for (int64_t i = 0; i < shape.batch * shape.heads; ++i) {
-    CHECK_EQUAL(describe(device.run(gradient_of(there), one_sequence(there, i))), "ok");
+    CHECK_EQUAL(describe(device.run(gradient_of(there), one_sequence(there, i), precision)), "ok");
   }
   device.fetch(fixture.outputs);
   check_same_bytes(fixture.outputs.snapshot(), expected, "running sequences one by one");
@@ -92,7 +92,7 @@ void check_same_gradients(Fixture& fixture) {
 
 /// NaN and Inf in a row of each input of a case "ragged" or longer, in both storages.
 template <typename Fixture>
-void check_notices_inputs(Fixture& fixture) {
+void check_notices_inputs(Fixture& fixture, Precision precision = Precision::float32) {
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
   const AttentionInputs& in = fixture.inputs;
   float* places[] = {const_cast<float*>(in.query.row(0, 1, 7)),
@@ -106,7 +106,7 @@ void check_notices_inputs(Fixture& fixture) {
         const float saved = *place;
         *place = bad;
         Device device(storage);
-        CHECK_EQUAL(describe(run(fixture, device)), "ok");
+        CHECK_EQUAL(describe(run(fixture, device, precision)), "ok");
         CHECK(device.non_finite());
         *place = saved;
       }

@@ -34,29 +34,56 @@ TEST_ONCE("CUDA attention gradient: long sums keep the bound") {
   }
 }
 
+/// `reach`: how many places off a NaN may come to a hidden row.
+void check_reach(const Case& which, Precision precision, int64_t bad_row, int64_t reach,
+                 bool in_value) {
+  Fixture fixture(which, true);
+  for (int64_t b = 0; b < which.batch; ++b) {
+    float* row = const_cast<float*>(in_value ? fixture.inputs.value.row(b, 0, bad_row)
+                                             : fixture.problem.output_gradient.row(b, 0, bad_row));
+    row[3] = std::numeric_limits<float>::quiet_NaN();
+  }
+  check_same_gradients(fixture, precision);
+  const DenseGradients result = fixture.result();
+  for (int64_t i = 0; i < which.query_length * which.head_dim; ++i) {
+    const int64_t l = i / which.head_dim;
+    if (in_value && l < bad_row - reach) CHECK(!std::isnan(result.query[static_cast<size_t>(i)]));
+    if (!in_value && l > bad_row + reach) {
+      CHECK(!std::isnan(result.key[static_cast<size_t>(i)]));
+      CHECK(!std::isnan(result.value[static_cast<size_t>(i)]));
+    }
+  }
+}
+
 /// How many rows share a block of threads depends on the batch; whom a NaN reaches must not.
 TEST_ONCE("CUDA attention gradient: a NaN reaches hidden rows by the sizes of a sequence alone") {
-  Case which = long_case(160, 160, 24);
-  which.batch = 5;
   for (const bool in_value : {false, true}) {
     const Scope scope(in_value ? "in value" : "in the gradient of the output");
-    Fixture fixture(which, true);
-    const int64_t bad_row = in_value ? 127 : 0;
-    for (int64_t b = 0; b < which.batch; ++b) {
-      float* row =
-          const_cast<float*>(in_value ? fixture.inputs.value.row(b, 0, bad_row)
-                                      : fixture.problem.output_gradient.row(b, 0, bad_row));
-      row[3] = std::numeric_limits<float>::quiet_NaN();
-    }
-    check_same_gradients(fixture);
-    const DenseGradients result = fixture.result();
+    Case which = long_case(160, 160, 24);
+    which.batch = 5;
     // Rows of a warp and of a tile: at most 32 each.
-    for (int64_t i = 0; i < 160 * which.head_dim; ++i) {
-      const int64_t l = i / which.head_dim;
-      if (in_value && l < bad_row - 62) CHECK(!std::isnan(result.query[static_cast<size_t>(i)]));
-      if (!in_value && l > bad_row + 62) {
-        CHECK(!std::isnan(result.key[static_cast<size_t>(i)]));
-        CHECK(!std::isnan(result.value[static_cast<size_t>(i)]));
+    check_reach(which, Precision::float32, in_value ? 127 : 0, 62, in_value);
+    // Rows of a warpgroup and of a tile: 64 each.
+    which = long_case(224, 224, 24);
+    which.batch = 3;
+    check_reach(which, Precision::bfloat16, in_value ? 191 : 0, 126, in_value);
+  }
+}
+
+TEST_ONCE("CUDA attention gradient: any number of tiles passes through the ring of Hopper") {
+  for (const bool causal : {false, true}) {
+    for (int64_t tiles = 1; tiles <= 10; ++tiles) {
+      // One tile of the other side, or two, of which a consumer each has one.
+      const int64_t many = 64 * tiles - tiles % 2;
+      for (const Case& one : {long_case(100, many, 64), long_case(many, 60 + tiles, 40)}) {
+        const Scope scope(one.name + (causal ? " causal" : ""));
+        Fixture fixture(one, causal);
+        round_in_place(rounded_inputs(fixture));
+        fixture.run_forward();
+        Device device;
+        CHECK_EQUAL(describe(run(fixture, device, Precision::bfloat16)), "ok");
+        check_gradients(fixture.result(), reference::attention_gradient(fixture.problem),
+                        kBfloat16Bound, kShare);
       }
     }
   }
@@ -110,20 +137,22 @@ TEST_ONCE("CUDA attention gradient: logits beyond what a log-sum-exp can hold ar
 }
 
 TEST_ONCE("CUDA attention gradient: bfloat16 in storage, in precision, and in both") {
-  for (const DeviceSettings& way : kBfloat16Ways) {
-    for (const char* name :
-         {"prime", "ragged-transposed", "width-64", "width-130-64", "ragged", "tile-49"}) {
-      const Scope scope(std::string(name) + " way " + std::to_string(&way - kBfloat16Ways));
-      Fixture fixture(find_case(name), true);
-      round_in_place(rounded_inputs(fixture));
-      fixture.run_forward();
-      Device device(way.storage);
-      CHECK_EQUAL(describe(run(fixture, device, way.precision)), "ok");
-      CHECK(!device.non_finite());
-      check_gradients(fixture.result(), reference::attention_gradient(fixture.problem),
-                      kBfloat16Bound, kShare);
+  on_every_kind_of_device([](int32_t index) {
+    for (const DeviceSettings& way : kBfloat16Ways) {
+      for (const char* name : {"prime", "ragged-transposed", "width-64", "width-130-64", "ragged",
+                               "tile-49", "tile-129"}) {
+        const Scope scope(std::string(name) + " way " + std::to_string(&way - kBfloat16Ways));
+        Fixture fixture(find_case(name), true);
+        round_in_place(rounded_inputs(fixture));
+        fixture.run_forward();
+        Device device(way.storage, index);
+        CHECK_EQUAL(describe(run(fixture, device, way.precision)), "ok");
+        CHECK(!device.non_finite());
+        check_gradients(fixture.result(), reference::attention_gradient(fixture.problem),
+                        kBfloat16Bound, kShare);
+      }
     }
-  }
+  });
 }
 
 TEST_ONCE("CUDA attention gradient: unrounded inputs are rounded by precision 'bfloat16'") {
@@ -142,7 +171,9 @@ TEST_ONCE("CUDA attention gradient: unrounded inputs are rounded by precision 'b
 
 TEST_ONCE("CUDA attention gradient: what is not wanted does not change the others") {
   Fixture fixture(find_case("ragged"), true);
-  check_wanted_alone_on(fixture);
+  for (Precision precision : {Precision::float32, Precision::bfloat16}) {
+    check_wanted_alone_on(fixture, precision);
+  }
 }
 
 TEST_ONCE("CUDA attention gradient: the same bits in every order of threads, and for each alone") {
@@ -150,6 +181,7 @@ TEST_ONCE("CUDA attention gradient: the same bits in every order of threads, and
     const Scope scope(name);
     Fixture fixture(find_case(name), true);
     check_same_gradients(fixture);
+    check_same_gradients(fixture, Precision::bfloat16);
   }
 }
 
@@ -157,7 +189,9 @@ TEST_ONCE("CUDA attention gradient: NaN and Inf are noticed, in padding they are
   for (const char* name : {"ragged", "tile-48"}) {
     const Scope scope(name);
     Fixture fixture(find_case(name), true);
-    check_notices_inputs(fixture);
+    for (Precision precision : {Precision::float32, Precision::bfloat16}) {
+      check_notices_inputs(fixture, precision);
+    }
   }
 }
 

@@ -1,0 +1,368 @@
+#pragma once
+
+// §1 Backward of exact attention on Hopper: what gradient_pass.cuh computes, by warpgroup products
+// (wgmma) of bfloat16.
+//
+// Method: as in gradient_tile.cuh, keys own dk and dv, queries own dq, seven products and nothing
+// atomic. A block has up to two warpgroups of consumers, each with 64 rows of its own, which stay
+// in registers as operands, and one of producers, which fills a ring of tiles of 64 met rows ahead
+// of them. A consumer starts the scores and changes of a tile, then the sums of the tile before;
+// while the latter run it takes the weights of the former. p and dz never leave registers.
+// Precision: bfloat16 operands, p and dz rounded to it, float32 sums over the met rows in order,
+// whoever shares the block. Limits: D, E <= 64; a GPU with sm_90a. A NaN reaches, with the causal
+// mask, also hidden pairs of the same 64 own and 64 met rows (at most 126 rows away).
+
+#include "cuda/attention_gradient_hopper_ring.cuh"
+
+namespace cluster_attention::cuda {
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL) || defined(CA_CUDA_MODEL)
+
+/// A warpgroup with 64 rows of its own.
+template <bool kOwnsKeys>
+class GradientConsumer {
+ public:
+  using Sizes = GradientRingSizes;
+  static constexpr int kRows = Sizes::kRows;
+  static constexpr int kSums = kSwizzledColumns / 2;  // of a thread, for 64 columns
+
+  __device__ GradientConsumer(const GradientPassParams& params, const GradientRingTask& task,
+                              const GradientRing& ring, const GradientPlace& place)
+      : params_(params),
+        pass_(params.pass),
+        task_(task),
+        ring_(ring),
+        // The same for a warp, and known to be, so that it is kept in uniform registers.
+        tiles_place_(shuffle(shared_address(ring.tiles) >> 4, 0)),
+        own_(task.begin + shuffle(static_cast<int>(threadIdx.x) / kWarpgroup, 0) * kRows) {
+    const TileRange seen = visible_tiles<kOwnsKeys>(pass_, place, own_, own_ + kRows);
+    first_ = shuffle(seen.first, 0);
+    end_ = shuffle(seen.end, 0);
+    for (int i = 0; i < kSums; ++i) first_sums_[i] = 0.0f;
+    if (kOwnsKeys) {
+      for (int i = 0; i < kSums; ++i) second_sums_[i] = 0.0f;
+    }
+  }
+
+  __device__ void run() {
+    if (first_ < end_) {
+      const OperandPair& own = kOwnsKeys ? pass_.key_operands : pass_.row_operands;
+      load_own(own.first, own_first_);
+      load_own(own.second, own_second_);
+      if (!kOwnsKeys) load_row_terms();
+      for (int tile = task_.first_tile; tile < first_; ++tile) pass_by();
+      meet();
+      for (int tile = end_; tile < task_.end_tile; ++tile) pass_by();
+    } else {
+      for (int tile = task_.first_tile; tile < task_.end_tile; ++tile) pass_by();
+    }
+    store();
+  }
+
+ private:
+  /// This thread's row `half` of the 64.
+  __device__ static int row_of(int half) {
+    return warp_index() % 4 * 16 + half * 8 + lane_index() / 4;
+  }
+  /// The first of this thread's two columns of eight from 8 n on.
+  __device__ static int column_of(int n) { return n * 8 + lane_index() % 4 * 2; }
+
+  /// Own rows as A of the products; zeros for rows and columns that there are not.
+  __device__ void load_own(const Operand& operand, uint32_t (&a)[16]) const {
+    const bfloat16* sequence =
+        operand.high + task_.batch * operand.batch_stride + task_.head * operand.head_stride;
+#pragma unroll
+    for (int i = 0; i < 16; ++i) {
+      const int64_t row = own_ + row_of(i % 2);
+      const int column = column_of(i / 2);
+      const bool valid = row < task_.own_end && column < operand.columns;
+      a[i] = valid
+                 ? *reinterpret_cast<const uint32_t*>(sequence + row * operand.row_stride + column)
+                 : 0;
+    }
+  }
+
+  __device__ void load_row_terms() {
+    for (int half = 0; half < 2; ++half) {
+      const int64_t row = own_ + row_of(half);
+      const int64_t at = task_.sequence * pass_.rows + row;
+      const bool real = row < task_.own_end;
+      row_maximum_[half] = real ? pass_.maximum[at] : HUGE_VALF;
+      row_offset_[half] = real ? pass_.offset[at] : 0.0f;
+    }
+  }
+
+  __device__ void meet() {
+    start_scores();
+    wait_products<0>();
+    hold(scores_);
+    hold(changes_);
+    differentiate(first_);
+    for (int tile = first_ + 1; tile < end_; ++tile) {
+      // The end of the loop keeps the compiler from waiting for the sums before differentiate().
+      finish_sums();
+      if (tile > first_ + 1) release(sums_stage_);
+      pack();
+      sums_stage_ = scores_stage_;
+      start_scores();
+      start_sums();
+      wait_products<1>();
+      hold(scores_);
+      hold(changes_);
+      differentiate(tile);
+    }
+    finish_sums();
+    if (first_ + 1 < end_) release(sums_stage_);
+    pack();
+    sums_stage_ = scores_stage_;
+    start_sums();
+    finish_sums();
+    release(sums_stage_);
+  }
+
+  /// The stage at the cursor, filled.
+  __device__ int take_stage() {
+    const int stage = cursor_.stage;
+    wait_for(ring_.full + stage, cursor_.parity);
+    cursor_.advance();
+    return stage;
+  }
+  __device__ void release(int stage) {
+    if (lane_index() == 0) arrive(ring_.empty + stage);
+  }
+  /// A tile that only the other consumer sees. Weights of 0 would do as well, but for NaN and Inf,
+  /// which are not to reach rows by who shares their block.
+  __device__ void pass_by() {
+    const int stage = take_stage();
+    __syncwarp();  // all lanes have seen it come before it may change again
+    release(stage);
+  }
+
+  /// Names a part of a tile for the tensor cores: one addition in uniform registers.
+  __device__ uint64_t describe(int stage, int tensor, int bytes) const {
+    constexpr int kBytes = Sizes::kTile * 2;
+    const uint32_t place = tiles_place_ + static_cast<uint32_t>(stage) * (2 * kBytes >> 4) +
+                           static_cast<uint32_t>((tensor * kBytes + bytes) >> 4) + (1u << 16);
+    return place | uint64_t{1024 >> 4} << 32 | uint64_t{1} << 62;
+  }
+
+  /// scores = own.first met.first^T, changes = own.second met.second^T of the next tile, in flight.
+  __device__ void start_scores() {
+    scores_stage_ = take_stage();
+    begin_products();
+#pragma unroll
+    for (int step = 0; step < 4; ++step) {
+      multiply(scores_, own_first_ + 4 * step, describe(scores_stage_, 0, step * 32), step > 0);
+    }
+#pragma unroll
+    for (int step = 0; step < 4; ++step) {
+      multiply(changes_, own_second_ + 4 * step, describe(scores_stage_, 1, step * 32), step > 0);
+    }
+    commit_products();
+  }
+
+  /// first sums += dz met.first, second sums += p met.second, in flight.
+  __device__ void start_sums() {
+    begin_products();
+#pragma unroll
+    for (int step = 0; step < 4; ++step) {
+      if constexpr (kOwnsKeys) {
+        multiply_transposed(second_sums_, weights_ + 4 * step,
+                            describe(sums_stage_, 1, step * 2048), true);
+      }
+    }
+#pragma unroll
+    for (int step = 0; step < 4; ++step) {
+      multiply_transposed(first_sums_, packed_changes_ + 4 * step,
+                          describe(sums_stage_, 0, step * 2048), true);
+    }
+    commit_products();
+  }
+
+  __device__ void finish_sums() {
+    wait_products<0>();
+    hold(packed_changes_);
+    hold(first_sums_);
+    if constexpr (kOwnsKeys) {
+      hold(weights_);
+      hold(second_sums_);
+    }
+  }
+
+  /// p and dz as operands of the next products.
+  __device__ void pack() {
+#pragma unroll
+    for (int i = 0; i < 16; ++i) {
+      if constexpr (kOwnsKeys) weights_[i] = pack_bfloat16(scores_[2 * i], scores_[2 * i + 1]);
+      packed_changes_[i] = pack_bfloat16(changes_[2 * i], changes_[2 * i + 1]);
+    }
+  }
+
+  /// scores -> p, changes -> dz
+  __device__ void differentiate(int tile) {
+    const float* terms = ring_.terms_of(scores_stage_) + 2 * column_of(0);
+    const float scale = pass_.scale * kLog2E;
+#pragma unroll
+    for (int n = 0; n < kRows / 8; ++n) {
+      float4 met = {};  // maximum, offset of both columns
+      if (kOwnsKeys) met = *reinterpret_cast<const float4*>(terms + 16 * n);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float met_maximum = i % 2 == 0 ? met.x : met.z;
+        const float met_offset = i % 2 == 0 ? met.y : met.w;
+        const float maximum = kOwnsKeys ? met_maximum : row_maximum_[i / 2];
+        scores_[4 * n + i] = fmaf(scores_[4 * n + i], scale, -maximum);
+        changes_[4 * n + i] -= kOwnsKeys ? met_offset : row_offset_[i / 2];
+      }
+    }
+    if (!is_whole(tile)) mask(tile);
+#pragma unroll
+    for (int i = 0; i < kRows / 2; ++i) {
+      scores_[i] = weight_of(scores_[i]);
+      changes_[i] *= scores_[i];
+    }
+  }
+
+  /// Whether all pairs of the own rows and a tile take part. Met queries past the end have weights
+  /// of 0 by their terms.
+  __device__ bool is_whole(int tile) const {
+    const int64_t first = int64_t{tile} * kRows;
+    if (kOwnsKeys) return !pass_.causal || own_ + kRows - 1 <= first + task_.causal_offset;
+    return first + kRows <= task_.met_end &&
+           (!pass_.causal || first + kRows - 1 <= own_ + task_.causal_offset);
+  }
+
+  /// Exponents of the other pairs become -Inf.
+  __device__ void mask(int tile) {
+    // Relative to this thread's first column; row 0 of the 64 takes part from or up to `diagonal`.
+    const int64_t first = int64_t{tile} * kRows;
+    const int diagonal =
+        clamp(own_ - (kOwnsKeys ? 1 : -1) * task_.causal_offset - first) - column_of(0);
+    const int past = kOwnsKeys ? kRows : clamp(task_.met_end - first) - column_of(0);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int begin = diagonal + row_of(half);
+      const int end = !kOwnsKeys && pass_.causal && begin + 1 < past ? begin + 1 : past;
+#pragma unroll
+      for (int n = 0; n < kRows / 8; ++n) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const int column = 8 * n + i;
+          const bool hidden = kOwnsKeys ? column < begin : column >= end;
+          if (hidden) scores_[4 * n + 2 * half + i] = -HUGE_VALF;
+        }
+      }
+    }
+  }
+  /// What decides about columns of a tile and rows of a warpgroup, in 32 bits.
+  __device__ static int clamp(int64_t place) {
+    constexpr int64_t kFar = 2 * kRows;
+    return static_cast<int>(place < -kFar ? -kFar : place > kFar ? kFar : place);
+  }
+
+  __device__ void store() {
+    bool bad = false;
+    if constexpr (kOwnsKeys) {
+      bad = store_rows(pass_.key, pass_.keys, pass_.head_dim, pass_.scale, first_sums_);
+      bad |= store_rows(pass_.value, pass_.keys, pass_.value_dim, 1.0f, second_sums_);
+    } else {
+      bad = store_rows(pass_.query, pass_.rows, pass_.head_dim, pass_.scale, first_sums_);
+    }
+    if (bad) mark_non_finite(params_.flags);
+  }
+
+  /// True where a result is not finite.
+  __device__ bool store_rows(const StoredOutput& output, int64_t rows, int64_t columns, float scale,
+                             const float (&sums)[kSums]) const {
+    if (output.data == nullptr) return false;
+    bool bad = false;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int64_t row = own_ + row_of(half);
+      if (row >= rows) continue;
+      const bool real = row < task_.own_end;
+      const int64_t at = output.offset(task_.batch, task_.head, row);
+#pragma unroll
+      for (int n = 0; n < kSums / 4; ++n) {
+        const int column = column_of(n);
+        if (column >= columns) continue;
+        const float left = real ? sums[4 * n + 2 * half] * scale : 0.0f;
+        const float right = real ? sums[4 * n + 2 * half + 1] * scale : 0.0f;
+        const bool both = column + 1 < columns;
+        bad |= !(fabsf(left) < HUGE_VALF) || (both && !(fabsf(right) < HUGE_VALF));
+        store_pair(output, at + column, both ? 2 : 1, left, right);
+      }
+    }
+    return bad;
+  }
+
+  const GradientPassParams& params_;
+  const GradientPass& pass_;
+  const GradientRingTask& task_;
+  const GradientRing& ring_;
+  const uint32_t tiles_place_;
+  const int64_t own_;  // the first row
+  int first_;          // tiles that its rows see
+  int end_;
+  GradientRingCursor cursor_;
+  int scores_stage_ = 0;  // of the scores in flight
+  int sums_stage_ = 0;    // of the sums in flight
+  uint32_t own_first_[16];
+  uint32_t own_second_[16];
+  float row_maximum_[2];
+  float row_offset_[2];
+  float scores_[kRows / 2];
+  float changes_[kRows / 2];
+  uint32_t weights_[kRows / 4];
+  uint32_t packed_changes_[kRows / 4];
+  float first_sums_[kSums];
+  float second_sums_[kSums];
+};
+
+/// Keys meet all queries, or queries meet the keys they see.
+template <bool kOwnsKeys>
+__device__ void gradients_of_block(const GradientPassParams& params, int64_t block) {
+  using Sizes = GradientRingSizes;
+  const int consumers = static_cast<int>(blockDim.x) / kWarpgroup - 1;
+  const int64_t tiles = kOwnsKeys ? params.key_tiles : params.row_tiles;
+  const GradientPlace place = gradient_place(params.pass, block, 1, 1, tiles);
+  GradientRingTask task;
+  task.batch = place.sequence / params.pass.heads;
+  task.head = place.sequence % params.pass.heads;
+  task.sequence = place.sequence;
+  const int64_t block_rows = int64_t{consumers} * Sizes::kRows;
+  task.begin = (kOwnsKeys ? place.tile : tiles - 1 - place.tile) * block_rows;
+  task.own_end = kOwnsKeys ? place.keys : place.rows;
+  task.met_end = kOwnsKeys ? place.rows : place.keys;
+  task.causal_offset = place.keys - place.rows;
+  const TileRange range =
+      visible_tiles<kOwnsKeys>(params.pass, place, task.begin, task.begin + block_rows);
+  task.first_tile = shuffle(range.first, 0);
+  task.end_tile = shuffle(range.end, 0);
+  const GradientRing ring(consumers);
+  if (static_cast<int>(threadIdx.x) / kWarpgroup == consumers) {
+    shrink_registers<Sizes::kProducerRegisters>();
+    GradientProducer<kOwnsKeys>(params.pass, task, ring).run();
+  } else {
+    grow_registers<Sizes::kConsumerRegisters>();
+    GradientConsumer<kOwnsKeys>(params, task, ring, place).run();
+  }
+}
+
+#endif  // sm_90a
+
+template <typename = void>
+__global__ void __launch_bounds__(GradientRingSizes::kMostThreads, 1)
+    gradients_on_hopper(const GradientPassParams params) {
+  // query, gradient (B,H,L,D|E), key, value (B,H,S,D|E) -> dq (B,H,L,D), dk, dv (B,H,S,D|E)
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL) || defined(CA_CUDA_MODEL)
+  const int64_t block = blockIdx.x;
+  if (block < params.key_blocks) {
+    gradients_of_block<true>(params, block);
+  } else {
+    gradients_of_block<false>(params, block - params.key_blocks);
+  }
+#endif
+}
+
+}  // namespace cluster_attention::cuda

@@ -1,0 +1,211 @@
+#pragma once
+
+// Of the backward of exact attention on Hopper (attention_gradient_hopper.cuh): what a block works
+// on, the ring of tiles in shared memory that its rows meet, and the warpgroup that fills it.
+
+#include "cuda/attention_hopper_ring.cuh"
+#include "cuda/gradient_pass.cuh"
+
+namespace cluster_attention::cuda {
+
+/// Tiles of 64 rows and 64 columns, swizzled.
+struct GradientRingSizes {
+  static constexpr int kRows = 64;
+  static constexpr int kTile = kRows * kSwizzledColumns;  // elements
+  static constexpr int kMostConsumers = 2;
+  static constexpr int kStages = 8;
+  // Together what 65,536 registers give to a block of all its warpgroups, by eights.
+  static constexpr int kConsumerRegisters = 232;
+  static constexpr int kProducerRegisters = 40;
+  static constexpr int kMostThreads = (kMostConsumers + 1) * kWarpgroup;
+
+  /// Tiles (kStages, 2 tensors), terms (kStages, kRows, 2), barriers, and what aligning the begin
+  /// may take.
+  CA_HOST_DEVICE static constexpr int64_t bytes() {
+    return int64_t{kStages} * (2 * kTile * int64_t{sizeof(uint16_t)} +
+                               2 * kRows * int64_t{sizeof(float)} + 2 * int64_t{sizeof(uint64_t)}) +
+           1024;
+  }
+};
+
+/// Own rows from `begin` on, 64 for each consumer, and tiles of met rows.
+struct GradientRingTask {
+  int64_t batch;
+  int64_t head;
+  int64_t sequence;
+  int64_t begin;
+  int64_t own_end;  // of the real ones
+  int64_t met_end;
+  int64_t causal_offset;  // query l sees keys up to l + causal_offset
+  int first_tile;
+  int end_tile;
+};
+
+/// Goes round the stages of a ring.
+struct GradientRingCursor {
+  int stage = 0;
+  uint32_t parity = 0;  // of the phase of its barriers
+
+  __device__ void advance() {
+    ++stage;
+    if (stage == GradientRingSizes::kStages) {
+      stage = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+/// Tiles [first, end) of met rows that some of the own rows [begin, end_row) see.
+struct TileRange {
+  int first;
+  int end;
+};
+
+template <bool kOwnsKeys>
+__device__ TileRange visible_tiles(const GradientPass& pass, const GradientPlace& place,
+                                   int64_t begin, int64_t end_row) {
+  constexpr int64_t kRows = GradientRingSizes::kRows;
+  const int64_t offset = place.keys - place.rows;
+  int64_t first = 0;
+  int64_t end = kOwnsKeys ? place.rows : place.keys;
+  if (begin >= (kOwnsKeys ? place.keys : place.rows)) end = 0;
+  if (pass.causal && kOwnsKeys && begin > offset) first = begin - offset;
+  if (pass.causal && !kOwnsKeys) {
+    const int64_t seen = (end_row < place.rows ? end_row : place.rows) + offset;
+    if (seen < end) end = seen;
+  }
+  const int first_tile = static_cast<int>(first / kRows);
+  const int end_tile = end > first ? static_cast<int>(divide_up(end, kRows)) : first_tile;
+  return {first_tile, end_tile};
+}
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL) || defined(CA_CUDA_MODEL)
+
+/// Shared memory of a block and its barriers.
+struct GradientRing {
+  using Sizes = GradientRingSizes;
+
+  bfloat16* tiles;
+  float* terms;     // maximum and offset of each met row
+  uint64_t* full;   // what is in a stage has arrived
+  uint64_t* empty;  // every consumer is done with it
+
+  __device__ explicit GradientRing(int consumers) {
+    unsigned char* begin = dynamic_shared<unsigned char>();
+    begin += (1024 - shared_address(begin) % 1024) % 1024;
+    tiles = reinterpret_cast<bfloat16*>(begin);
+    terms = reinterpret_cast<float*>(tiles + Sizes::kStages * 2 * Sizes::kTile);
+    full = reinterpret_cast<uint64_t*>(terms + Sizes::kStages * 2 * Sizes::kRows);
+    empty = full + Sizes::kStages;
+    if (threadIdx.x == 0) {
+      for (int i = 0; i < Sizes::kStages; ++i) {
+        initialize_barrier(full + i, kWarpgroup);
+        initialize_barrier(empty + i, consumers * kWarpgroup / kWarp);
+      }
+      publish_to_tensor_cores();
+    }
+    __syncthreads();
+  }
+
+  __device__ bfloat16* tile(int stage, int tensor) const {
+    return tiles + (stage * 2 + tensor) * Sizes::kTile;
+  }
+  __device__ float* terms_of(int stage) const { return terms + stage * 2 * Sizes::kRows; }
+};
+
+/// The warpgroup that fetches the met rows: queries and the gradients of their outputs with their
+/// terms, or keys and values.
+template <bool kOwnsKeys>
+class GradientProducer {
+ public:
+  using Sizes = GradientRingSizes;
+
+  __device__ GradientProducer(const GradientPass& pass, const GradientRingTask& task,
+                              const GradientRing& ring)
+      : pass_(pass),
+        task_(task),
+        ring_(ring),
+        thread_(static_cast<int>(threadIdx.x) % kWarpgroup) {}
+
+  __device__ void run() {
+    const OperandPair& met = kOwnsKeys ? pass_.row_operands : pass_.key_operands;
+    const bfloat16* first = source(met.first);
+    const bfloat16* second = source(met.second);
+    float term = kOwnsKeys ? load_term(task_.first_tile) : 0.0f;
+    for (int tile = task_.first_tile; tile < task_.end_tile; ++tile) {
+      wait_for(ring_.empty + filling_.stage, filling_.parity ^ 1);
+      const int64_t rows = task_.met_end - int64_t{tile} * Sizes::kRows;
+      copy_tile(met.first, first, rows, ring_.tile(filling_.stage, 0));
+      copy_tile(met.second, second, rows, ring_.tile(filling_.stage, 1));
+      commit_copies();
+      if constexpr (kOwnsKeys) {
+        ring_.terms_of(filling_.stage)[thread_ % Sizes::kRows * 2 + thread_ / Sizes::kRows] = term;
+        term = load_term(tile + 1);
+      }
+      first += Sizes::kRows * met.first.row_stride;
+      second += Sizes::kRows * met.second.row_stride;
+      filling_.advance();
+      wait_copies<kInFlight>();
+      if (tile - task_.first_tile >= kInFlight) announce();
+    }
+    wait_copies<0>();
+    while (announcing_.stage != filling_.stage) announce();
+  }
+
+ private:
+  // Stages on their way. Consumers give one back once they have the next: it must have been
+  // announced before this warpgroup waits for the stage.
+  static constexpr int kInFlight = 3;
+  static_assert(kInFlight + 2 <= Sizes::kStages, "else both wait");
+  static_assert(kWarpgroup == 2 * Sizes::kRows, "a thread has one term of a tile");
+  static constexpr int kChunks = 8;  // of a row
+  static constexpr int kRowStep = kWarpgroup / kChunks;
+  static_assert(kRowStep % 8 == 0, "a thread's rows are swizzled alike");
+
+  /// This thread's chunk of its first row of the first tile.
+  __device__ const bfloat16* source(const Operand& operand) const {
+    const int64_t row = int64_t{task_.first_tile} * Sizes::kRows + thread_ / kChunks;
+    return operand.high + task_.batch * operand.batch_stride + task_.head * operand.head_stride +
+           row * operand.row_stride + thread_ % kChunks * 8;
+  }
+
+  /// Zeros for rows and columns that there are not.
+  __device__ void copy_tile(const Operand& operand, const bfloat16* from, int64_t rows,
+                            bfloat16* to) const {
+    const int chunk = thread_ % kChunks;
+    const int row = thread_ / kChunks;
+    bfloat16* place = to + swizzled(row, chunk);
+#pragma unroll
+    for (int i = 0; i < Sizes::kRows / kRowStep; ++i) {
+      const bool valid = chunk * 8 < operand.columns && row + i * kRowStep < rows;
+      copy_async_16(place + i * kRowStep * kSwizzledColumns, valid ? from : operand.high, valid);
+      from += kRowStep * operand.row_stride;
+    }
+  }
+
+  /// Of a query of a tile the maximum (first 64 threads) or the offset. +Inf past the end, where
+  /// weights are 0 by it.
+  __device__ float load_term(int tile) const {
+    const bool is_maximum = thread_ < Sizes::kRows;
+    const int64_t row = int64_t{tile} * Sizes::kRows + thread_ % Sizes::kRows;
+    if (row >= task_.met_end) return is_maximum ? HUGE_VALF : 0.0f;
+    return (is_maximum ? pass_.maximum : pass_.offset)[task_.sequence * pass_.rows + row];
+  }
+
+  __device__ void announce() {
+    publish_to_tensor_cores();
+    arrive(ring_.full + announcing_.stage);
+    announcing_.advance();
+  }
+
+  const GradientPass& pass_;
+  const GradientRingTask& task_;
+  const GradientRing& ring_;
+  const int thread_;
+  GradientRingCursor filling_;
+  GradientRingCursor announcing_;
+};
+
+#endif  // sm_90a
+
+}  // namespace cluster_attention::cuda
