@@ -33,13 +33,14 @@ Status query_terms(Session& session, const AttentionGradientProblem& problem, co
 
 /// By the sizes of a sequence and the device alone, so that its results do not depend on others.
 bool suits_hopper(const Session& session, const GradientPass& pass) {
-  return session.has_warpgroup_products() && !pass.split && pass.head_dim <= kSwizzledColumns &&
-         pass.value_dim <= kSwizzledColumns;
+  return session.has_warpgroup_products() && !pass.split && pass.head_dim <= 128 &&
+         pass.value_dim <= 128;
 }
 
+template <int kWidth>
 Status pass_on_hopper(Session& session, const GradientPass& pass) {
   // grid: (sequences * (tiles of keys + tiles of rows)), tiles of 64 consumers rows
-  using Sizes = GradientRingSizes;
+  using Sizes = GradientRingSizes<kWidth>;
   GradientPassParams params = {};
   params.pass = pass;
   params.flags = session.flags();
@@ -53,8 +54,8 @@ Status pass_on_hopper(Session& session, const GradientPass& pass) {
     params.key_blocks = sequences * params.key_tiles;
     const int64_t blocks = params.key_blocks + sequences * params.row_tiles;
     if (blocks <= session.multiprocessors() || consumers == Sizes::kMostConsumers) {
-      return launch(session, blocks, kWarpgroup * (consumers + 1), Sizes::bytes(),
-                    gradients_on_hopper<>, params);
+      return launch(session, blocks, kWarpgroup * (consumers + 1), Sizes::bytes(consumers),
+                    gradients_on_hopper<kWidth>, params);
     }
   }
 }
@@ -128,7 +129,9 @@ Status attention_gradient(Session& session, const AttentionGradientProblem& prob
   pass.query = stored_output(wanted.query, is_bfloat16);
   pass.key = stored_output(wanted.key, is_bfloat16);
   pass.value = stored_output(wanted.value, is_bfloat16);
-  return suits_hopper(session, pass) ? pass_on_hopper(session, pass) : gradient_pass(session, pass);
+  if (!suits_hopper(session, pass)) return gradient_pass(session, pass);
+  const bool narrow = shape.head_dim <= 64 && shape.value_dim <= 64;
+  return narrow ? pass_on_hopper<64>(session, pass) : pass_on_hopper<128>(session, pass);
 }
 
 }  // namespace cluster_attention::cuda

@@ -5,12 +5,13 @@
 //
 // Method: as in gradient_tile.cuh, keys own dk and dv, queries own dq, seven products and nothing
 // atomic. A block has up to two warpgroups of consumers, each with 64 rows of its own, which stay
-// in registers as operands, and one of producers, which fills a ring of tiles of 64 met rows ahead
-// of them. A consumer starts the scores and changes of a tile, then the sums of the tile before;
-// while the latter run it takes the weights of the former. p and dz never leave registers.
+// in registers as operands (in shared memory with 128 columns), and one of producers, which fills a
+// ring of tiles of 64 met rows ahead of them. A consumer starts the scores and changes of a tile,
+// then the sums of the tile before; while the latter run it takes the weights of the former. p and
+// dz never leave registers.
 // Precision: bfloat16 operands, p and dz rounded to it, float32 sums over the met rows in order,
-// whoever shares the block. Limits: D, E <= 64; a GPU with sm_90a. A NaN reaches, with the causal
-// mask, also hidden pairs of the same 64 own and 64 met rows (at most 126 rows away).
+// whoever shares the block. Limits: D, E <= kWidth; a GPU with sm_90a. A NaN reaches, with the
+// causal mask, also hidden pairs of the same 64 own and 64 met rows (at most 126 rows away).
 
 #include "cuda/attention_gradient_hopper_ring.cuh"
 
@@ -19,22 +20,26 @@ namespace cluster_attention::cuda {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL) || defined(CA_CUDA_MODEL)
 
 /// A warpgroup with 64 rows of its own.
-template <bool kOwnsKeys>
+template <int kWidth, bool kOwnsKeys>
 class GradientConsumer {
  public:
-  using Sizes = GradientRingSizes;
+  using Sizes = GradientRingSizes<kWidth>;
   static constexpr int kRows = Sizes::kRows;
-  static constexpr int kSums = kSwizzledColumns / 2;  // of a thread, for 64 columns
+  static constexpr int kSums = kWidth / 2;  // of a thread
+  /// Whether there are registers for a tile's scores and changes beside p and dz of another.
+  static constexpr bool kOverlaps = kWidth == 64 || !kOwnsKeys;
 
   __device__ GradientConsumer(const GradientPassParams& params, const GradientRingTask& task,
-                              const GradientRing& ring, const GradientPlace& place)
+                              const GradientRing<kWidth>& ring, const GradientPlace& place)
       : params_(params),
         pass_(params.pass),
         task_(task),
         ring_(ring),
         // The same for a warp, and known to be, so that it is kept in uniform registers.
+        warpgroup_(shuffle(static_cast<int>(threadIdx.x) / kWarpgroup, 0)),
         tiles_place_(shuffle(shared_address(ring.tiles) >> 4, 0)),
-        own_(task.begin + shuffle(static_cast<int>(threadIdx.x) / kWarpgroup, 0) * kRows) {
+        own_place_(shuffle(shared_address(own_tile(0)) >> 4, 0)),
+        own_(task.begin + warpgroup_ * kRows) {
     const TileRange seen = visible_tiles<kOwnsKeys>(pass_, place, own_, own_ + kRows);
     first_ = shuffle(seen.first, 0);
     end_ = shuffle(seen.end, 0);
@@ -47,8 +52,15 @@ class GradientConsumer {
   __device__ void run() {
     if (first_ < end_) {
       const OperandPair& own = kOwnsKeys ? pass_.key_operands : pass_.row_operands;
-      load_own(own.first, own_first_);
-      load_own(own.second, own_second_);
+      if constexpr (Sizes::kOwnInRegisters) {
+        load_own(own.first, own_rows_[0]);
+        load_own(own.second, own_rows_[1]);
+      } else {
+        copy_own(own.first, own_tile(0));
+        copy_own(own.second, own_tile(1));
+        publish_to_tensor_cores();
+        sync_threads(1 + warpgroup_, kWarpgroup);
+      }
       if (!kOwnsKeys) load_row_terms();
       for (int tile = task_.first_tile; tile < first_; ++tile) pass_by();
       meet();
@@ -60,6 +72,8 @@ class GradientConsumer {
   }
 
  private:
+  static constexpr int kTileBytes = Sizes::kTile * 2;
+
   /// This thread's row `half` of the 64.
   __device__ static int row_of(int half) {
     return warp_index() % 4 * 16 + half * 8 + lane_index() / 4;
@@ -82,6 +96,27 @@ class GradientConsumer {
     }
   }
 
+  /// The same in a tile of shared memory.
+  __device__ void copy_own(const Operand& operand, bfloat16* to) const {
+    constexpr int kChunks = kWidth / 8;
+    const bfloat16* sequence =
+        operand.high + task_.batch * operand.batch_stride + task_.head * operand.head_stride;
+    for (int i = static_cast<int>(threadIdx.x) % kWarpgroup; i < kRows * kChunks; i += kWarpgroup) {
+      const int64_t row = own_ + i / kChunks;
+      const int chunk = i % kChunks;
+      const bool valid = row < task_.own_end && chunk * 8 < operand.columns;
+      uint4 words = make_uint4(0, 0, 0, 0);
+      if (valid) {
+        words = *reinterpret_cast<const uint4*>(sequence + row * operand.row_stride + chunk * 8);
+      }
+      bfloat16* place = to + chunk / 8 * Sizes::kPanel + swizzled(i / kChunks, chunk % 8);
+      *reinterpret_cast<uint4*>(place) = words;
+    }
+  }
+  __device__ bfloat16* own_tile(int tensor) const {
+    return ring_.own + (warpgroup_ * 2 + tensor) * Sizes::kTile;
+  }
+
   __device__ void load_row_terms() {
     for (int half = 0; half < 2; ++half) {
       const int64_t row = own_ + row_of(half);
@@ -93,18 +128,30 @@ class GradientConsumer {
   }
 
   __device__ void meet() {
-    start_scores();
-    wait_products<0>();
-    hold(scores_);
-    hold(changes_);
-    differentiate(first_);
+    if constexpr (kOverlaps) {
+      meet_overlapping();
+    } else {
+      // While one consumer has no products to wait for, the other has.
+      for (int tile = first_; tile < end_; ++tile) {
+        enter(tile);
+        pack();
+        start_sums();
+        finish_sums();
+        release(sums_stage_);
+      }
+    }
+  }
+
+  __device__ void meet_overlapping() {
+    enter(first_);
     for (int tile = first_ + 1; tile < end_; ++tile) {
       // The end of the loop keeps the compiler from waiting for the sums before differentiate().
       finish_sums();
       if (tile > first_ + 1) release(sums_stage_);
       pack();
-      sums_stage_ = scores_stage_;
+      const int stage = scores_stage_;
       start_scores();
+      sums_stage_ = stage;
       start_sums();
       wait_products<1>();
       hold(scores_);
@@ -118,6 +165,16 @@ class GradientConsumer {
     start_sums();
     finish_sums();
     release(sums_stage_);
+  }
+
+  /// Weights of a tile, with nothing else in flight.
+  __device__ void enter(int tile) {
+    start_scores();
+    wait_products<0>();
+    hold(scores_);
+    hold(changes_);
+    differentiate(tile);
+    sums_stage_ = scores_stage_;
   }
 
   /// The stage at the cursor, filled.
@@ -139,44 +196,51 @@ class GradientConsumer {
   }
 
   /// Names a part of a tile for the tensor cores: one addition in uniform registers.
-  __device__ uint64_t describe(int stage, int tensor, int bytes) const {
-    constexpr int kBytes = Sizes::kTile * 2;
-    const uint32_t place = tiles_place_ + static_cast<uint32_t>(stage) * (2 * kBytes >> 4) +
-                           static_cast<uint32_t>((tensor * kBytes + bytes) >> 4) + (1u << 16);
-    return place | uint64_t{1024 >> 4} << 32 | uint64_t{1} << 62;
+  __device__ static uint64_t describe(uint32_t place, int bytes, int panel_bytes) {
+    const uint32_t low = place + static_cast<uint32_t>((bytes >> 4) + (panel_bytes >> 4 << 16));
+    return low | uint64_t{1024 >> 4} << 32 | uint64_t{1} << 62;
+  }
+  __device__ uint32_t stage_place(int stage) const {
+    return tiles_place_ + static_cast<uint32_t>(stage) * (2 * kTileBytes >> 4);
   }
 
   /// scores = own.first met.first^T, changes = own.second met.second^T of the next tile, in flight.
   __device__ void start_scores() {
     scores_stage_ = take_stage();
     begin_products();
-#pragma unroll
-    for (int step = 0; step < 4; ++step) {
-      multiply(scores_, own_first_ + 4 * step, describe(scores_stage_, 0, step * 32), step > 0);
-    }
-#pragma unroll
-    for (int step = 0; step < 4; ++step) {
-      multiply(changes_, own_second_ + 4 * step, describe(scores_stage_, 1, step * 32), step > 0);
-    }
+    multiply_own<0>(scores_);
+    multiply_own<1>(changes_);
     commit_products();
+  }
+  template <int kTensor>
+  __device__ void multiply_own(float (&scores)[kRows / 2]) {
+#pragma unroll
+    for (int step = 0; step < kWidth / 16; ++step) {
+      const int at = kTensor * kTileBytes + step / 4 * (Sizes::kPanel * 2) + step % 4 * 32;
+      const uint64_t met = describe(stage_place(scores_stage_), at, 16);
+      if constexpr (Sizes::kOwnInRegisters) {
+        multiply(scores, own_rows_[kTensor] + 4 * step, met, step > 0);
+      } else {
+        multiply(scores, describe(own_place_, at, 16), met, step > 0);
+      }
+    }
   }
 
   /// first sums += dz met.first, second sums += p met.second, in flight.
   __device__ void start_sums() {
     begin_products();
-#pragma unroll
-    for (int step = 0; step < 4; ++step) {
-      if constexpr (kOwnsKeys) {
-        multiply_transposed(second_sums_, weights_ + 4 * step,
-                            describe(sums_stage_, 1, step * 2048), true);
-      }
-    }
-#pragma unroll
-    for (int step = 0; step < 4; ++step) {
-      multiply_transposed(first_sums_, packed_changes_ + 4 * step,
-                          describe(sums_stage_, 0, step * 2048), true);
-    }
+    if constexpr (kOwnsKeys) multiply_met<1>(second_sums_, weights_);
+    multiply_met<0>(first_sums_, packed_changes_);
     commit_products();
+  }
+  template <int kTensor>
+  __device__ void multiply_met(float (&sums)[kSums], const uint32_t (&weights)[kRows / 4]) {
+#pragma unroll
+    for (int step = 0; step < kRows / 16; ++step) {
+      const uint64_t met =
+          describe(stage_place(sums_stage_), kTensor * kTileBytes + step * 2048, Sizes::kPanel * 2);
+      multiply_transposed(sums, weights + 4 * step, met, true);
+    }
   }
 
   __device__ void finish_sums() {
@@ -299,16 +363,17 @@ class GradientConsumer {
   const GradientPassParams& params_;
   const GradientPass& pass_;
   const GradientRingTask& task_;
-  const GradientRing& ring_;
+  const GradientRing<kWidth>& ring_;
+  const int warpgroup_;
   const uint32_t tiles_place_;
+  const uint32_t own_place_;
   const int64_t own_;  // the first row
   int first_;          // tiles that its rows see
   int end_;
-  GradientRingCursor cursor_;
+  GradientRingCursor<Sizes::kStages> cursor_;
   int scores_stage_ = 0;  // of the scores in flight
   int sums_stage_ = 0;    // of the sums in flight
-  uint32_t own_first_[16];
-  uint32_t own_second_[16];
+  uint32_t own_rows_[2][16];
   float row_maximum_[2];
   float row_offset_[2];
   float scores_[kRows / 2];
@@ -320,9 +385,9 @@ class GradientConsumer {
 };
 
 /// Keys meet all queries, or queries meet the keys they see.
-template <bool kOwnsKeys>
+template <int kWidth, bool kOwnsKeys>
 __device__ void gradients_of_block(const GradientPassParams& params, int64_t block) {
-  using Sizes = GradientRingSizes;
+  using Sizes = GradientRingSizes<kWidth>;
   const int consumers = static_cast<int>(blockDim.x) / kWarpgroup - 1;
   const int64_t tiles = kOwnsKeys ? params.key_tiles : params.row_tiles;
   const GradientPlace place = gradient_place(params.pass, block, 1, 1, tiles);
@@ -339,28 +404,28 @@ __device__ void gradients_of_block(const GradientPassParams& params, int64_t blo
       visible_tiles<kOwnsKeys>(params.pass, place, task.begin, task.begin + block_rows);
   task.first_tile = shuffle(range.first, 0);
   task.end_tile = shuffle(range.end, 0);
-  const GradientRing ring(consumers);
+  const GradientRing<kWidth> ring(consumers);
   if (static_cast<int>(threadIdx.x) / kWarpgroup == consumers) {
     shrink_registers<Sizes::kProducerRegisters>();
-    GradientProducer<kOwnsKeys>(params.pass, task, ring).run();
+    GradientProducer<kWidth, kOwnsKeys>(params.pass, task, ring).run();
   } else {
     grow_registers<Sizes::kConsumerRegisters>();
-    GradientConsumer<kOwnsKeys>(params, task, ring, place).run();
+    GradientConsumer<kWidth, kOwnsKeys>(params, task, ring, place).run();
   }
 }
 
 #endif  // sm_90a
 
-template <typename = void>
-__global__ void __launch_bounds__(GradientRingSizes::kMostThreads, 1)
+template <int kWidth>
+__global__ void __launch_bounds__(GradientRingSizes<kWidth>::kMostThreads, 1)
     gradients_on_hopper(const GradientPassParams params) {
   // query, gradient (B,H,L,D|E), key, value (B,H,S,D|E) -> dq (B,H,L,D), dk, dv (B,H,S,D|E)
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL) || defined(CA_CUDA_MODEL)
   const int64_t block = blockIdx.x;
   if (block < params.key_blocks) {
-    gradients_of_block<true>(params, block);
+    gradients_of_block<kWidth, true>(params, block);
   } else {
-    gradients_of_block<false>(params, block - params.key_blocks);
+    gradients_of_block<kWidth, false>(params, block - params.key_blocks);
   }
 #endif
 }

@@ -8,23 +8,27 @@
 
 namespace cluster_attention::cuda {
 
-/// Tiles of 64 rows and 64 columns, swizzled.
+template <int kWidth>
 struct GradientRingSizes {
-  static constexpr int kRows = 64;
-  static constexpr int kTile = kRows * kSwizzledColumns;  // elements
+  static_assert(kWidth == 64 || kWidth == 128, "one or two panels of 64 columns");
+  static constexpr int kRows = 64;  // of a tile, and of a consumer
+  static constexpr int kPanels = kWidth / kSwizzledColumns;
+  static constexpr int kPanel = kRows * kSwizzledColumns;
+  // In elements. A tile is (kPanels, kRows, 64), swizzled.
+  static constexpr int kTile = kPanels * kPanel;
+  static constexpr bool kOwnInRegisters = kWidth == 64;  // else in shared memory
   static constexpr int kMostConsumers = 2;
-  static constexpr int kStages = 8;
+  static constexpr int kStages = kWidth == 64 ? 8 : 4;
   // Together what 65,536 registers give to a block of all its warpgroups, by eights.
   static constexpr int kConsumerRegisters = 232;
   static constexpr int kProducerRegisters = 40;
   static constexpr int kMostThreads = (kMostConsumers + 1) * kWarpgroup;
 
-  /// Tiles (kStages, 2 tensors), terms (kStages, kRows, 2), barriers, and what aligning the begin
-  /// may take.
-  CA_HOST_DEVICE static constexpr int64_t bytes() {
-    return int64_t{kStages} * (2 * kTile * int64_t{sizeof(uint16_t)} +
-                               2 * kRows * int64_t{sizeof(float)} + 2 * int64_t{sizeof(uint64_t)}) +
-           1024;
+  /// Tiles (kStages, 2 tensors), own rows (consumers, 2 tensors), terms (kStages, kRows, 2),
+  /// barriers, and what aligning the begin may take.
+  CA_HOST_DEVICE static constexpr int64_t bytes(int64_t consumers) {
+    return 2 * sizeof(uint16_t) * kTile * (kStages + (kOwnInRegisters ? 0 : consumers)) +
+           2 * kStages * (kRows * sizeof(float) + sizeof(uint64_t)) + 1024;
   }
 };
 
@@ -42,13 +46,14 @@ struct GradientRingTask {
 };
 
 /// Goes round the stages of a ring.
+template <int kStages>
 struct GradientRingCursor {
   int stage = 0;
   uint32_t parity = 0;  // of the phase of its barriers
 
   __device__ void advance() {
     ++stage;
-    if (stage == GradientRingSizes::kStages) {
+    if (stage == kStages) {
       stage = 0;
       parity ^= 1;
     }
@@ -64,7 +69,7 @@ struct TileRange {
 template <bool kOwnsKeys>
 __device__ TileRange visible_tiles(const GradientPass& pass, const GradientPlace& place,
                                    int64_t begin, int64_t end_row) {
-  constexpr int64_t kRows = GradientRingSizes::kRows;
+  constexpr int64_t kRows = GradientRingSizes<64>::kRows;
   const int64_t offset = place.keys - place.rows;
   int64_t first = 0;
   int64_t end = kOwnsKeys ? place.rows : place.keys;
@@ -82,10 +87,12 @@ __device__ TileRange visible_tiles(const GradientPass& pass, const GradientPlace
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL) || defined(CA_CUDA_MODEL)
 
 /// Shared memory of a block and its barriers.
+template <int kWidth>
 struct GradientRing {
-  using Sizes = GradientRingSizes;
+  using Sizes = GradientRingSizes<kWidth>;
 
   bfloat16* tiles;
+  bfloat16* own;
   float* terms;     // maximum and offset of each met row
   uint64_t* full;   // what is in a stage has arrived
   uint64_t* empty;  // every consumer is done with it
@@ -94,7 +101,9 @@ struct GradientRing {
     unsigned char* begin = dynamic_shared<unsigned char>();
     begin += (1024 - shared_address(begin) % 1024) % 1024;
     tiles = reinterpret_cast<bfloat16*>(begin);
-    terms = reinterpret_cast<float*>(tiles + Sizes::kStages * 2 * Sizes::kTile);
+    own = tiles + Sizes::kStages * 2 * Sizes::kTile;
+    terms =
+        reinterpret_cast<float*>(own + (Sizes::kOwnInRegisters ? 0 : consumers) * 2 * Sizes::kTile);
     full = reinterpret_cast<uint64_t*>(terms + Sizes::kStages * 2 * Sizes::kRows);
     empty = full + Sizes::kStages;
     if (threadIdx.x == 0) {
@@ -115,13 +124,13 @@ struct GradientRing {
 
 /// The warpgroup that fetches the met rows: queries and the gradients of their outputs with their
 /// terms, or keys and values.
-template <bool kOwnsKeys>
+template <int kWidth, bool kOwnsKeys>
 class GradientProducer {
  public:
-  using Sizes = GradientRingSizes;
+  using Sizes = GradientRingSizes<kWidth>;
 
   __device__ GradientProducer(const GradientPass& pass, const GradientRingTask& task,
-                              const GradientRing& ring)
+                              const GradientRing<kWidth>& ring)
       : pass_(pass),
         task_(task),
         ring_(ring),
@@ -155,10 +164,10 @@ class GradientProducer {
  private:
   // Stages on their way. Consumers give one back once they have the next: it must have been
   // announced before this warpgroup waits for the stage.
-  static constexpr int kInFlight = 3;
+  static constexpr int kInFlight = Sizes::kStages > 4 ? 3 : 2;
   static_assert(kInFlight + 2 <= Sizes::kStages, "else both wait");
   static_assert(kWarpgroup == 2 * Sizes::kRows, "a thread has one term of a tile");
-  static constexpr int kChunks = 8;  // of a row
+  static constexpr int kChunks = 8;  // of a row of a panel
   static constexpr int kRowStep = kWarpgroup / kChunks;
   static_assert(kRowStep % 8 == 0, "a thread's rows are swizzled alike");
 
@@ -177,8 +186,13 @@ class GradientProducer {
     bfloat16* place = to + swizzled(row, chunk);
 #pragma unroll
     for (int i = 0; i < Sizes::kRows / kRowStep; ++i) {
-      const bool valid = chunk * 8 < operand.columns && row + i * kRowStep < rows;
-      copy_async_16(place + i * kRowStep * kSwizzledColumns, valid ? from : operand.high, valid);
+#pragma unroll
+      for (int panel = 0; panel < Sizes::kPanels; ++panel) {
+        const int column = panel * kSwizzledColumns;
+        const bool valid = column + chunk * 8 < operand.columns && row + i * kRowStep < rows;
+        copy_async_16(place + panel * Sizes::kPanel + i * kRowStep * kSwizzledColumns,
+                      valid ? from + column : operand.high, valid);
+      }
       from += kRowStep * operand.row_stride;
     }
   }
@@ -200,10 +214,10 @@ class GradientProducer {
 
   const GradientPass& pass_;
   const GradientRingTask& task_;
-  const GradientRing& ring_;
+  const GradientRing<kWidth>& ring_;
   const int thread_;
-  GradientRingCursor filling_;
-  GradientRingCursor announcing_;
+  GradientRingCursor<Sizes::kStages> filling_;
+  GradientRingCursor<Sizes::kStages> announcing_;
 };
 
 #endif  // sm_90a

@@ -64,9 +64,11 @@ TEST_ONCE("CUDA attention gradient: a NaN reaches hidden rows by the sizes of a 
     // Rows of a warp and of a tile: at most 32 each.
     check_reach(which, Precision::float32, in_value ? 127 : 0, 62, in_value);
     // Rows of a warpgroup and of a tile: 64 each.
-    which = long_case(224, 224, 24);
-    which.batch = 3;
-    check_reach(which, Precision::bfloat16, in_value ? 191 : 0, 126, in_value);
+    for (int64_t dim : {24, 72}) {
+      which = long_case(224, 224, dim);
+      which.batch = 3;
+      check_reach(which, Precision::bfloat16, in_value ? 191 : 0, 126, in_value);
+    }
   }
 }
 
@@ -75,7 +77,8 @@ TEST_ONCE("CUDA attention gradient: any number of tiles passes through the ring 
     for (int64_t tiles = 1; tiles <= 10; ++tiles) {
       // One tile of the other side, or two, of which a consumer each has one.
       const int64_t many = 64 * tiles - tiles % 2;
-      for (const Case& one : {long_case(100, many, 64), long_case(many, 60 + tiles, 40)}) {
+      for (const Case& one : {long_case(100, many, 64), long_case(many, 60 + tiles, 40),
+                              long_case(90, many, 72), long_case(many, 65, 128)}) {
         const Scope scope(one.name + (causal ? " causal" : ""));
         Fixture fixture(one, causal);
         round_in_place(rounded_inputs(fixture));
@@ -139,8 +142,8 @@ TEST_ONCE("CUDA attention gradient: logits beyond what a log-sum-exp can hold ar
 TEST_ONCE("CUDA attention gradient: bfloat16 in storage, in precision, and in both") {
   on_every_kind_of_device([](int32_t index) {
     for (const DeviceSettings& way : kBfloat16Ways) {
-      for (const char* name : {"prime", "ragged-transposed", "width-64", "width-130-64", "ragged",
-                               "tile-49", "tile-129"}) {
+      for (const char* name : {"prime", "ragged-transposed", "width-64", "width-65", "width-130-64",
+                               "ragged", "tile-49", "tile-129"}) {
         const Scope scope(std::string(name) + " way " + std::to_string(&way - kBfloat16Ways));
         Fixture fixture(find_case(name), true);
         round_in_place(rounded_inputs(fixture));
