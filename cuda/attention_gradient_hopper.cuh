@@ -153,10 +153,12 @@ class GradientConsumer {
       start_scores();
       sums_stage_ = stage;
       start_sums();
-      wait_products<1>();
+      wait_products<2>();
       hold(scores_);
+      weigh(tile);
+      wait_products<1>();
       hold(changes_);
-      differentiate(tile);
+      differentiate();
     }
     finish_sums();
     if (first_ + 1 < end_) release(sums_stage_);
@@ -170,10 +172,12 @@ class GradientConsumer {
   /// Weights of a tile, with nothing else in flight.
   __device__ void enter(int tile) {
     start_scores();
-    wait_products<0>();
+    wait_products<1>();
     hold(scores_);
+    weigh(tile);
+    wait_products<0>();
     hold(changes_);
-    differentiate(tile);
+    differentiate();
     sums_stage_ = scores_stage_;
   }
 
@@ -209,6 +213,7 @@ class GradientConsumer {
     scores_stage_ = take_stage();
     begin_products();
     multiply_own<0>(scores_);
+    commit_products();
     multiply_own<1>(changes_);
     commit_products();
   }
@@ -262,28 +267,43 @@ class GradientConsumer {
     }
   }
 
-  /// scores -> p, changes -> dz
-  __device__ void differentiate(int tile) {
-    const float* terms = ring_.terms_of(scores_stage_) + 2 * column_of(0);
+  /// Terms of this thread's columns of eight from 8 n on.
+  __device__ float4 met_terms(int n) const {
+    const float* terms = ring_.terms_of(scores_stage_) + 2 * column_of(n);
+    return *reinterpret_cast<const float4*>(terms);
+  }
+
+  /// scores -> p
+  __device__ void weigh(int tile) {
     const float scale = pass_.scale * kLog2E;
 #pragma unroll
     for (int n = 0; n < kRows / 8; ++n) {
-      float4 met = {};  // maximum, offset of both columns
-      if (kOwnsKeys) met = *reinterpret_cast<const float4*>(terms + 16 * n);
+      float4 met = {};
+      if (kOwnsKeys) met = met_terms(n);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const float met_maximum = i % 2 == 0 ? met.x : met.z;
-        const float met_offset = i % 2 == 0 ? met.y : met.w;
         const float maximum = kOwnsKeys ? met_maximum : row_maximum_[i / 2];
-        scores_[4 * n + i] = fmaf(scores_[4 * n + i], scale, -maximum);
-        changes_[4 * n + i] -= kOwnsKeys ? met_offset : row_offset_[i / 2];
+        scores_[4 * n + i] = weight_of(fmaf(scores_[4 * n + i], scale, -maximum));
       }
     }
+    // The compiler waits for products as early in a stretch of code without branches as it may: it
+    // is this one that lets the changes come while weights are computed.
     if (!is_whole(tile)) mask(tile);
+  }
+
+  /// changes -> dz
+  __device__ void differentiate() {
 #pragma unroll
-    for (int i = 0; i < kRows / 2; ++i) {
-      scores_[i] = weight_of(scores_[i]);
-      changes_[i] *= scores_[i];
+    for (int n = 0; n < kRows / 8; ++n) {
+      float4 met = {};
+      if (kOwnsKeys) met = met_terms(n);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float met_offset = i % 2 == 0 ? met.y : met.w;
+        const float offset = kOwnsKeys ? met_offset : row_offset_[i / 2];
+        changes_[4 * n + i] = scores_[4 * n + i] * (changes_[4 * n + i] - offset);
+      }
     }
   }
 
@@ -296,7 +316,7 @@ class GradientConsumer {
            (!pass_.causal || first + kRows - 1 <= own_ + task_.causal_offset);
   }
 
-  /// Exponents of the other pairs become -Inf.
+  /// Weights of the other pairs become 0.
   __device__ void mask(int tile) {
     // Relative to this thread's first column; row 0 of the 64 takes part from or up to `diagonal`.
     const int64_t first = int64_t{tile} * kRows;
@@ -313,7 +333,7 @@ class GradientConsumer {
         for (int i = 0; i < 2; ++i) {
           const int column = 8 * n + i;
           const bool hidden = kOwnsKeys ? column < begin : column >= end;
-          if (hidden) scores_[4 * n + 2 * half + i] = -HUGE_VALF;
+          if (hidden) scores_[4 * n + 2 * half + i] = 0.0f;
         }
       }
     }
