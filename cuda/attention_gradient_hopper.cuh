@@ -14,6 +14,7 @@
 // causal mask, also hidden pairs of the same 64 own and 64 met rows (at most 126 rows away).
 
 #include "cuda/attention_gradient_hopper_ring.cuh"
+#include "cuda/attention_gradient_hopper_rows.cuh"
 
 namespace cluster_attention::cuda {
 
@@ -53,11 +54,11 @@ class GradientConsumer {
     if (first_ < end_) {
       const OperandPair& own = kOwnsKeys ? pass_.key_operands : pass_.row_operands;
       if constexpr (Sizes::kOwnInRegisters) {
-        load_own(own.first, own_rows_[0]);
-        load_own(own.second, own_rows_[1]);
+        own_rows().load(own.first, own_rows_[0]);
+        own_rows().load(own.second, own_rows_[1]);
       } else {
-        copy_own(own.first, own_tile(0));
-        copy_own(own.second, own_tile(1));
+        own_rows().copy(own.first, kWidth, own_tile(0));
+        own_rows().copy(own.second, kWidth, own_tile(1));
         publish_to_tensor_cores();
         sync_threads(1 + warpgroup_, kWarpgroup);
       }
@@ -74,52 +75,14 @@ class GradientConsumer {
  private:
   static constexpr int kTileBytes = Sizes::kTile * 2;
 
-  /// This thread's row `half` of the 64.
-  __device__ static int row_of(int half) {
-    return warp_index() % 4 * 16 + half * 8 + lane_index() / 4;
-  }
-  /// The first of this thread's two columns of eight from 8 n on.
-  __device__ static int column_of(int n) { return n * 8 + lane_index() % 4 * 2; }
-
-  /// Own rows as A of the products; zeros for rows and columns that there are not.
-  __device__ void load_own(const Operand& operand, uint32_t (&a)[16]) const {
-    const bfloat16* sequence =
-        operand.high + task_.batch * operand.batch_stride + task_.head * operand.head_stride;
-#pragma unroll
-    for (int i = 0; i < 16; ++i) {
-      const int64_t row = own_ + row_of(i % 2);
-      const int column = column_of(i / 2);
-      const bool valid = row < task_.own_end && column < operand.columns;
-      a[i] = valid
-                 ? *reinterpret_cast<const uint32_t*>(sequence + row * operand.row_stride + column)
-                 : 0;
-    }
-  }
-
-  /// The same in a tile of shared memory.
-  __device__ void copy_own(const Operand& operand, bfloat16* to) const {
-    constexpr int kChunks = kWidth / 8;
-    const bfloat16* sequence =
-        operand.high + task_.batch * operand.batch_stride + task_.head * operand.head_stride;
-    for (int i = static_cast<int>(threadIdx.x) % kWarpgroup; i < kRows * kChunks; i += kWarpgroup) {
-      const int64_t row = own_ + i / kChunks;
-      const int chunk = i % kChunks;
-      const bool valid = row < task_.own_end && chunk * 8 < operand.columns;
-      uint4 words = make_uint4(0, 0, 0, 0);
-      if (valid) {
-        words = *reinterpret_cast<const uint4*>(sequence + row * operand.row_stride + chunk * 8);
-      }
-      bfloat16* place = to + chunk / 8 * Sizes::kPanel + swizzled(i / kChunks, chunk % 8);
-      *reinterpret_cast<uint4*>(place) = words;
-    }
-  }
+  __device__ OwnRows own_rows() const { return {task_.batch, task_.head, own_, task_.own_end}; }
   __device__ bfloat16* own_tile(int tensor) const {
     return ring_.own + (warpgroup_ * 2 + tensor) * Sizes::kTile;
   }
 
   __device__ void load_row_terms() {
     for (int half = 0; half < 2; ++half) {
-      const int64_t row = own_ + row_of(half);
+      const int64_t row = own_ + OwnRows::row(half);
       const int64_t at = task_.sequence * pass_.rows + row;
       const bool real = row < task_.own_end;
       row_maximum_[half] = real ? pass_.maximum[at] : HUGE_VALF;
@@ -269,7 +232,7 @@ class GradientConsumer {
 
   /// Terms of this thread's columns of eight from 8 n on.
   __device__ float4 met_terms(int n) const {
-    const float* terms = ring_.terms_of(scores_stage_) + 2 * column_of(n);
+    const float* terms = ring_.terms_of(scores_stage_) + 2 * OwnRows::column(n);
     return *reinterpret_cast<const float4*>(terms);
   }
 
@@ -321,11 +284,11 @@ class GradientConsumer {
     // Relative to this thread's first column; row 0 of the 64 takes part from or up to `diagonal`.
     const int64_t first = int64_t{tile} * kRows;
     const int diagonal =
-        clamp(own_ - (kOwnsKeys ? 1 : -1) * task_.causal_offset - first) - column_of(0);
-    const int past = kOwnsKeys ? kRows : clamp(task_.met_end - first) - column_of(0);
+        clamp(own_ - (kOwnsKeys ? 1 : -1) * task_.causal_offset - first) - OwnRows::column(0);
+    const int past = kOwnsKeys ? kRows : clamp(task_.met_end - first) - OwnRows::column(0);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int begin = diagonal + row_of(half);
+      const int begin = diagonal + OwnRows::row(half);
       const int end = !kOwnsKeys && pass_.causal && begin + 1 < past ? begin + 1 : past;
 #pragma unroll
       for (int n = 0; n < kRows / 8; ++n) {
@@ -345,39 +308,15 @@ class GradientConsumer {
   }
 
   __device__ void store() {
+    const OwnRows own = own_rows();
     bool bad = false;
     if constexpr (kOwnsKeys) {
-      bad = store_rows(pass_.key, pass_.keys, pass_.head_dim, pass_.scale, first_sums_);
-      bad |= store_rows(pass_.value, pass_.keys, pass_.value_dim, 1.0f, second_sums_);
+      bad = own.store(pass_.key, pass_.keys, pass_.head_dim, pass_.scale, first_sums_);
+      bad |= own.store(pass_.value, pass_.keys, pass_.value_dim, 1.0f, second_sums_);
     } else {
-      bad = store_rows(pass_.query, pass_.rows, pass_.head_dim, pass_.scale, first_sums_);
+      bad = own.store(pass_.query, pass_.rows, pass_.head_dim, pass_.scale, first_sums_);
     }
     if (bad) mark_non_finite(params_.flags);
-  }
-
-  /// True where a result is not finite.
-  __device__ bool store_rows(const StoredOutput& output, int64_t rows, int64_t columns, float scale,
-                             const float (&sums)[kSums]) const {
-    if (output.data == nullptr) return false;
-    bool bad = false;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int64_t row = own_ + row_of(half);
-      if (row >= rows) continue;
-      const bool real = row < task_.own_end;
-      const int64_t at = output.offset(task_.batch, task_.head, row);
-#pragma unroll
-      for (int n = 0; n < kSums / 4; ++n) {
-        const int column = column_of(n);
-        if (column >= columns) continue;
-        const float left = real ? sums[4 * n + 2 * half] * scale : 0.0f;
-        const float right = real ? sums[4 * n + 2 * half + 1] * scale : 0.0f;
-        const bool both = column + 1 < columns;
-        bad |= !(fabsf(left) < HUGE_VALF) || (both && !(fabsf(right) < HUGE_VALF));
-        store_pair(output, at + column, both ? 2 : 1, left, right);
-      }
-    }
-    return bad;
   }
 
   const GradientPassParams& params_;
