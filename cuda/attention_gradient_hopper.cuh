@@ -116,6 +116,7 @@ class GradientConsumer {
       start_scores();
       sums_stage_ = stage;
       start_sums();
+      load_met_terms(0);
       wait_products<2>();
       hold(scores_);
       weigh(tile);
@@ -135,6 +136,7 @@ class GradientConsumer {
   /// Weights of a tile, with nothing else in flight.
   __device__ void enter(int tile) {
     start_scores();
+    load_met_terms(0);
     wait_products<1>();
     hold(scores_);
     weigh(tile);
@@ -230,10 +232,14 @@ class GradientConsumer {
     }
   }
 
-  /// Terms of this thread's columns of eight from 8 n on.
-  __device__ float4 met_terms(int n) const {
-    const float* terms = ring_.terms_of(scores_stage_) + 2 * OwnRows::column(n);
-    return *reinterpret_cast<const float4*>(terms);
+  /// Maxima (0) or offsets (1) of this thread's two met rows of each eight.
+  __device__ void load_met_terms(int which) {
+    if constexpr (!kOwnsKeys) return;
+    const float* terms = ring_.terms_of(scores_stage_) + which * kRows + OwnRows::column(0);
+#pragma unroll
+    for (int n = 0; n < kRows / 8; ++n) {
+      met_terms_[n] = *reinterpret_cast<const TwoFloats*>(terms + 8 * n);
+    }
   }
 
   /// scores -> p
@@ -241,15 +247,13 @@ class GradientConsumer {
     const float scale = pass_.scale * kLog2E;
 #pragma unroll
     for (int n = 0; n < kRows / 8; ++n) {
-      float4 met = {};
-      if (kOwnsKeys) met = met_terms(n);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const float met_maximum = i % 2 == 0 ? met.x : met.z;
-        const float maximum = kOwnsKeys ? met_maximum : row_maximum_[i / 2];
+        const float maximum = kOwnsKeys ? met_terms_[n].value[i % 2] : row_maximum_[i / 2];
         scores_[4 * n + i] = weight_of(fmaf(scores_[4 * n + i], scale, -maximum));
       }
     }
+    load_met_terms(1);
     // The compiler waits for products as early in a stretch of code without branches as it may: it
     // is this one that lets the changes come while weights are computed.
     if (!is_whole(tile)) mask(tile);
@@ -259,12 +263,9 @@ class GradientConsumer {
   __device__ void differentiate() {
 #pragma unroll
     for (int n = 0; n < kRows / 8; ++n) {
-      float4 met = {};
-      if (kOwnsKeys) met = met_terms(n);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const float met_offset = i % 2 == 0 ? met.y : met.w;
-        const float offset = kOwnsKeys ? met_offset : row_offset_[i / 2];
+        const float offset = kOwnsKeys ? met_terms_[n].value[i % 2] : row_offset_[i / 2];
         changes_[4 * n + i] = scores_[4 * n + i] * (changes_[4 * n + i] - offset);
       }
     }
@@ -333,6 +334,7 @@ class GradientConsumer {
   int scores_stage_ = 0;  // of the scores in flight
   int sums_stage_ = 0;    // of the sums in flight
   uint32_t own_rows_[2][16];
+  TwoFloats met_terms_[kRows / 8];
   float row_maximum_[2];
   float row_offset_[2];
   float scores_[kRows / 2];

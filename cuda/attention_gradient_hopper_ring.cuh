@@ -24,7 +24,7 @@ struct GradientRingSizes {
   static constexpr int kProducerRegisters = 40;
   static constexpr int kMostThreads = (kMostConsumers + 1) * kWarpgroup;
 
-  /// Tiles (kStages, 2 tensors), own rows (consumers, 2 tensors), terms (kStages, kRows, 2),
+  /// Tiles (kStages, 2 tensors), own rows (consumers, 2 tensors), terms (kStages, 2, kRows),
   /// barriers, and what aligning the begin may take.
   CA_HOST_DEVICE static constexpr int64_t bytes(int64_t consumers) {
     return 2 * sizeof(uint16_t) * kTile * (kStages + (kOwnInRegisters ? 0 : consumers)) +
@@ -93,7 +93,7 @@ struct GradientRing {
 
   bfloat16* tiles;
   bfloat16* own;
-  float* terms;     // maximum and offset of each met row
+  float* terms;     // maxima and offsets of the met rows
   uint64_t* full;   // what is in a stage has arrived
   uint64_t* empty;  // every consumer is done with it
 
@@ -148,7 +148,7 @@ class GradientProducer {
       copy_tile(met.second, second, rows, ring_.tile(filling_.stage, 1));
       commit_copies();
       if constexpr (kOwnsKeys) {
-        ring_.terms_of(filling_.stage)[thread_ % Sizes::kRows * 2 + thread_ / Sizes::kRows] = term;
+        ring_.terms_of(filling_.stage)[thread_] = term;
         term = load_term(tile + 1);
       }
       first += Sizes::kRows * met.first.row_stride;
