@@ -39,7 +39,7 @@ class GradientConsumer {
         // The same for a warp, and known to be, so that it is kept in uniform registers.
         warpgroup_(shuffle(static_cast<int>(threadIdx.x) / kWarpgroup, 0)),
         tiles_place_(shuffle(shared_address(ring.tiles) >> 4, 0)),
-        own_place_(shuffle(shared_address(own_tile(0)) >> 4, 0)),
+        own_place_(shuffle(locate_tile(own_tile(0)), 0)),
         own_(task.begin + warpgroup_ * kRows) {
     const TileRange seen = visible_tiles<kOwnsKeys>(pass_, place, own_, own_ + kRows);
     first_ = shuffle(seen.first, 0);
@@ -148,7 +148,7 @@ class GradientConsumer {
 
   /// The stage at the cursor, filled.
   __device__ int take_stage() {
-    const int stage = cursor_.stage;
+    const int stage = cursor_.slot;
     wait_for(ring_.full + stage, cursor_.parity);
     cursor_.advance();
     return stage;
@@ -164,11 +164,6 @@ class GradientConsumer {
     release(stage);
   }
 
-  /// Names a part of a tile for the tensor cores: one addition in uniform registers.
-  __device__ static uint64_t describe(uint32_t place, int bytes, int panel_bytes) {
-    const uint32_t low = place + static_cast<uint32_t>((bytes >> 4) + (panel_bytes >> 4 << 16));
-    return low | uint64_t{1024 >> 4} << 32 | uint64_t{1} << 62;
-  }
   __device__ uint32_t stage_place(int stage) const {
     return tiles_place_ + static_cast<uint32_t>(stage) * (2 * kTileBytes >> 4);
   }
@@ -187,11 +182,11 @@ class GradientConsumer {
 #pragma unroll
     for (int step = 0; step < kWidth / 16; ++step) {
       const int at = kTensor * kTileBytes + step / 4 * (Sizes::kPanel * 2) + step % 4 * 32;
-      const uint64_t met = describe(stage_place(scores_stage_), at, 16);
+      const uint64_t met = describe_tile(stage_place(scores_stage_), at);
       if constexpr (Sizes::kOwnInRegisters) {
         multiply(scores, own_rows_[kTensor] + 4 * step, met, step > 0);
       } else {
-        multiply(scores, describe(own_place_, at, 16), met, step > 0);
+        multiply(scores, describe_tile(own_place_, at), met, step > 0);
       }
     }
   }
@@ -207,8 +202,8 @@ class GradientConsumer {
   __device__ void multiply_met(float (&sums)[kSums], const uint32_t (&weights)[kRows / 4]) {
 #pragma unroll
     for (int step = 0; step < kRows / 16; ++step) {
-      const uint64_t met =
-          describe(stage_place(sums_stage_), kTensor * kTileBytes + step * 2048, Sizes::kPanel * 2);
+      const uint64_t met = describe_tile(stage_place(sums_stage_),
+                                         kTensor * kTileBytes + step * 2048, Sizes::kPanel * 2);
       multiply_transposed(sums, weights + 4 * step, met, true);
     }
   }
@@ -330,7 +325,7 @@ class GradientConsumer {
   const int64_t own_;  // the first row
   int first_;          // tiles that its rows see
   int end_;
-  GradientRingCursor<Sizes::kStages> cursor_;
+  RingCursor<Sizes::kStages> cursor_;
   int scores_stage_ = 0;  // of the scores in flight
   int sums_stage_ = 0;    // of the sums in flight
   uint32_t own_rows_[2][16];

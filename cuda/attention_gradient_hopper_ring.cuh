@@ -45,21 +45,6 @@ struct GradientRingTask {
   int end_tile;
 };
 
-/// Goes round the stages of a ring.
-template <int kStages>
-struct GradientRingCursor {
-  int stage = 0;
-  uint32_t parity = 0;  // of the phase of its barriers
-
-  __device__ void advance() {
-    ++stage;
-    if (stage == kStages) {
-      stage = 0;
-      parity ^= 1;
-    }
-  }
-};
-
 /// Tiles [first, end) of met rows that some of the own rows [begin, end_row) see.
 struct TileRange {
   int first;
@@ -142,13 +127,13 @@ class GradientProducer {
     const bfloat16* second = source(met.second);
     float term = kOwnsKeys ? load_term(task_.first_tile) : 0.0f;
     for (int tile = task_.first_tile; tile < task_.end_tile; ++tile) {
-      wait_for(ring_.empty + filling_.stage, filling_.parity ^ 1);
+      wait_for(ring_.empty + filling_.slot, filling_.parity ^ 1);
       const int64_t rows = task_.met_end - int64_t{tile} * Sizes::kRows;
-      copy_tile(met.first, first, rows, ring_.tile(filling_.stage, 0));
-      copy_tile(met.second, second, rows, ring_.tile(filling_.stage, 1));
+      copy_tile(met.first, first, rows, ring_.tile(filling_.slot, 0));
+      copy_tile(met.second, second, rows, ring_.tile(filling_.slot, 1));
       commit_copies();
       if constexpr (kOwnsKeys) {
-        ring_.terms_of(filling_.stage)[thread_] = term;
+        ring_.terms_of(filling_.slot)[thread_] = term;
         term = load_term(tile + 1);
       }
       first += Sizes::kRows * met.first.row_stride;
@@ -158,7 +143,7 @@ class GradientProducer {
       if (tile - task_.first_tile >= kInFlight) announce();
     }
     wait_copies<0>();
-    while (announcing_.stage != filling_.stage) announce();
+    while (announcing_.slot != filling_.slot) announce();
   }
 
  private:
@@ -208,7 +193,7 @@ class GradientProducer {
 
   __device__ void announce() {
     publish_to_tensor_cores();
-    arrive(ring_.full + announcing_.stage);
+    arrive(ring_.full + announcing_.slot);
     announcing_.advance();
   }
 
@@ -216,8 +201,8 @@ class GradientProducer {
   const GradientRingTask& task_;
   const GradientRing<kWidth>& ring_;
   const int thread_;
-  GradientRingCursor<Sizes::kStages> filling_;
-  GradientRingCursor<Sizes::kStages> announcing_;
+  RingCursor<Sizes::kStages> filling_;
+  RingCursor<Sizes::kStages> announcing_;
 };
 
 #endif  // sm_90a
