@@ -88,7 +88,11 @@ class ClusterBlock {
     }
     __syncthreads();
     for (int t = 0; resident() && t < params_.query_tiles; ++t) {
-      fetch_tile<kAccess>(query_tiles_[t], query(), row_position_, t * kTile, params_.dim);
+      if constexpr (kSmall) {
+        fetch_small_tile<kAccess>(query_tiles_[t], query(), row_position_, params_.dim);
+      } else {
+        fetch_tile(query_tiles_[t], query(), row_position_, t * kTile, params_.dim);
+      }
     }
     if (kStages > 1) fetch(0);
   }
@@ -97,7 +101,12 @@ class ClusterBlock {
   __device__ void fetch(int step) {
     OperandTile<kSplit>& keys = key_tiles_[step % kStages];
     OperandTile<kSplit>& values = value_tiles_[step % kStages];
-    if (params_.member_groups == 1) {
+    if constexpr (kAccess == RowAccess::copies) {
+      if (group_ == 0) fetch_small_tile<kAccess>(keys, key(), members(step), params_.dim);
+      if (group_ == params_.member_groups - 1) {
+        fetch_small_tile<kAccess>(values, value(), members(step), params_.value_dim);
+      }
+    } else if (params_.member_groups == 1) {
       fetch_tiles<kAccess>(keys, key(), 0, params_.dim, values, value(), first_value_,
                            params_.value_dim, members(step));
     } else if (group_ == 0) {
@@ -128,11 +137,10 @@ class ClusterBlock {
       bad_ |= finish_logits(scores, softmax_, params_.logit_factor(scale_), size_ - first_row_,
                             columns);
       if (softmax_) {
-        softmax_state_.weigh(scores, output_, positive(fabsf(scale_) * kLog2E),
-                             [](int) { return 1.0f; });
+        softmax_state_.weigh(scores, output_, positive(fabsf(scale_) * kLog2E));
       }
-      add_values(output_[0], scores, value_tiles_[step % kStages],
-                 params_.value_dim - first_value_);
+      add_small_values<kAccess>(output_[0], scores, value_tiles_[step % kStages],
+                                params_.value_dim - first_value_);
     }
 #pragma unroll
     for (int t = 1; t < kValueTiles; ++t) {
@@ -150,7 +158,7 @@ class ClusterBlock {
   __device__ void multiply(TileSums& scores, int step) {
     OperandTile<kSplit>& keys = key_tiles_[step % kStages];
     if constexpr (kSmall) {
-      add_scores(scores, query_tiles_[0], keys, params_.dim);
+      add_small_scores<kAccess>(scores, query_tiles_[0], keys, params_.dim);
     } else {
       for (int64_t first = 0; first < params_.dim; first += kTile) {
         if (first > 0) {
@@ -169,6 +177,7 @@ class ClusterBlock {
 
   __device__ void write() {
     const TilePlace place;
+    NumberCheck numbers;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int row = first_row_ + place.row(half);
@@ -185,12 +194,14 @@ class ClusterBlock {
           for (int side = 0; side < 2; ++side) {
             float& value = output_[t][n][2 * half + side];
             value *= normalizer;
-            bad_ |= first + place.column(n, side) < params_.value_dim && !is_number(value);
+            // Past the last column it is 0, unless the row is not finite before.
+            numbers.add(2 * half + side, value);
           }
         }
         IntraRow<kSplit>(params_, row_list(), row, first).store(output_[t], half);
       }
     }
+    bad_ |= !numbers.passed();
   }
 
   const CastParams& params_;
@@ -210,7 +221,7 @@ class ClusterBlock {
   OperandTile<kSplit>* query_tiles_;
   OperandTile<kSplit>* key_tiles_;
   OperandTile<kSplit>* value_tiles_;
-  RowSoftmax softmax_state_;
+  SlackSoftmax softmax_state_;
   TileSums output_[kValueTiles];
   bool bad_ = false;
 };

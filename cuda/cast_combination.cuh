@@ -85,7 +85,7 @@ class CombinationBlock {
     for (int step = 0; step < kStages; ++step) open_clusters(step, is_finite(step));
     __syncthreads();
     if constexpr (kSmall) {
-      fetch_tile<kAccess>(query_tiles_[0], query(), rows_->position, 0, params_.dim);
+      fetch_small_tile<kAccess>(query_tiles_[0], query(), rows_->position, params_.dim);
       if (kStages > 1) fetch(0);
     }
   }
@@ -119,12 +119,12 @@ class CombinationBlock {
   /// Of small tiles: the surrogates by the first group, the summaries by the last one.
   __device__ void fetch(int step) {
     if (group_ == 0) {
-      fetch_tile<kAccess>(key_tiles_[step % kStages], surrogates(), columns(step).position, 0,
-                          params_.dim);
+      fetch_small_tile<kAccess>(key_tiles_[step % kStages], surrogates(), columns(step).position,
+                                params_.dim);
     }
     if (group_ == params_.combination_groups - 1) {
-      fetch_tile<kAccess>(value_tiles_[step % kStages], inter(), columns(step).value_position, 0,
-                          params_.value_dim);
+      fetch_small_tile<kAccess>(value_tiles_[step % kStages], inter(), columns(step).value_position,
+                                params_.value_dim);
     }
   }
 
@@ -150,7 +150,7 @@ class CombinationBlock {
     take_terms(scores, terms);
     __syncwarp();
     add_terms(terms, next, step);
-    add_values(output_[0], scores, values, params_.value_dim - first_value_);
+    add_small_values<kAccess>(output_[0], scores, values, params_.value_dim - first_value_);
 #pragma unroll
     for (int t = 1; t < kValueTiles; ++t) {
       const int64_t column = first_value_ + t * kTile;
@@ -171,7 +171,7 @@ class CombinationBlock {
       tiles_arrive();
       __syncthreads();
       if (kStages > 1 && step + 1 < count) fetch(step + 1);
-      add_scores(scores, *query_tiles_, key_tiles_[step % kStages], params_.dim);
+      add_small_scores<kAccess>(scores, *query_tiles_, key_tiles_[step % kStages], params_.dim);
     } else {
       fetch_tile(*value_tiles_, inter(), columns(step).value_position, first_value_,
                  params_.value_dim);
@@ -305,6 +305,7 @@ class CombinationBlock {
 
   __device__ void write() {
     const TilePlace place;
+    NumberCheck numbers;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int token = first_token_ + place.row(half);
@@ -322,13 +323,14 @@ class CombinationBlock {
           for (int side = 0; side < 2; ++side) {
             float& value = output_[t][n][2 * half + side];
             value = token < tokens_ ? value * normalizer : 0.0f;
-            bad_ |= first + place.column(n, side) < params_.value_dim && !is_number(value);
+            numbers.add(2 * half + side, value);  // past the last column as cast_clusters.cuh
           }
         }
-        write_stored_row(params_.output.data, params_.storage, target + first,
-                         params_.value_dim - first, output_[t], half);
+        write_whole_row(params_.output.data, params_.storage, target + first,
+                        params_.value_dim - first, output_[t], half);
       }
     }
+    bad_ |= !numbers.passed();
   }
 
   /// The last block of a batch entry divides.
@@ -385,10 +387,8 @@ __global__ void __launch_bounds__(kAccess == RowAccess::any ? kTileThreads
                                   2) cast_combination(const CastParams params) {
   // query: (64 of N,D), surrogates: (C,D), inter: (C,E), intra: (C,kappa,E) -> output: (64 of N,E)
   const int64_t value_blocks = value_blocks_of(params.value_dim);
-  const int64_t tiles = combination_blocks(params);
-  const int64_t rest = blockIdx.x / value_blocks;
-  CombinationBlock<kSplit, kAccess>(params, rest / tiles, rest % tiles, blockIdx.x % value_blocks)
-      .run();
+  const ClusterTile at(blockIdx.x, value_blocks, combination_blocks(params), 1);
+  CombinationBlock<kSplit, kAccess>(params, at.sequence, at.tile, at.column_block).run();
 }
 
 }  // namespace cluster_attention::cuda

@@ -3,6 +3,7 @@
 // What the kernels of CAST (§7) share; what is computed is said in cast_attention.h.
 
 #include "cuda/assignment.cuh"
+#include "cuda/cast_tile.cuh"
 #include "native/core/order.h"
 #include "native/core/softmax_state.h"
 
@@ -116,10 +117,23 @@ struct ClusterTile {
   int64_t sequence;
 
   __device__ ClusterTile(int64_t block, int64_t column_blocks, int64_t tiles, int64_t clusters)
-      : column_block(block % column_blocks),
-        tile(block / column_blocks % tiles),
-        cluster(block / column_blocks / tiles % clusters),
-        sequence(block / column_blocks / tiles / clusters) {}
+      : column_block(0), tile(0), cluster(0), sequence(0) {
+    // All are at most the blocks of a grid, and 64 bits take far longer to divide.
+    auto rest = static_cast<uint32_t>(block);
+    column_block = next(rest, column_blocks);
+    tile = next(rest, tiles);
+    cluster = next(rest, clusters);
+    sequence = rest;
+  }
+
+  /// The place among `count`, of which `rest` keeps the remaining ones.
+  __device__ static int64_t next(uint32_t& rest, int64_t count) {
+    const auto divisor = static_cast<uint32_t>(count);
+    const uint32_t quotient = rest / divisor;
+    const uint32_t place = rest - quotient * divisor;
+    rest = quotient;
+    return place;
+  }
 };
 
 /// Blocks of tokens of a sequence, at least one.
@@ -155,7 +169,7 @@ __device__ inline void laplace_of_all(TileSums& scores) {
 __device__ inline bool finish_logits(TileSums& scores, bool softmax, float factor, int64_t rows,
                                      int columns) {
   const TilePlace place;
-  bool finite = true;
+  NumberCheck numbers;
   if (factor != 1.0f) {
 #pragma unroll
     for (int n = 0; n < kTileColumns; ++n) {
@@ -166,7 +180,7 @@ __device__ inline bool finish_logits(TileSums& scores, bool softmax, float facto
 #pragma unroll
   for (int n = 0; n < kTileColumns; ++n) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) finite = finite && is_number(scores[n][i]);
+    for (int i = 0; i < 4; ++i) numbers.add(i, scores[n][i]);
   }
   if (!softmax) {
     laplace_of_all(scores);
@@ -187,7 +201,7 @@ __device__ inline bool finish_logits(TileSums& scores, bool softmax, float facto
       }
     }
   }
-  return !finite;
+  return !numbers.passed();
 }
 
 struct Gates {
