@@ -5,8 +5,10 @@
 //   R_inter = f(tau (K_g s) * softplus1(-phi_g))^T V_g, s the cluster's surrogate
 //
 // Method: one block per cluster; each warp takes 32 members at a time, of which each lane has the
-// product of one. A warp keeps a maximum, a sum and the values weighed so far; in the end those of
-// all warps are joined in order. All in float32: one row is too little for tensor cores.
+// product of one. Rows that are read fast are read 16 bytes a lane, a few at once, all of them
+// under way before the first one is waited for. A warp keeps a maximum, a sum and the values
+// weighed so far; in the end those of all warps are joined in order. All in float32: one row is too
+// little for tensor cores.
 
 #include "cuda/cast_intra.cuh"
 #include "cuda/cast_layout.cuh"
@@ -17,8 +19,15 @@ namespace cluster_attention::cuda {
 template <bool kSplit, RowAccess kAccess>
 class SummaryBlock {
  public:
-  /// Value columns of a lane: lane, lane + 32 and so on.
-  static constexpr int kColumns = (kAccess == RowAccess::any ? kRowValueTiles : 1) * kTile / kWarp;
+  /// Of rows that are read fast: elements of 16 bytes, lanes of a row of 64, rows at once.
+  static constexpr int kChunk = kAccess == RowAccess::copies ? 8 : 4;
+  static constexpr int kLanes = kTile / kChunk;
+  static constexpr int kRows = kWarp / kLanes;
+  using Element = std::conditional_t<kAccess == RowAccess::copies, bfloat16, float>;
+  /// Value columns of a lane: lane, lane + 32 and so on, or those of its chunk.
+  static constexpr bool kSmall = kAccess != RowAccess::any;
+  static constexpr int kColumns = kSmall ? kChunk : kRowValueTiles * kTile / kWarp;
+  static constexpr int kBlockColumns = (kSmall ? 1 : kRowValueTiles) * kTile;
 
   __device__ SummaryBlock(const CastParams& params, int64_t sequence, int64_t cluster,
                           int64_t value_block)
@@ -43,14 +52,27 @@ class SummaryBlock {
     data_.maximum[warp_] = maximum_;
     const float sum = warp_sum(sum_);
     if (lane_index() == 0) data_.sum[warp_] = sum;
-#pragma unroll
-    for (int i = 0; i < kColumns; ++i) data_.values[warp_][lane_index() + i * kWarp] = values_[i];
+    keep_values();
     __syncthreads();
     write();
     if (bad_) mark_non_finite(params_.flags);
   }
 
  private:
+  /// For the other warps.
+  __device__ void keep_values() {
+#pragma unroll
+    for (int i = 0; i < kColumns; ++i) {
+      if constexpr (kSmall) {
+        float sum = values_[i];
+        for (int mask = kLanes; mask < kWarp; mask *= 2) sum += shuffle_xor(sum, mask);
+        if (lane_index() < kLanes) data_.values[warp_][lane_index() * kChunk + i] = sum;
+      } else {
+        data_.values[warp_][lane_index() + i * kWarp] = values_[i];
+      }
+    }
+  }
+
   /// For step 6, which reads it for every tile of tokens.
   __device__ void round_surrogate() {
     const int64_t target = (head_ * params_.clusters + cluster_) * params_.dim;
@@ -70,42 +92,123 @@ class SummaryBlock {
 
   /// Members [first, first + 32), of which this warp has at least one.
   __device__ void add_members(int64_t first) {
-    const int64_t slot = first + lane_index();
-    const bool real = slot < size_;
-    const int32_t token = real ? params_.members[list_ * params_.cluster_size + slot]
-                               : params_.members[list_ * params_.cluster_size + first];
-    float weight = logit_of(token);
-    if (softmax_) {
-      if (!real) weight = -INFINITY;
-      const float exponent = positive(fabsf(scale_) * kLog2E);
-      const float joint =
-          fmaxf(maximum_, warp_reduce(weight, [](float a, float b) { return fmaxf(a, b); }));
-      const float factor = rescale(maximum_, joint, exponent);
-      weight = exp2_fast((weight - joint) * exponent);
-      maximum_ = joint;
-      sum_ = sum_ * factor + weight;
-#pragma unroll
-      for (float& value : values_) value *= factor;
-    } else {
-      weight = real ? laplace(weight) : 0.0f;
+    const auto count = static_cast<int>(size_ - first < kWarp ? size_ - first : kWarp);
+    if constexpr (kAccess != RowAccess::any) {
+      add_small_members(first, count);
+      return;
     }
-    const int count = static_cast<int>(size_ - first < kWarp ? size_ - first : kWarp);
-    if (count == kWarp) {
-#pragma unroll 8  // loads do not wait for each other
-      for (int i = 0; i < kWarp; ++i) add_value(shuffle(token, i), shuffle(weight, i));
-    } else {
+    const bool real = lane_index() < count;
+    const int32_t token = member(first + (real ? lane_index() : 0));
+    const float weight = weight_of(finish_product(slow_product(token), token, real), real);
 #pragma unroll 1
-      for (int i = 0; i < count; ++i) add_value(shuffle(token, i), shuffle(weight, i));
+    for (int i = 0; i < count; ++i) add_value(shuffle(token, i), shuffle(weight, i));
+  }
+
+  /// The same of rows of at most 64 elements: lane l has chunk l % kLanes of the rows l / kLanes,
+  /// l / kLanes + kRows and so on, and then the product of row (l % kLanes) kRows + l / kLanes.
+  __device__ void add_small_members(int64_t first, int count) {
+    const int chunk = lane_index() % kLanes;
+    const int group = lane_index() / kLanes;
+    const int mine = chunk * kRows + group;
+    const bool real = mine < count;
+    const int32_t token = member(first + (real ? mine : 0));
+    uint4 keys[kLanes], values[kLanes];
+    load_rows(params_.key, params_.dim, token, count, keys);
+    constexpr bool kTogether = kLanes == 8;  // registers for keys and values
+    if (kTogether) load_rows(params_.value, params_.value_dim, token, count, values);
+    float surrogates[kChunk], products[kLanes];
+#pragma unroll
+    for (int j = 0; j < kChunk; ++j) {
+      const int d = chunk * kChunk + j;
+      surrogates[j] = d < static_cast<int>(params_.dim) ? surrogate()[d] : 0.0f;
+    }
+#pragma unroll
+    for (int i = 0; i < kLanes; ++i) {
+      products[i] = 0.0f;
+#pragma unroll
+      for (int j = 0; j < kChunk; ++j) {
+        products[i] = fmaf(element(keys[i], j), surrogates[j], products[i]);
+      }
+    }
+    const float product = join(products);
+    if (!kTogether) load_rows(params_.value, params_.value_dim, token, count, values);
+    const float weight = weight_of(finish_product(product, token, real), real);
+#pragma unroll
+    for (int i = 0; i < kLanes; ++i) {
+      const float row_weight = shuffle(weight, group * kLanes + i);
+#pragma unroll
+      for (int j = 0; j < kChunk; ++j) {
+        values_[j] = fmaf(row_weight, element(values[i], j), values_[j]);
+      }
     }
   }
 
+  /// This lane's chunks of its rows, zeros past their ends and past the last member.
+  __device__ void load_rows(const Tensor& rows, int64_t width, int32_t token, int count,
+                            uint4 (&words)[kLanes]) const {
+    const int column = lane_index() % kLanes * kChunk;
+    const int group = lane_index() / kLanes;
+    const auto* from =
+        reinterpret_cast<const Element*>(rows.data) + rows.offset(batch_, head_) + column;
+#pragma unroll
+    for (int i = 0; i < kLanes; ++i) {
+      const int32_t row = shuffle(token, group * kLanes + i);
+      words[i] = make_uint4(0, 0, 0, 0);
+      if (i * kRows + group < count && column < static_cast<int>(width)) {
+        words[i] = *reinterpret_cast<const uint4*>(
+            from + wide_product(row, static_cast<int32_t>(rows.row_stride)));
+      }
+    }
+  }
+
+  /// Of a chunk.
+  __device__ static float element(const uint4& words, int j) {
+    const uint32_t word[4] = {words.x, words.y, words.z, words.w};
+    if constexpr (kChunk == 4) return __uint_as_float(word[j]);
+    return j % 2 == 0 ? low_of(word[j / 2]) : high_of(word[j / 2]);
+  }
+
+  /// Sums each of kLanes numbers over kLanes lanes: a lane gets the sum of its own place.
+  __device__ static float join(float (&x)[kLanes]) {
+#pragma unroll
+    for (int half = kLanes / 2; half > 0; half /= 2) {
+      const bool upper = (lane_index() & half) != 0;
+#pragma unroll
+      for (int i = 0; i < half; ++i) {
+        const float kept = upper ? x[i + half] : x[i];
+        const float given = upper ? x[i] : x[i + half];
+        x[i] = kept + shuffle_xor(given, half);
+      }
+    }
+    return x[0];
+  }
+
+  __device__ int32_t member(int64_t slot) const {
+    return params_.members[list_ * params_.cluster_size + slot];
+  }
+
   /// What f is taken of, or under softmax the product that it is made of.
-  __device__ float logit_of(int32_t token) {
-    float product = kAccess == RowAccess::any ? slow_product(token) : fast_product(token);
+  __device__ float finish_product(float product, int32_t token, bool real) {
     product *= params_.key_factor[batch_ * params_.tokens + token];
     product *= params_.logit_factor(scale_);
-    bad_ |= !is_number(product);
+    bad_ |= real && !is_number(product);
     return product;
+  }
+
+  /// The weight of this lane's member; under softmax values are brought to its base.
+  __device__ float weight_of(float logit, bool real) {
+    if (!softmax_) return real ? laplace(logit) : 0.0f;
+    if (!real) logit = -INFINITY;
+    const float exponent = positive(fabsf(scale_) * kLog2E);
+    const float joint =
+        fmaxf(maximum_, warp_reduce(logit, [](float a, float b) { return fmaxf(a, b); }));
+    const float factor = rescale(maximum_, joint, exponent);
+    const float weight = exp2_fast((logit - joint) * exponent);
+    maximum_ = joint;
+    sum_ = sum_ * factor + weight;
+#pragma unroll
+    for (float& value : values_) value *= factor;
+    return weight;
   }
 
   /// Of rows of any width, however they lie in memory.
@@ -127,49 +230,15 @@ class SummaryBlock {
     return product;
   }
 
-  /// All of a row of at most 64 elements is under way before it is waited for.
-  __device__ float fast_product(int32_t token) const {
-    constexpr int kChunks = kTile / 8;
-    const int64_t row = row_of(params_.key, token);
-    const auto dim = static_cast<int>(params_.dim);
-    float key[kChunks][8];
-#pragma unroll
-    for (int i = 0; i < kChunks; ++i) {
-      if (8 * i < dim) load_chunk(row + 8 * i, dim - 8 * i, key[i]);
-    }
-    float product = 0.0f;
-#pragma unroll
-    for (int i = 0; i < kChunks; ++i) {
-      if (8 * i >= dim) break;
-      for (int j = 0; j < 8; ++j) {
-        if (8 * i + j < dim) product = fmaf(key[i][j], surrogate()[8 * i + j], product);
-      }
-    }
-    return product;
-  }
-  /// Eight elements of a key, or four at the end of a row of floats.
-  __device__ void load_chunk(int64_t at, int count, float (&x)[8]) const {
-    if constexpr (kAccess == RowAccess::copies) {
-      load_eight_bfloat16(reinterpret_cast<const bfloat16*>(params_.key.data) + at, x);
-    } else {
-      const auto* floats = reinterpret_cast<const float4*>(params_.key.data + at);
-      const float4 first = floats[0];
-      const float4 second = count > 4 ? floats[1] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-      x[0] = first.x, x[1] = first.y, x[2] = first.z, x[3] = first.w;
-      x[4] = second.x, x[5] = second.y, x[6] = second.z, x[7] = second.w;
-    }
-  }
-
   __device__ void add_value(int32_t token, float weight) {
-    constexpr Storage kKnown = kAccess == RowAccess::copies ? Storage::bfloat16 : Storage::float32;
-    const Storage storage = kAccess == RowAccess::any ? params_.value.storage : kKnown;
     const int64_t row = row_of(params_.value, token) + first_value_;
 #pragma unroll
     for (int i = 0; i < kColumns; ++i) {
       const int column = lane_index() + i * kWarp;
       if (first_value_ + column >= params_.value_dim) continue;
       values_[i] =
-          fmaf(weight, load_element(params_.value.data, storage, row + column), values_[i]);
+          fmaf(weight, load_element(params_.value.data, params_.value.storage, row + column),
+               values_[i]);
     }
   }
 
@@ -177,7 +246,7 @@ class SummaryBlock {
   __device__ void write() {
     const int column = static_cast<int>(threadIdx.x);
     const bool writes =
-        threadIdx.y == 0 && column < kColumns * kWarp && first_value_ + column < params_.value_dim;
+        threadIdx.y == 0 && column < kBlockColumns && first_value_ + column < params_.value_dim;
     const float exponent = positive(fabsf(scale_) * kLog2E);
     float maximum = -INFINITY;
     for (int w = 0; w < warps_; ++w) maximum = fmaxf(maximum, data_.maximum[w]);
