@@ -10,14 +10,16 @@
 // on tensor cores. Where the groups hold all clusters, A_g is made in the registers; with more, the
 // raw sums are stored, and the thread that has stored a sum reads it again when the last cluster
 // has been seen. The maximum and the sum of a token's row are joined tile by tile in the order of
-// the clusters, so that nothing depends on the number of groups. Gates in double precision.
+// the clusters, so that nothing depends on the number of groups. Where 64 clusters are all and rows
+// are read fast, two groups take one side each (kApart), and then half of the rows: what takes time
+// is how long a warp's instructions wait for each other. Gates in double precision.
 
 #include "cuda/assignment_softmax.cuh"
 #include "cuda/cast_layout.cuh"
 
 namespace cluster_attention::cuda {
 
-template <bool kSplit, RowAccess kAccess>
+template <bool kSplit, RowAccess kAccess, bool kApart>
 class AffinityBlock {
  public:
   __device__ AffinityBlock(const CastParams& params, int64_t batch, int64_t tile)
@@ -25,8 +27,8 @@ class AffinityBlock {
         batch_(batch),
         first_(tile * kTile),
         tokens_(params.real_tokens(batch)),
-        group_(static_cast<int>(threadIdx.y)),
-        groups_(static_cast<int>(blockDim.y)) {
+        group_(kApart ? 0 : static_cast<int>(threadIdx.y)),
+        groups_(kApart ? 1 : static_cast<int>(blockDim.y)) {
     const AffinityLayout layout = affinity_layout<kSplit>(groups_);
     data_ = dynamic_shared<AffinityData>(layout.data);
     surrogate_tiles_ = dynamic_shared<OperandTile<kSplit>>(layout.surrogates);
@@ -36,7 +38,7 @@ class AffinityBlock {
 
   __device__ void run() {
     if (first_ >= tokens_) return;
-    if (group_ == 0) open_rows(data_->token, first_, tokens_);
+    if (threadIdx.y == 0) open_rows(data_->token, first_, tokens_);
     const bool softmax = params_.activation == Activation::softmax;
     const int64_t step = groups_ * kTile;
     const bool at_once = params_.clusters <= step;
@@ -56,6 +58,9 @@ class AffinityBlock {
 
  private:
   static constexpr int kStages = kAffinityStages<kSplit>;
+  /// Sides of a group, of which with kApart the only one has the group's number.
+  static constexpr int kSides = kApart ? 1 : kAffinitySides;
+  __device__ static int side_of(int i) { return kApart ? static_cast<int>(threadIdx.y) : i; }
 
   /// A product over up to 64 elements of a head.
   struct Step {
@@ -90,7 +95,9 @@ class AffinityBlock {
   /// Raw sums over the heads of clusters [first, first + 64); under softmax -Inf past the last one.
   __device__ void multiply(int64_t first) {
     __syncthreads();  // the positions of the clusters before are used up
-    open_rows(data_->cluster[group_], first, params_.clusters);
+    if (!kApart || threadIdx.y == 0) {
+      open_rows(data_->cluster[group_], first, params_.clusters);
+    }
     __syncthreads();
 #pragma unroll
     for (TileSums& scores : scores_) clear(scores);
@@ -137,11 +144,12 @@ class AffinityBlock {
 #pragma unroll
     for (int k = 0; k < kTile; k += 16) {
       if (k >= depth) break;
-      FragmentA high[kAffinitySides], low[kAffinitySides];
+      FragmentA high[kSides], low[kSides];
 #pragma unroll
-      for (int side = 0; side < kAffinitySides; ++side) {
-        load_tiles(high[side], rows(step, side).high + place.rows + k);
-        if constexpr (kSplit) load_tiles(low[side], rows(step, side).low + place.rows + k);
+      for (int side = 0; side < kSides; ++side) {
+        const OperandTile<kSplit>& tile = rows(step, side_of(side));
+        load_tiles(high[side], tile.high + place.rows + k);
+        if constexpr (kSplit) load_tiles(low[side], tile.low + place.rows + k);
       }
 #pragma unroll
       for (int n = 0; n < kTileColumns; n += 2) {
@@ -153,7 +161,7 @@ class AffinityBlock {
         for (int i = 0; i < 2; ++i) {
           const FragmentB high_b = {b_high[2 * i], b_high[2 * i + 1]};
 #pragma unroll
-          for (int side = 0; side < kAffinitySides; ++side) {
+          for (int side = 0; side < kSides; ++side) {
             FragmentD& sums = scores_[side][n + i];
             if constexpr (kSplit) {
               const FragmentB low_b = {b_low[2 * i], b_low[2 * i + 1]};
@@ -174,8 +182,19 @@ class AffinityBlock {
       loads_.begin(Rows(params_.surrogates, 0, step.head), data_->cluster[group_], step.first,
                    tile_count(step.first, params_.dim));
     }
-    const Rows query(params_.query, batch_, step.head);
-    const Rows key(params_.key, batch_, step.head);
+    Rows query(params_.query, batch_, step.head);
+    Rows key(params_.key, batch_, step.head);
+    if constexpr (kApart) {
+      query.offset += step.first;
+      key.offset += step.first;
+      const int64_t width = params_.dim - step.first;
+      if (side_of(0) == 0) {
+        fetch_small_tile<kAccess>(rows(step, 0), query, data_->token, width);
+      } else {
+        fetch_small_tile<kAccess>(rows(step, 1), key, data_->token, width);
+      }
+      return;
+    }
     if (kSplit && groups_ == 1) {
       fetch_tiles<kAccess>(rows(step, 0), query, step.first, params_.dim, rows(step, 1), key,
                            step.first, params_.dim, data_->token);
@@ -193,7 +212,9 @@ class AffinityBlock {
   __device__ void end(const Step& step) {
     const Rows from(params_.surrogates, 0, step.head);
     const int32_t* position = data_->cluster[group_];
-    if constexpr (kAccess != RowAccess::any) {
+    if constexpr (kApart) {
+      loads_.end(surrogates(step));
+    } else if constexpr (kAccess != RowAccess::any) {
       loads_.end(surrogates(step), from, position, step.first, tile_count(step.first, params_.dim));
     } else {
       fetch_tile(surrogates(step), from, position, step.first, params_.dim);
@@ -202,7 +223,7 @@ class AffinityBlock {
 
   __device__ void open_gates() {
     const int64_t token = first_ + threadIdx.x;
-    if (threadIdx.x >= kTile || token >= tokens_) return;
+    if (threadIdx.y > 0 || threadIdx.x >= kTile || token >= tokens_) return;
     data_->gates[threadIdx.x] = open_gate(params_, batch_, token);
     params_.clear_memberships(batch_, token);
   }
@@ -211,9 +232,10 @@ class AffinityBlock {
   __device__ void join_sums() {
     const TilePlace place;
 #pragma unroll
-    for (int side = 0; side < kAffinitySides; ++side) {
+    for (int i = 0; i < kSides; ++i) {
+      const int side = side_of(i);
       InputSums mine;
-      mine.add(scores_[side], kLog2E);
+      mine.add(scores_[i], kLog2E);
       mine.join(kLog2E);
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
@@ -225,11 +247,11 @@ class AffinityBlock {
     __syncthreads();
     for (int group = 0; group < groups_; ++group) {
 #pragma unroll
-      for (int side = 0; side < kAffinitySides; ++side) {
+      for (int side = 0; side < kSides; ++side) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          const float maximum = data_->maximum[side][group][place.row(half)];
-          const float sum = data_->sum[side][group][place.row(half)];
+          const float maximum = data_->maximum[side_of(side)][group][place.row(half)];
+          const float sum = data_->sum[side_of(side)][group][place.row(half)];
           float& joint = sums_[side].maximum[half];
           float& total = sums_[side].sum[half];
           const float larger = fmaxf(joint, maximum);
@@ -249,7 +271,7 @@ class AffinityBlock {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int64_t token = first_ + place.row(half);
-      if (token >= tokens_) continue;
+      if (token >= tokens_ || (kApart && half != side_of(0))) continue;
       float* element =
           matrix + matrix_ + token * params_.token_stride + (first + place.column(0, 0)) * stride;
 #pragma unroll
@@ -266,14 +288,14 @@ class AffinityBlock {
   }
   __device__ void store(int64_t first) {
 #pragma unroll
-    for (int side = 0; side < kAffinitySides; ++side) {
+    for (int side = 0; side < kSides; ++side) {
       for_each(matrix_of(side), first,
                [&](int n, int i, float& element) { element = scores_[side][n][i]; });
     }
   }
   __device__ void fetch_stored(int64_t first) {
 #pragma unroll
-    for (int side = 0; side < kAffinitySides; ++side) {
+    for (int side = 0; side < kSides; ++side) {
       for_each(matrix_of(side), first,
                [&](int n, int i, const float& element) { scores_[side][n][i] = element; });
     }
@@ -284,26 +306,33 @@ class AffinityBlock {
     const TilePlace place;
     const bool softmax = params_.activation == Activation::softmax;
     TileSums& mixed = scores_[0];
+    float factors[2];  // kApart
 #pragma unroll
-    for (int side = 0; side < kAffinitySides; ++side) {
+    for (int side = 0; side < kSides; ++side) {
       TileSums& scores = scores_[side];
       if (!softmax) laplace_of_all(scores);
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const Gates gates = data_->gates[place.row(half)];
-        const float gate = side == 0 ? gates.query_gate : gates.key_gate;
+        const float gate = side_of(side) == 0 ? gates.query_gate : gates.key_gate;
         const float maximum = sums_[side].maximum[half];
         const float factor = softmax ? gate / sums_[side].sum[half] : gate;
+        factors[half] = factor;
 #pragma unroll
         for (int n = 0; n < kTileColumns; ++n) {
 #pragma unroll
           for (int i = 2 * half; i < 2 * half + 2; ++i) {
             if (softmax) scores[n][i] = exp2_fast((scores[n][i] - maximum) * kLog2E);
+            if (kApart) continue;
             mixed[n][i] =
                 side == 0 ? factor * scores[n][i] : fmaf(factor, scores[n][i], mixed[n][i]);
           }
         }
       }
+    }
+    if constexpr (kApart) {
+      static_assert(kMixedHalves <= kStages * kAffinitySides * sizeof(OperandTile<kSplit>));
+      mix_halves(mixed, factors, reinterpret_cast<float*>(row_tiles_));  // which are used up
     }
     for_each(params_.affinity, first, [&](int n, int i, float& element) { element = mixed[n][i]; });
     if (params_.selection != Selection::single_assignment) return;
@@ -319,11 +348,12 @@ class AffinityBlock {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const uint32_t best = warp_max(best_[half], 4);
+      if (kApart && half != side_of(0)) continue;
       if (place.pair == 0) data_->best[group_][place.row(half)] = best;
     }
     __syncthreads();
     const int64_t token = first_ + threadIdx.x;
-    if (group_ > 0 || threadIdx.x >= kTile || token >= tokens_) return;
+    if (threadIdx.y > 0 || threadIdx.x >= kTile || token >= tokens_) return;
     uint32_t best = 0;
     for (int group = 0; group < groups_; ++group) {
       const uint32_t other = data_->best[group][threadIdx.x];
@@ -343,22 +373,22 @@ class AffinityBlock {
   AffinityData* data_;
   OperandTile<kSplit>* surrogate_tiles_;
   OperandTile<kSplit>* row_tiles_;
-  VectorLoads loads_;  // of the surrogates
-  TileSums scores_[kAffinitySides];
-  InputSums sums_[kAffinitySides];
+  std::conditional_t<kApart, HalfLoads, VectorLoads> loads_;  // of the surrogates
+  TileSums scores_[kSides];
+  InputSums sums_[kSides];
   uint32_t best_[2] = {0, 0};
   bool bad_ = false;
 };
 
 /// kAccess: how queries and keys are read where the surrogates are read by vectors, else `any`.
-template <bool kSplit, RowAccess kAccess>
-__global__ void __launch_bounds__(kTileThreads* kAffinityGroups<kSplit>, 1)
-    cast_affinity(const CastParams params) {
+template <bool kSplit, RowAccess kAccess, bool kApart>
+__global__ void __launch_bounds__(kTileThreads*(kApart ? kAffinitySides : kAffinityGroups<kSplit>),
+                                  kApart ? 2 : 1) cast_affinity(const CastParams params) {
   // surrogates: (H,C,D), query, key: (H, 64 of N, D) -> affinity: (C, 64 of N)
   const int64_t tiles = token_tiles(params.tokens);
   const int64_t batch = blockIdx.x / tiles;
   if (blockIdx.x % tiles == 0 && threadIdx.x == 0) params.covered[batch] = 0;
-  AffinityBlock<kSplit, kAccess>(params, batch, blockIdx.x % tiles).run();
+  AffinityBlock<kSplit, kAccess, kApart>(params, batch, blockIdx.x % tiles).run();
 }
 
 }  // namespace cluster_attention::cuda

@@ -189,11 +189,14 @@ Status launch_cast(Session& session, CastParams& params) {
     const bool fast = fast_keys && access_of(params.query, params.dim) == kFast &&
                       access_of(params.surrogates, params.dim) == RowAccess::vectors;
     const int groups = affinity_groups<kSplit>(params.clusters, session.shared_bytes());
+    const bool apart = fast && params.clusters <= kTile;
+    const auto together =
+        fast ? cast_affinity<kSplit, kFast, false> : cast_affinity<kSplit, RowAccess::any, false>;
     // grid: tiles of tokens x batch entries
-    CA_RETURN_IF_ERROR(launch(
-        session, params.batch * tiles, {kTileThreads, groups},
-        affinity_layout<kSplit>(groups).bytes,
-        fast ? cast_affinity<kSplit, kFast> : cast_affinity<kSplit, RowAccess::any>, params));
+    CA_RETURN_IF_ERROR(launch(session, params.batch * tiles,
+                              {kTileThreads, apart ? kAffinitySides : groups},
+                              affinity_layout<kSplit>(groups).bytes,
+                              apart ? cast_affinity<kSplit, kFast, true> : together, params));
   }
   CA_RETURN_IF_ERROR(launch_selection(session, params));
   CA_RETURN_IF_ERROR(launch_clusters<kSplit>(session, params));

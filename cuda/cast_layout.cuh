@@ -50,6 +50,38 @@ CA_HOST_DEVICE AffinityLayout affinity_layout(int groups) {
   return layout;
 }
 
+/// Half of a tile of each of two sides, with a factor for each row: bytes of shared memory.
+constexpr int64_t kMixedHalves =
+    kAffinitySides * (2 * kTileColumns + 1) * kTileThreads * static_cast<int64_t>(sizeof(float));
+
+/// Two groups of four warps have a tile each, whose rows have factors. The first group's
+/// place.row(0) become its own, multiplied, plus the other's, the other group's place.row(1)
+/// likewise; the first group's tile is multiplied first.
+__device__ inline void mix_halves(TileSums& mixed, const float (&factors)[2], float* shared) {
+  constexpr int kSent = 2 * kTileColumns;
+  const bool first = threadIdx.y == 0;
+  float* places[2] = {shared + threadIdx.x, shared + threadIdx.x + (kSent + 1) * kTileThreads};
+  float* to = first ? places[0] : places[1];
+  const float* from = first ? places[1] : places[0];
+#pragma unroll
+  for (int i = 0; i < kSent; ++i) {
+    to[i * kTileThreads] = first ? mixed[i / 2][2 + i % 2] : mixed[i / 2][i % 2];
+  }
+  to[kSent * kTileThreads] = first ? factors[1] : factors[0];
+  __syncthreads();
+  const float mine = first ? factors[0] : factors[1];
+  const float other = from[kSent * kTileThreads];
+#pragma unroll
+  for (int i = 0; i < kSent; ++i) {
+    const float x = from[i * kTileThreads];
+    if (first) {
+      mixed[i / 2][i % 2] = fmaf(other, x, mine * mixed[i / 2][i % 2]);
+    } else {
+      mixed[i / 2][2 + i % 2] = fmaf(mine, mixed[i / 2][2 + i % 2], other * x);
+    }
+  }
+}
+
 /// As many groups as there are tiles of clusters and shared memory for.
 template <bool kSplit>
 int affinity_groups(int64_t clusters, int64_t shared_bytes) {

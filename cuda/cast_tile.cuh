@@ -52,6 +52,54 @@ __device__ void fetch_small_tile(OperandTile<kSplit>& tile, const Rows& source,
   }
 }
 
+/// VectorLoads of a tile that two groups of four warps both need: half of its rows by each.
+class HalfLoads {
+ public:
+  __device__ void begin(const Rows& source, const int32_t* position, int64_t first, int count) {
+    const float* from = source.data + source.offset + first + column();
+#pragma unroll
+    for (int i = 0; i < kLoads; ++i) {
+      const int32_t at = position[row(i)];
+      x_[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+      if (at >= 0 && column() < count) {
+        x_[i] = *reinterpret_cast<const float4*>(
+            from + wide_product(at, static_cast<int32_t>(source.stride)));
+      }
+    }
+  }
+
+  template <bool kSplit>
+  __device__ void end(OperandTile<kSplit>& tile) const {
+#pragma unroll
+    for (int i = 0; i < kLoads; ++i) {
+      const float4& x = x_[i];
+      const int place = row(i) * kTilePitch + column();
+      uint2 high;
+      if constexpr (kSplit) {
+        uint2 low;
+        split_pair(x.x, x.y, high.x, low.x);
+        split_pair(x.z, x.w, high.y, low.y);
+        *reinterpret_cast<uint2*>(tile.low + place) = low;
+      } else {
+        high = make_uint2(pack_bfloat16(x.x, x.y), pack_bfloat16(x.z, x.w));
+      }
+      *reinterpret_cast<uint2*>(tile.high + place) = high;
+    }
+  }
+
+ private:
+  static constexpr int kRows = kTileThreads / 16;
+  static constexpr int kLoads = kTile / 2 / kRows;
+
+  __device__ static int row(int i) {
+    return static_cast<int>(threadIdx.y) * kTile / 2 + static_cast<int>(threadIdx.x) / 16 +
+           i * kRows;
+  }
+  __device__ static int column() { return static_cast<int>(threadIdx.x) % 16 * 4; }
+
+  float4 x_[kLoads];
+};
+
 /// add_scores() of tiles from fetch_small_tile().
 template <RowAccess kAccess, bool kSplit>
 __device__ void add_small_scores(TileSums& scores, const OperandTile<kSplit>& rows,
