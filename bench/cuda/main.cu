@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -124,8 +125,10 @@ int compare(cuda::Session* session, Storage storage) {
   const double bound = storage == Storage::bfloat16 ? 2e-2 : 3e-5;
   int failed = 0;
   for (const CaseError& one : case_errors(session, storage)) {
-    std::printf("{\"compared\":\"%s\",\"storage\":\"%s\",\"error\":%.2e,\"bound\":%.0e}\n",
-                one.name.c_str(), name_of(storage), one.error, bound);
+    char error[32] = "null";  // JSON knows no infinity
+    if (std::isfinite(one.error)) std::snprintf(error, sizeof error, "%.2e", one.error);
+    std::printf("{\"compared\":\"%s\",\"storage\":\"%s\",\"error\":%s,\"bound\":%.0e}\n",
+                one.name.c_str(), name_of(storage), error, bound);
     if (!(one.error <= bound)) ++failed;
   }
   return failed;
