@@ -12,9 +12,9 @@ bool plan_clusters(int64_t sequences, int64_t length, int64_t clusters, const Cl
                    HammingPlan& plan) {
   if (clusters > kClusterHammingClusters) return false;
   constexpr int64_t kMostWarps = kMostHammingThreads / kWarp;
-  // Measured on an H200: eleven rounds take 0.027 µs per hash of a block, and otherwise the time of
-  // so many hashes: to wait for each other, for each block to hear from, and for the centroids of
-  // a warp.
+  // Measured on an H200: eleven rounds take some 0.034 µs per hash of a block, and otherwise the
+  // time of so many hashes: to wait for each other, for each block to hear from, and for the
+  // centroids of a warp.
   const auto overhead = [&](int64_t parts) {
     return 336 + 51 * parts + 384 * divide_up(clusters, parts * kMostWarps / 2);
   };
