@@ -53,6 +53,16 @@ function* counted() {
   }
 }
 
+/** Adds to what has been counted of `key`. */
+const add = (counts, key, count) => counts.set(key, (counts.get(key) ?? 0) + count);
+
+/** What has been counted 0 times, in the order of its name. */
+const never = (counts) =>
+  [...counts]
+    .filter(([, count]) => count === 0)
+    .map(([key]) => key)
+    .toSorted();
+
 function main() {
   cmake(
     folder,
@@ -71,7 +81,6 @@ function main() {
   const names = namesOfKernels();
   const kernels = new Map(Array.from(names, (name) => [name, 0])); // launches, of all objects
   const lines = new Map();
-  const add = (counts, key, count) => counts.set(key, (counts.get(key) ?? 0) + count);
   for (const { file, functions, lines: ofFile } of counted()) {
     const path = relative(root, resolve(root, folder, file));
     if (!path.startsWith('cuda/')) continue;
@@ -83,9 +92,8 @@ function main() {
     }
     for (const { line_number: number, count } of ofFile) add(lines, `${path}:${number}`, count);
   }
-  const never = (counts) => [...counts].filter(([, count]) => count === 0).map(([key]) => key);
-  const idle = never(kernels).sort();
-  const missed = never(lines).sort();
+  const idle = never(kernels);
+  const missed = never(lines);
   console.log(`${kernels.size} kernels, ${idle.length} never launched`);
   for (const kernel of idle) console.log(`  ${kernel}`);
   console.log(`${lines.size} lines of cuda/, ${missed.length} never reached`);
