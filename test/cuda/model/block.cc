@@ -16,6 +16,7 @@ void thread_main(void*) {
   Thread& self = *block->current;
   for (const std::vector<Copy>& group : self.groups) make_copies(group);
   make_copies(self.open_group);
+  self.state = State::ended;
 }
 
 }  // namespace
@@ -67,45 +68,43 @@ void Block::prepare(const Launch& launch) {
   failed_ = false;
 }
 
+void Block::set_current(Thread& thread) {
+  current = &thread;
+  threadIdx = thread.index;
+}
+
 /// Runs the lanes of a warp until all of them wait for the block, or have ended, or cannot go on.
 bool Block::run_warp(size_t warp) {
+  Thread* const first = warps[warp].first;
   for (bool progress = true; progress;) {
     progress = false;
-    for (const int64_t lane : lane_order_) {
-      const size_t i = warp * kLanes + static_cast<size_t>(lane);
-      if (i >= count_) continue;
-      Thread& thread = *threads_[i];
-      if (thread.fiber.done()) continue;
-      if (thread.state == State::at_condition && thread.condition()) thread.state = State::ready;
-      if (thread.state != State::ready) continue;
-      current = &thread;
-      threadIdx = thread.index;
-      thread.fiber.resume();
-      if (failed_) return false;
-      progress = moved_ = true;
-    }
+    Thread* thread = first;
+    do {
+      if (thread->state == State::at_condition && thread->condition()) thread->state = State::ready;
+      if (thread->state == State::ready) {
+        set_current(*thread);
+        thread->fiber.resume();
+        if (failed_) return false;
+        progress = moved_ = true;
+      }
+      thread = thread->next;
+    } while (thread != first);
   }
   return true;
 }
 
-size_t Block::count_of(const State* state) const {
-  return static_cast<size_t>(std::count_if(
-      threads_.begin(), threads_.begin() + static_cast<std::ptrdiff_t>(count_),
-      [&](const auto& one) {
-        return state == nullptr ? one->fiber.done() : !one->fiber.done() && one->state == *state;
-      }));
+size_t Block::count_of(State state) const {
+  return static_cast<size_t>(std::count_if(threads_.begin(),
+                                           threads_.begin() + static_cast<std::ptrdiff_t>(count_),
+                                           [&](const auto& one) { return one->state == state; }));
 }
 
-bool Block::at_cluster_barrier() const {
-  constexpr State kState = State::at_cluster_barrier;
-  return count_of(&kState) == count_;
-}
+bool Block::at_cluster_barrier() const { return count_of(State::at_cluster_barrier) == count_; }
 
 /// Whether a thread could go on.
 bool Block::can_go_on() const {
   for (size_t i = 0; i < count_; ++i) {
     const Thread& thread = *threads_[i];
-    if (thread.fiber.done()) continue;
     if (thread.state == State::ready) return true;
     if (thread.state == State::at_condition && thread.condition()) return true;
   }
@@ -114,8 +113,7 @@ bool Block::can_go_on() const {
 
 /// After all warps have stopped: true when the block's barrier was reached by every thread.
 bool Block::leave_barrier() {
-  constexpr State kState = State::at_barrier;
-  if (count_of(&kState) < count_) return false;
+  if (count_of(State::at_barrier) < count_) return false;
   barrier_result = barrier_sum;
   barrier_sum = 0;
   for (size_t i = 0; i < count_; ++i) threads_[i]->state = State::ready;
@@ -123,13 +121,13 @@ bool Block::leave_barrier() {
 }
 
 void Block::note_stuck() const {
-  const auto in = [this](State state) { return std::to_string(count_of(&state)); };
+  const auto in = [this](State state) { return std::to_string(count_of(state)); };
   note_fault("block (" + std::to_string(index_.x) + "," + std::to_string(index_.y) + "," +
              std::to_string(index_.z) + ") cannot go on: of its " + std::to_string(count_) +
              " threads " + in(State::at_barrier) + " wait in __syncthreads(), " +
              in(State::at_exchange) + " in an exchange of their warp, " + in(State::at_condition) +
              " for another warp or block, " + in(State::at_cluster_barrier) + " for the cluster, " +
-             std::to_string(count_of(nullptr)) + " have ended");
+             in(State::ended) + " have ended");
 }
 
 void Block::leave_cluster_barrier() {
@@ -158,8 +156,22 @@ bool Block::start(uint3 index, uint64_t seed) {
   const uint64_t own = seed == 0 ? 0 : mix(seed + index.x);
   warp_order_ = shuffled(static_cast<int64_t>(warps.size()), own);
   slow_warp_ = own % 4 == 1 ? warp_order_.front() : -1;
-  lane_order_ = shuffled(kLanes, seed);
+  form_warps(shuffled(kLanes, seed));
   return true;
+}
+
+void Block::form_warps(const std::vector<int64_t>& lane_order) {
+  for (size_t warp = 0; warp < warps.size(); ++warp) {
+    Thread* last = nullptr;
+    for (const int64_t lane : lane_order) {
+      const size_t i = warp * kLanes + static_cast<size_t>(lane);
+      if (i >= count_) continue;
+      Thread* const thread = threads_[i].get();
+      (last == nullptr ? warps[warp].first : last->next) = thread;
+      last = thread;
+    }
+    last->next = warps[warp].first;
+  }
 }
 
 /// A slow warp most often does, so that others get a round ahead of it.
@@ -190,9 +202,16 @@ void Block::fail(const std::string& text) {
   current->fiber.pause();
 }
 
+/// Another lane goes on if one can, without a way back to run_warp() first.
 void Block::wait(State state) {
-  Thread* self = current;
+  Thread* const self = current;
   self->state = state;
+  for (Thread* other = self->next; other != self; other = other->next) {
+    if (other->state != State::ready) continue;
+    set_current(*other);
+    self->fiber.hand_over(other->fiber);
+    return;
+  }
   self->fiber.pause();
 }
 

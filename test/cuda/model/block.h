@@ -16,11 +16,9 @@
 
 namespace cuda_model {
 
-constexpr int kLanes = 32;
 constexpr int kNamedBarriers = 16;
 
-enum class State { ready, at_exchange, at_barrier, at_cluster_barrier, at_condition };
-constexpr size_t kStates = 5;
+enum class State { ready, at_exchange, at_barrier, at_cluster_barrier, at_condition, ended };
 
 struct Copy {
   void* to;
@@ -35,6 +33,7 @@ struct Thread {
   State state = State::ready;
   int warp = 0;
   int lane = 0;
+  Thread* next = nullptr;  // of its warp, in the order of the lanes; behind the last is the first
   // Copies are made when the thread waits for them, or at its end: who does not wait reads what
   // stood there before.
   std::deque<std::vector<Copy>> groups;
@@ -47,6 +46,8 @@ struct Warp {
   int waiting = 0;
   int kind = 0;
   unsigned exchanges = 0;
+  Thread* first = nullptr;  // in the order of the lanes
+  void* given[kLanes];
   alignas(16) unsigned char entries[2][kLanes * Exchange::kEntryBytes];
 };
 
@@ -66,7 +67,7 @@ class Block {
   bool run(bool in_turns);
   /// Whether a thread went on in the last run().
   bool moved() const { return moved_; }
-  bool ended() const { return count_of(nullptr) == count_; }
+  bool ended() const { return count_of(State::ended) == count_; }
   bool at_cluster_barrier() const;
   void leave_cluster_barrier();
   void note_stuck() const;
@@ -88,16 +89,17 @@ class Block {
   int barrier_result = 0;  // of the one that they left
 
  private:
+  void set_current(Thread& thread);
+  void form_warps(const std::vector<int64_t>& lane_order);
   bool run_warp(size_t warp);
   bool stays_behind(int64_t warp) const;
   bool can_go_on() const;
   bool leave_barrier();
-  /// Threads in a state, or that have ended.
-  size_t count_of(const State* state) const;
+  size_t count_of(State state) const;
 
   std::vector<std::unique_ptr<Thread>> threads_;  // at least count_
   size_t count_ = 0;
-  std::vector<int64_t> warp_order_, lane_order_;
+  std::vector<int64_t> warp_order_;
   int64_t slow_warp_ = -1;  // in one of four blocks
   uint3 index_{};
   std::vector<unsigned char> memory_;

@@ -65,7 +65,8 @@ enum Kind {
   kVote,
   kMatrix,
   kTiles,
-  kBytes
+  kBytes,
+  kProducts
 };
 
 template <typename T>
@@ -212,13 +213,6 @@ T __ldg(const T* address) {
 
 namespace cuda_model {
 
-using FourFloats __attribute__((vector_size(16))) = float;
-using FourIntegers __attribute__((vector_size(16))) = int32_t;
-
-/// d[i] += the sum over k of a[k][i] b[k][i], with the errors of tensor cores (Fasi et al. 2021;
-/// Khattak and Mikaitis 2025): products are exact, but all terms are cut, toward 0, to the places
-/// that are kept of the largest, and so is the result: long sums of one sign come out too small.
-void add_products(float (&d)[4], const FourFloats (&a)[16], const FourFloats (&b)[16]);
 /// See cuda/primitives/mma.cuh for the places of the operands.
 void mma_bf16_16x8x16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 /// The same for bytes with sign, see cuda/primitives/integer_mma.cuh.

@@ -12,7 +12,15 @@ namespace cuda_model {
 
 namespace {
 
-thread_local Fiber* running = nullptr;
+constexpr uintptr_t kPlaces = 61;
+constexpr uintptr_t kPlaceBytes = 1088;  // 17 cache lines
+
+Fiber* running = nullptr;
+#if defined(__x86_64__)
+void* outside = nullptr;  // stack pointer of the caller of resume()
+#else
+ucontext_t outside;  // of the caller of resume()
+#endif
 
 }  // namespace
 
@@ -51,7 +59,10 @@ Fiber::~Fiber() {
 void Fiber::prepare() {
   // As cuda_model_switch leaves a stack: six registers, then where to return to; aligned as at the
   // entry of a function.
-  auto* top = reinterpret_cast<uintptr_t*>(static_cast<char*>(stack_) + kStackBytes);
+  // Stacks that all began at the same place of a page would push each other out of the caches.
+  const uintptr_t number = reinterpret_cast<uintptr_t>(stack_) / kStackBytes;
+  char* const begin = static_cast<char*>(stack_) + kStackBytes - number % kPlaces * kPlaceBytes;
+  auto* top = reinterpret_cast<uintptr_t*>(begin);
   *--top = 0;
   *--top = reinterpret_cast<uintptr_t>(&Fiber::enter);
   for (int i = 0; i < 6; ++i) *--top = 0;
@@ -60,22 +71,25 @@ void Fiber::prepare() {
 
 void Fiber::resume() {
   running = this;
-  cuda_model_switch(&outside_, inside_);
+  cuda_model_switch(&outside, inside_);
 }
 
-void Fiber::pause() { cuda_model_switch(&inside_, outside_); }
+void Fiber::pause() { cuda_model_switch(&inside_, outside); }
+
+void Fiber::hand_over(Fiber& other) {
+  running = &other;
+  cuda_model_switch(&inside_, other.inside_);
+}
 
 #else
 
 Fiber::~Fiber() {
   if (stack_ != nullptr) munmap(stack_, kStackBytes);
   delete static_cast<ucontext_t*>(inside_);
-  delete static_cast<ucontext_t*>(outside_);
 }
 
 void Fiber::prepare() {
   if (inside_ == nullptr) inside_ = new ucontext_t;
-  if (outside_ == nullptr) outside_ = new ucontext_t;
   auto* context = static_cast<ucontext_t*>(inside_);
   getcontext(context);
   context->uc_stack.ss_sp = stack_;
@@ -86,11 +100,14 @@ void Fiber::prepare() {
 
 void Fiber::resume() {
   running = this;
-  swapcontext(static_cast<ucontext_t*>(outside_), static_cast<ucontext_t*>(inside_));
+  swapcontext(&outside, static_cast<ucontext_t*>(inside_));
 }
 
-void Fiber::pause() {
-  swapcontext(static_cast<ucontext_t*>(inside_), static_cast<ucontext_t*>(outside_));
+void Fiber::pause() { swapcontext(static_cast<ucontext_t*>(inside_), &outside); }
+
+void Fiber::hand_over(Fiber& other) {
+  running = &other;
+  swapcontext(static_cast<ucontext_t*>(inside_), static_cast<ucontext_t*>(other.inside_));
 }
 
 #endif
@@ -104,7 +121,6 @@ bool Fiber::start(void (*function)(void*), void* argument) {
   }
   function_ = function;
   argument_ = argument;
-  done_ = false;
   prepare();
   return true;
 }
@@ -112,7 +128,6 @@ bool Fiber::start(void (*function)(void*), void* argument) {
 void Fiber::enter() {
   Fiber* self = running;
   self->function_(self->argument_);
-  self->done_ = true;
   self->pause();  // never comes back
 }
 

@@ -1,7 +1,7 @@
 #pragma once
 
 // A function with a stack of its own, which can stop in the middle and go on later: one thread of a
-// block. Everything runs on the thread of the caller.
+// block. Everything runs on the thread of the caller, of which there is one at a time.
 
 #include <cstddef>
 
@@ -17,11 +17,13 @@ class Fiber {
   /// Makes the next resume() call function(argument); what ran before is forgotten. False when
   /// there is no memory for the stack.
   bool start(void (*function)(void*), void* argument);
-  /// Runs until the next pause() or the end of the function.
+  /// Runs until the next pause(), or the end of the function, of this fiber or one that goes on in
+  /// its place.
   void resume();
   /// Called inside: back to resume().
   void pause();
-  bool done() const { return done_; }
+  /// Called inside: `other` goes on in the place of this one.
+  void hand_over(Fiber& other);
 
  private:
   static constexpr size_t kStackBytes = size_t{256} << 10;  // mapped, touched only where used
@@ -30,11 +32,9 @@ class Fiber {
   void prepare();
 
   void* stack_ = nullptr;
-  void* inside_ = nullptr;   // stack pointer or context while paused
-  void* outside_ = nullptr;  // of the caller while running
+  void* inside_ = nullptr;  // stack pointer or context while it does not run
   void (*function_)(void*) = nullptr;
   void* argument_ = nullptr;
-  bool done_ = true;
 };
 
 }  // namespace cuda_model

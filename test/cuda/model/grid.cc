@@ -76,6 +76,14 @@ bool run_cluster(size_t count, uint64_t seed) {
   return true;
 }
 
+/// That the running thread's lane meets for something of a kind.
+Warp& warp_of_running_thread(int kind) {
+  Warp& warp = block->warps[static_cast<size_t>(block->current->warp)];
+  if (warp.waiting == 0) warp.kind = kind;
+  if (warp.kind != kind) block->fail("the lanes of a warp meet in different exchanges");
+  return warp;
+}
+
 }  // namespace
 
 bool run_grid(const Launch& launch) {
@@ -159,19 +167,26 @@ int sync_block_sum(int value) {
 }
 
 Exchange::Exchange(int kind, unsigned mask, const void* data, size_t bytes) {
-  Thread& self = *block->current;
-  Warp& warp = block->warps[static_cast<size_t>(self.warp)];
   if (mask != 0xffffffffu) block->fail("an exchange of a warp with a mask that is not full");
-  if (warp.waiting == 0) warp.kind = kind;
-  if (warp.kind != kind) block->fail("the lanes of a warp meet in different exchanges");
+  Warp& warp = warp_of_running_thread(kind);
   // Two sets of entries: a lane may reach its next exchange before others have read this one.
   unsigned char* entries = warp.entries[warp.exchanges % 2];
   entries_ = entries;
-  if (bytes > 0) {
-    std::memcpy(entries + static_cast<size_t>(self.lane) * kEntryBytes, data, bytes);
-  }
+  const int lane = block->current->lane;
+  if (bytes > 0) std::memcpy(entries + static_cast<size_t>(lane) * kEntryBytes, data, bytes);
   if (++warp.waiting == kLanes) {
-    block->release(self.warp);
+    block->release(block->current->warp);
+  } else {
+    block->wait(State::at_exchange);
+  }
+}
+
+void as_warp(int kind, void* of_lane, WarpFunction function) {
+  Warp& warp = warp_of_running_thread(kind);
+  warp.given[block->current->lane] = of_lane;
+  if (++warp.waiting == kLanes) {
+    function(warp.given);
+    block->release(block->current->warp);
   } else {
     block->wait(State::at_exchange);
   }

@@ -20,6 +20,8 @@
 
 namespace cuda_model {
 
+constexpr int kLanes = 32;
+
 struct Index3 {
   unsigned x = 0, y = 0, z = 0;
 };
@@ -74,6 +76,10 @@ class Exchange {
  private:
   const unsigned char* entries_;
 };
+/// What the lanes of a warp do as one, such as a product: the last of them to come calls `function`
+/// with what each has given, which may lie on its stack.
+using WarpFunction = void (*)(void* const (&lanes)[kLanes]);
+void as_warp(int kind, void* of_lane, WarpFunction function);
 int lane_of_running_thread();
 
 /// The running thread goes on once `condition` holds.

@@ -58,6 +58,25 @@ TEST_ONCE("CUDA model: lanes that disagree are reported") {
   CHECK(holds(faults_of(16, [] { __syncwarp(); }), "cannot go on"));
 }
 
+TEST_ONCE("CUDA model: lanes that wait for different products are reported") {
+  const auto faults_of_products = [](int wide_lanes) {
+    return faults_of(
+        32,
+        [&] {
+          float d[8] = {};
+          const uint32_t a[4] = {};
+          const int columns = static_cast<int>(threadIdx.x) < wide_lanes ? 16 : 8;
+          start_product({d, columns, a, 0, uint64_t{1} << 62, false, true});
+          commit_products();
+          wait_products(0);
+        },
+        16 * 128);
+  };
+  CHECK_EQUAL(faults_of_products(0), "");
+  CHECK_EQUAL(faults_of_products(32), "");
+  CHECK(holds(faults_of_products(7), "different products"));
+}
+
 TEST_ONCE("CUDA model: a missing barrier shows in some order of the threads") {
   const auto run = [](bool with_barrier) {
     int wrong = 0;

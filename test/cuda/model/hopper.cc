@@ -6,6 +6,7 @@
 
 #include "test/cuda/model/device.h"
 #include "test/cuda/model/grid.h"
+#include "test/cuda/model/tensor_core.h"
 
 namespace cuda_model {
 
@@ -67,48 +68,81 @@ float half_of(uint32_t word, int index) {
   return __uint_as_float(index == 0 ? word << 16 : word & 0xffff0000u);
 }
 
-/// Rows group and group + 8 of the warp's 16 rows of A.
-void rows_of(const Product& product, float (&rows)[2][16]) {
-  const int group = lane_of_running_thread() / 4;
-  if (product.a == nullptr) {
-    const Tile tile(product.a_tile);
-    const int first = static_cast<int>(threadIdx.x) / 32 % 4 * 16 + group;
-    for (int half = 0; half < 2; ++half) {
-      for (int k = 0; k < 16; ++k) rows[half][k] = tile.element(first + 8 * half, k);
+/// One product of all lanes of a warp.
+struct WarpProduct {
+  const Product* lanes[kLanes];
+
+  const Product& any() const { return *lanes[0]; }
+};
+
+bool same_product(const Product& left, const Product& right) {
+  return left.columns == right.columns && (left.a == nullptr) == (right.a == nullptr) &&
+         left.a_tile == right.a_tile && left.b_tile == right.b_tile &&
+         left.transposed == right.transposed && left.add == right.add;
+}
+
+void fetch_a(const WarpProduct& warp, float (&a)[kTileRows][kTileDepth]) {
+  if (warp.any().a == nullptr) {
+    const Tile tile(warp.any().a_tile);
+    const int first = static_cast<int>(threadIdx.x) / kLanes % 4 * kTileRows;  // of the warp
+    for (int row = 0; row < kTileRows; ++row) {
+      for (int k = 0; k < kTileDepth; ++k) a[row][k] = tile.element(first + row, k);
     }
     return;
   }
-  const Exchange exchange(kMatrix, 0xffffffffu, product.a, 4 * sizeof(uint32_t));
-  for (int quad = 0; quad < 4; ++quad) {
-    uint32_t a[4];
-    std::memcpy(a, exchange.entry(group * 4 + quad), sizeof a);
+  for (int lane = 0; lane < kLanes; ++lane) {
     for (int i = 0; i < 8; ++i) {
-      rows[i / 2 % 2][i / 4 * 8 + quad * 2 + i % 2] = half_of(a[i / 2], i % 2);
+      a[lane / 4 + i / 2 % 2 * 8][i / 4 * 8 + lane % 4 * 2 + i % 2] =
+          half_of(warp.lanes[lane]->a[i / 2], i % 2);
     }
   }
 }
 
-void multiply(const Product& product) {
-  float rows[2][16];
-  rows_of(product, rows);
-  FourFloats a[16];
-  for (int k = 0; k < 16; ++k) a[k] = FourFloats{rows[0][k], rows[0][k], rows[1][k], rows[1][k]};
+void fetch_b(const Product& product, int first, float (&b)[kTileDepth][kTileColumns]) {
   const Tile tile(product.b_tile);
-  const int pair = lane_of_running_thread() % 4 * 2;
-  for (int first = 0; first < product.columns; first += 8) {
-    FourFloats b[16];
-    for (int k = 0; k < 16; ++k) {
-      const auto other = [&](int column) {
-        return product.transposed ? tile.element(k, column) : tile.element(column, k);
-      };
-      const float left = other(first + pair);
-      const float right = other(first + pair + 1);
-      b[k] = FourFloats{left, right, left, right};
+  for (int k = 0; k < kTileDepth; ++k) {
+    for (int column = 0; column < kTileColumns; ++column) {
+      b[k][column] =
+          product.transposed ? tile.element(k, first + column) : tile.element(first + column, k);
     }
-    float sums[4] = {};
-    if (product.add) std::memcpy(sums, product.d + first / 2, sizeof sums);
-    add_products(sums, a, b);
-    std::memcpy(product.d + first / 2, sums, sizeof sums);
+  }
+}
+
+void multiply(const WarpProduct& warp) {
+  TileProduct tile;
+  fetch_a(warp, tile.a);
+  for (int first = 0; first < warp.any().columns; first += kTileColumns) {
+    fetch_b(warp.any(), first, tile.b);
+    const auto for_sums = [&](auto function) {
+      for (int lane = 0; lane < kLanes; ++lane) {
+        for (int i = 0; i < 4; ++i) {
+          function(warp.lanes[lane]->d[first / 2 + i],
+                   tile.d[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2]);
+        }
+      }
+    };
+    for_sums([&](float d, float& sum) { sum = warp.any().add ? d : 0.0f; });
+    multiply_tile(tile);
+    for_sums([](float& d, float sum) { d = sum; });
+  }
+}
+
+/// A group of products, of each lane.
+void multiply_group(void* const (&lanes)[kLanes]) {
+  const auto group_of = [&](int lane) -> const std::vector<Product>& {
+    return *static_cast<const std::vector<Product>*>(lanes[lane]);
+  };
+  for (size_t i = 0; i < group_of(0).size(); ++i) {
+    WarpProduct warp;
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const std::vector<Product>& group = group_of(lane);
+      if (group.size() != group_of(0).size() || !same_product(group[i], group_of(0)[i])) {
+        note_fault("the lanes of a warp wait for different products");
+        return;
+      }
+      warp.lanes[lane] = &group[i];
+    }
+    multiply(warp);
   }
 }
 
@@ -187,7 +221,7 @@ void commit_products() {
 void wait_products(int groups_left) {
   Products& self = products_of_running_thread();
   while (self.groups.size() > static_cast<size_t>(groups_left)) {
-    for (const Product& product : self.groups.front()) multiply(product);
+    as_warp(kProducts, &self.groups.front(), multiply_group);
     self.groups.pop_front();
   }
 }

@@ -2,153 +2,108 @@
 #include <cstring>
 
 #include "test/cuda/model/device.h"
+#include "test/cuda/model/tensor_core.h"
 
 namespace cuda_model {
 
 namespace {
 
-struct Operands {
-  uint32_t a[4];
-  uint32_t b[2];
+/// What a lane has of a product: where its registers are.
+template <typename T>
+struct Fragments {
+  T* d;
+  const uint32_t* a;
+  const uint32_t* b;
 };
 
-/// That are kept below the first one of the largest term: those of float32 and one more. This is
-/// A100, which sums eight products at once; Hopper sums 16 and keeps another one.
-constexpr int kPlaces = 24;
-constexpr int kSmallest = kPlaces + 1;
+struct TileRows {
+  uint32_t* r;
+  const uint16_t* row;
+  bool transposed;
+};
 
 float low_of(uint32_t packed) { return __uint_as_float(packed << 16); }
 float high_of(uint32_t packed) { return __uint_as_float(packed & 0xffff0000u); }
 
-FourIntegers bits_of(FourFloats values) {
-  FourIntegers bits;
-  std::memcpy(&bits, &values, sizeof bits);
-  return bits;
-}
-FourFloats from_bits(FourIntegers bits) {
-  FourFloats values;
-  std::memcpy(&values, &bits, sizeof values);
-  return values;
-}
-FourIntegers size_of(FourIntegers values) { return values < 0 ? -values : values; }
-
-/// Toward 0, where a float has no room for all places.
-FourFloats cut(FourIntegers values) {
-  const FourFloats nearest = __builtin_convertvector(values, FourFloats);
-  const FourIntegers back = __builtin_convertvector(nearest, FourIntegers);
-  return from_bits(bits_of(nearest) + (size_of(back) > size_of(values)));
-}
-
-/// d += the sum of eight products, all terms cut to the places that are kept of the largest.
-void add_eight(float (&d)[4], const FourFloats* a, const FourFloats* b) {
-  FourFloats terms[9];
-  FourIntegers largest = {};
-  std::memcpy(&terms[8], d, sizeof terms[8]);
-  for (int i = 0; i < 8; ++i) terms[i] = a[i] * b[i];
-  for (const FourFloats& term : terms) {
-    const FourIntegers size = bits_of(term) & 0x7fffffff;
-    largest = size > largest ? size : largest;
-  }
-  // Biased by 127; places below the normal numbers are cut too.
-  FourIntegers exponent = largest >> 23;
-  exponent = exponent > kSmallest ? exponent : kSmallest;
-  const FourFloats unit = from_bits((exponent - kPlaces) << 23);
-  const FourFloats units_per_one = from_bits((2 * 127 - exponent + kPlaces) << 23);
-  FourIntegers units = {};
-  for (const FourFloats& term : terms) {
-    units += __builtin_convertvector(term * units_per_one, FourIntegers);
-  }
-  const FourFloats sums = cut(units) * unit;
-  for (int i = 0; i < 4; ++i) {
-    if (exponent[i] < 250) {
-      d[i] = sums[i];
-      continue;
+void multiply_bf16(void* const (&lanes)[kLanes]) {
+  TileProduct product;
+  for (int lane = 0; lane < kLanes; ++lane) {
+    const auto& one = *static_cast<const Fragments<float>*>(lanes[lane]);
+    const int group = lane / 4;
+    const int pair = lane % 4 * 2;
+    for (int i = 0; i < 4; ++i) {
+      const int row = group + i % 2 * 8;
+      const int k = pair + i / 2 * 8;
+      product.a[row][k] = low_of(one.a[i]);
+      product.a[row][k + 1] = high_of(one.a[i]);
+      product.d[group + i / 2 * 8][pair + i % 2] = one.d[i];
     }
-    // NaN, Inf, and what may become Inf.
-    double sum = d[i];
-    for (int k = 0; k < 8; ++k) sum += static_cast<double>(a[k][i]) * static_cast<double>(b[k][i]);
-    d[i] = static_cast<float>(sum);
+    for (int i = 0; i < 2; ++i) {
+      product.b[pair + 8 * i][group] = low_of(one.b[i]);
+      product.b[pair + 8 * i + 1][group] = high_of(one.b[i]);
+    }
+  }
+  multiply_tile(product);
+  for (int lane = 0; lane < kLanes; ++lane) {
+    float* d = static_cast<const Fragments<float>*>(lanes[lane])->d;
+    for (int i = 0; i < 4; ++i) d[i] = product.d[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2];
   }
 }
 
-int32_t sum_of_bytes(int32_t sum, uint32_t a, uint32_t b) {
-  for (int i = 0; i < 4; ++i) {
-    sum += static_cast<int32_t>(static_cast<int8_t>(a >> 8 * i)) *
-           static_cast<int32_t>(static_cast<int8_t>(b >> 8 * i));
+void multiply_bytes(void* const (&lanes)[kLanes]) {
+  int8_t a[16][32];
+  int8_t b[8][32];  // by columns
+  for (int lane = 0; lane < kLanes; ++lane) {
+    const auto& one = *static_cast<const Fragments<int32_t>*>(lanes[lane]);
+    const int group = lane / 4;
+    const int four = lane % 4 * 4;
+    for (int i = 0; i < 4; ++i) {
+      std::memcpy(a[group + i % 2 * 8] + four + i / 2 * 16, one.a + i, sizeof one.a[i]);
+    }
+    for (int i = 0; i < 2; ++i) std::memcpy(b[group] + four + i * 16, one.b + i, sizeof one.b[i]);
   }
-  return sum;
+  for (int lane = 0; lane < kLanes; ++lane) {
+    int32_t* d = static_cast<const Fragments<int32_t>*>(lanes[lane])->d;
+    for (int i = 0; i < 4; ++i) {
+      const int8_t* row = a[lane / 4 + i / 2 * 8];
+      const int8_t* column = b[lane % 4 * 2 + i % 2];
+      for (int k = 0; k < 32; ++k) d[i] += row[k] * column[k];
+    }
+  }
+}
+
+void load_four_tiles(void* const (&lanes)[kLanes]) {
+  const auto row_of = [&](int lane) { return static_cast<const TileRows*>(lanes[lane])->row; };
+  for (int lane = 0; lane < kLanes; ++lane) {
+    const auto& one = *static_cast<const TileRows*>(lanes[lane]);
+    const int group = lane / 4;
+    const int pair = lane % 4 * 2;
+    for (int tile = 0; tile < 4; ++tile) {
+      const auto value = [&](int i, int j) -> uint32_t { return row_of(tile * 8 + i)[j]; };
+      one.r[tile] = one.transposed ? value(pair, group) | value(pair + 1, group) << 16
+                                   : value(group, pair) | value(group, pair + 1) << 16;
+    }
+  }
 }
 
 }  // namespace
 
-void add_products(float (&d)[4], const FourFloats (&a)[16], const FourFloats (&b)[16]) {
-  add_eight(d, a, b);
-  add_eight(d, a + 8, b + 8);
-}
-
 void mma_bf16_16x8x16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  const Operands mine{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
-  const Exchange exchange(kMatrix, 0xffffffffu, &mine, sizeof mine);
-  const auto operands = [&](int lane) {
-    return static_cast<const Operands*>(exchange.entry(lane));
-  };
-  const int group = lane_of_running_thread() / 4;
-  const int pair = lane_of_running_thread() % 4 * 2;
-  FourFloats rows[16];
-  FourFloats columns[16];
-  for (int quad = 0; quad < 4; ++quad) {
-    const uint32_t* row = operands(group * 4 + quad)->a;
-    const uint32_t* left = operands(pair * 4 + quad)->b;
-    const uint32_t* right = operands((pair + 1) * 4 + quad)->b;
-    for (int half = 0; half < 2; ++half) {
-      const uint32_t top = row[2 * half];
-      const uint32_t bottom = row[2 * half + 1];
-      const int k = 8 * half + 2 * quad;
-      rows[k] = FourFloats{low_of(top), low_of(top), low_of(bottom), low_of(bottom)};
-      rows[k + 1] = FourFloats{high_of(top), high_of(top), high_of(bottom), high_of(bottom)};
-      columns[k] = FourFloats{low_of(left[half]), low_of(right[half]), low_of(left[half]),
-                              low_of(right[half])};
-      columns[k + 1] = FourFloats{high_of(left[half]), high_of(right[half]), high_of(left[half]),
-                                  high_of(right[half])};
-    }
-  }
-  add_products(d, rows, columns);
+  Fragments<float> mine{d, a, b};
+  as_warp(kMatrix, &mine, multiply_bf16);
 }
 
 void mma_s8_16x8x32(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
                     const int32_t (&c)[4]) {
-  const Operands mine{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
-  const Exchange exchange(kBytes, 0xffffffffu, &mine, sizeof mine);
-  const auto operands = [&](int lane) {
-    return static_cast<const Operands*>(exchange.entry(lane));
-  };
-  const int group = lane_of_running_thread() / 4;
-  const int pair = lane_of_running_thread() % 4 * 2;
-  for (int i = 0; i < 4; ++i) d[i] = c[i];
-  for (int side = 0; side < 2; ++side) {
-    for (int source = 0; source < 4; ++source) {
-      const uint32_t* row = operands(group * 4 + source)->a;
-      const uint32_t* column = operands((pair + side) * 4 + source)->b;
-      d[side] = sum_of_bytes(sum_of_bytes(d[side], row[0], column[0]), row[2], column[1]);
-      d[side + 2] = sum_of_bytes(sum_of_bytes(d[side + 2], row[1], column[0]), row[3], column[1]);
-    }
-  }
+  std::copy(c, c + 4, d);
+  Fragments<int32_t> mine{d, a, b};
+  as_warp(kBytes, &mine, multiply_bytes);
 }
 
 void load_tiles(uint32_t (&r)[4], const void* row, bool transposed) {
   if (reinterpret_cast<uintptr_t>(row) % 16 != 0) note_fault("a misaligned row of a matrix tile");
-  const Exchange exchange(kTiles, 0xffffffffu, &row, sizeof row);
-  const int lane = lane_of_running_thread();
-  const auto value = [&](int tile, int i, int j) {
-    const uint16_t* from = *static_cast<uint16_t* const*>(exchange.entry(tile * 8 + i));
-    return static_cast<uint32_t>(from[j]);
-  };
-  for (int tile = 0; tile < 4; ++tile) {
-    const int group = lane / 4;
-    const int pair = lane % 4 * 2;
-    r[tile] = transposed ? value(tile, pair, group) | value(tile, pair + 1, group) << 16
-                         : value(tile, group, pair) | value(tile, group, pair + 1) << 16;
-  }
+  TileRows mine{r, static_cast<const uint16_t*>(row), transposed};
+  as_warp(kTiles, &mine, load_four_tiles);
 }
 
 }  // namespace cuda_model

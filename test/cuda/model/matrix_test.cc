@@ -1,9 +1,9 @@
 // Sums of products have the errors of tensor cores.
 
-#include <cuda_runtime.h>
-
+#include <algorithm>
 #include <cmath>
 
+#include "test/cuda/model/tensor_core.h"
 #include "test/native/harness.h"
 
 namespace cuda_model {
@@ -12,14 +12,21 @@ namespace {
 
 /// sum + 16 products of which the first `count` are `term`.
 float add_terms(float sum, float term, int count) {
-  FourFloats a[16] = {};
-  FourFloats b[16];
-  for (FourFloats& ones : b) ones = FourFloats{1.0f, 1.0f, 1.0f, 1.0f};
-  for (int k = 0; k < count; ++k) a[k] = FourFloats{term, -term, term, -term};
-  float sums[4] = {sum, -sum, sum, -sum};
-  add_products(sums, a, b);
-  CHECK(std::isnan(sums[0]) || sums[1] == -sums[0]);  // toward 0
-  return sums[0];
+  TileProduct product{};
+  for (int column = 0; column < kTileColumns; ++column) {
+    const float sign = column % 2 == 0 ? 1.0f : -1.0f;
+    for (float(&row)[kTileColumns] : product.b) row[column] = sign;
+    for (float(&row)[kTileColumns] : product.d) row[column] = sign * sum;
+  }
+  for (float(&row)[kTileDepth] : product.a) std::fill(row, row + count, term);
+  multiply_tile(product);
+  const float result = product.d[0][0];
+  for (const float(&row)[kTileColumns] : product.d) {
+    for (int column = 0; column < kTileColumns; ++column) {  // toward 0
+      CHECK(std::isnan(result) || row[column] == (column % 2 == 0 ? result : -result));
+    }
+  }
+  return result;
 }
 
 TEST_ONCE("CUDA model: tensor cores cut what they add") {

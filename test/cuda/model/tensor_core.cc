@@ -1,0 +1,104 @@
+#include "test/cuda/model/tensor_core.h"
+
+#include <cstdint>
+#include <cstring>
+
+namespace cuda_model {
+
+namespace {
+
+// A row of the result at once. What takes or returns such vectors is part of its caller, so that
+// it becomes code for the caller's instruction set.
+using Floats __attribute__((vector_size(32), may_alias)) = float;
+using Integers __attribute__((vector_size(32))) = int32_t;
+#define CA_PART_OF_CALLER __attribute__((always_inline)) inline
+
+/// That are kept below the first one of the largest term: those of float32 and one more. This is
+/// A100, which sums eight products at once; Hopper sums 16 and keeps another one.
+constexpr int kPlaces = 24;
+constexpr int kSmallest = kPlaces + 1;
+constexpr int kAtOnce = 8;
+
+CA_PART_OF_CALLER Floats row_of(const float (&row)[kTileColumns]) {
+  return *reinterpret_cast<const Floats*>(row);
+}
+
+CA_PART_OF_CALLER Integers bits_of(Floats values) {
+  Integers bits;
+  std::memcpy(&bits, &values, sizeof bits);
+  return bits;
+}
+
+CA_PART_OF_CALLER Floats from_bits(Integers bits) {
+  Floats values;
+  std::memcpy(&values, &bits, sizeof values);
+  return values;
+}
+
+CA_PART_OF_CALLER Integers size_of(Integers values) { return values < 0 ? -values : values; }
+
+/// Toward 0, where a float has no room for all places.
+CA_PART_OF_CALLER Floats cut(Integers values) {
+  const Floats nearest = __builtin_convertvector(values, Floats);
+  const Integers back = __builtin_convertvector(nearest, Integers);
+  return from_bits(bits_of(nearest) + (size_of(back) > size_of(values)));
+}
+
+/// NaN, Inf, and what may become Inf.
+float add_in_double(float sum, const float* a, const float (*b)[kTileColumns], int column) {
+  double exact = sum;
+  for (int k = 0; k < kAtOnce; ++k) {
+    exact += static_cast<double>(a[k]) * static_cast<double>(b[k][column]);
+  }
+  return static_cast<float>(exact);
+}
+
+/// d += the sum of eight products, all terms cut to the places that are kept of the largest.
+CA_PART_OF_CALLER void add_eight(float (&d)[kTileColumns], const float* a,
+                                 const float (*b)[kTileColumns]) {
+  Floats terms[kAtOnce + 1];
+  terms[kAtOnce] = row_of(d);
+  for (int k = 0; k < kAtOnce; ++k) terms[k] = a[k] * row_of(b[k]);
+  Integers largest = {};
+  for (const Floats& term : terms) {
+    const Integers size = bits_of(term) & 0x7fffffff;
+    largest = size > largest ? size : largest;
+  }
+  // Biased by 127; places below the normal numbers are cut too.
+  Integers exponent = largest >> 23;
+  exponent = exponent > kSmallest ? exponent : kSmallest;
+  const Floats unit = from_bits((exponent - kPlaces) << 23);
+  const Floats units_per_one = from_bits((2 * 127 - exponent + kPlaces) << 23);
+  Integers units = {};
+  for (const Floats& term : terms) {
+    units += __builtin_convertvector(term * units_per_one, Integers);
+  }
+  const Floats sums = cut(units) * unit;
+  for (int i = 0; i < kTileColumns; ++i) {
+    d[i] = exponent[i] < 250 ? sums[i] : add_in_double(d[i], a, b, i);
+  }
+}
+
+CA_PART_OF_CALLER void multiply(TileProduct& product) {
+  for (int row = 0; row < kTileRows; ++row) {
+    for (int k = 0; k < kTileDepth; k += kAtOnce) {
+      add_eight(product.d[row], product.a[row] + k, product.b + k);
+    }
+  }
+}
+
+void multiply_anywhere(TileProduct& product) { multiply(product); }
+
+#if defined(__x86_64__)
+__attribute__((target("avx2"))) void multiply_by_avx2(TileProduct& product) { multiply(product); }
+
+const auto multiply_here = __builtin_cpu_supports("avx2") ? multiply_by_avx2 : multiply_anywhere;
+#else
+const auto multiply_here = multiply_anywhere;
+#endif
+
+}  // namespace
+
+void multiply_tile(TileProduct& product) { multiply_here(product); }
+
+}  // namespace cuda_model
