@@ -154,6 +154,7 @@ class GradientConsumer {
     return stage;
   }
   __device__ void release(int stage) {
+    __syncwarp();  // all lanes have read their terms
     if (lane_index() == 0) arrive(ring_.empty + stage);
   }
   /// A tile that only the other consumer sees. Weights of 0 would do as well, but for NaN and Inf,

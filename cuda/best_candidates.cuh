@@ -128,14 +128,9 @@ class BestCandidates {
     __syncthreads();
   }
 
-  /// The first `count` are the candidates so far.
+  /// The first `count` are the candidates so far, where they are: so many are never ranked.
   __device__ void keep(int count) {
-    if (best_ != list_) {
-#pragma unroll 1
-      for (int i = static_cast<int>(threadIdx.x); i < count; i += kChoiceThreads) {
-        list_[i] = best_[i];
-      }
-    }
+    static_assert(kOffers >= kRankedAtOnce, "a full list has been sorted in its place");
     threshold_ = count < k_ ? 0 : best_[k_ - 1];
     if (threadIdx.x == 0) *count_ = count;
   }

@@ -387,7 +387,8 @@ __global__ void __launch_bounds__(kTileThreads*(kApart ? kAffinitySides : kAffin
   // surrogates: (H,C,D), query, key: (H, 64 of N, D) -> affinity: (C, 64 of N)
   const int64_t tiles = token_tiles(params.tokens);
   const int64_t batch = blockIdx.x / tiles;
-  if (blockIdx.x % tiles == 0 && threadIdx.x == 0) params.covered[batch] = 0;
+  const bool first_thread = threadIdx.x == 0 && threadIdx.y == 0;
+  if (blockIdx.x % tiles == 0 && first_thread) params.covered[batch] = 0;
   AffinityBlock<kSplit, kAccess, kApart>(params, batch, blockIdx.x % tiles).run();
 }
 

@@ -49,9 +49,11 @@ class SummaryBlock {
   __device__ void run() {
     if (!kSplit && batch_ == 0 && value_block_ == 0) round_surrogate();
     for (int64_t first = warp_ * kWarp; first < size_; first += warps_ * kWarp) add_members(first);
-    data_.maximum[warp_] = maximum_;
     const float sum = warp_sum(sum_);
-    if (lane_index() == 0) data_.sum[warp_] = sum;
+    if (lane_index() == 0) {
+      data_.maximum[warp_] = maximum_;
+      data_.sum[warp_] = sum;
+    }
     keep_values();
     __syncthreads();
     write();

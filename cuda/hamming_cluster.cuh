@@ -209,6 +209,7 @@ __device__ inline void update_centroids(const HammingBlock& block, int64_t updat
       high += static_cast<int32_t>(pair[rank] >> 16);
     }
     const uint64_t centroid = members > 0 ? majority(low, high, members) : block.centroids[c];
+    __syncwarp();  // all lanes have read what may change once this is sent
     if (lane < block.parts) block.new_centroids.send(updates, &block.centroids[c], lane, centroid);
   }
 }

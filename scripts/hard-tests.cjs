@@ -67,7 +67,9 @@ function figuresOf(output, title) {
     if (line.startsWith('{"figure"')) {
       const { figure, value } = JSON.parse(line);
       figures.push([figure, value]);
-    } else if (/^\d+ passed, \d+ failed|planted bugs caught/.test(line)) {
+    } else if (
+      /^\d+ passed, \d+ failed|planted bugs caught|never (?:launched|reached)$/.test(line)
+    ) {
       figures.push([title, line]);
     }
   }

@@ -1,15 +1,18 @@
 'use strict';
 // The suites under tools that see what a test cannot.
 //   node scripts/sanitizers.cjs asan       AddressSanitizer and UBSan: test/lib and test/hard, and
-//                                          all native tests
+//                                          all native tests, those of kernels for GPUs too
 //   node scripts/sanitizers.cjs tsan       ThreadSanitizer: all native tests but the comparisons with
 //                                          references, whose plain loops are slow there, with 1, 2,
-//                                          3, 8 and 16 threads, each on another instruction set
+//                                          3, 8 and 16 threads, each on another instruction set; then
+//                                          the threads of kernels for GPUs, on the model
 //   node scripts/sanitizers.cjs valgrind   memcheck: a sample of the native tests
 // After asan and tsan may stand "quick", for a share that takes minutes, or parts of the names of
-// native tests, and then only those are run. On a core of its own each takes about half an hour.
-// Each first proves itself awake: test/hooks/planted.cc has a bug for each tool, and the addon that
-// is built for asan one for the sanitizer inside Node.
+// native tests, and then only those are run. On a core of its own each takes hours, most of them for
+// the kernels for GPUs.
+// Each first proves itself awake: test/hooks/planted.cc has a bug for each tool, the tests of the
+// model kernels that are wrong, and the addon that is built for asan a bug for the sanitizer inside
+// Node.
 
 const { spawnSync } = require('node:child_process');
 const { join } = require('node:path');
@@ -22,6 +25,7 @@ const FLAGS = {
   valgrind: '-O1',
 };
 const ADDON = 'cluster_attention.node';
+const NOTHING_RAN = 2; // the exit code of a program none of whose tests was selected
 const THREADS = [1, 2, 3, 8, 16];
 /** What AddressSanitizer or UBSan, whichever sees it first, says of a read outside of an array. */
 const READ_OUTSIDE = /heap-buffer-overflow|insufficient space/;
@@ -29,6 +33,13 @@ const READ_OUTSIDE = /heap-buffer-overflow|insufficient space/;
 const QUICK_FILTERS = {
   asan: ['threads', 'order', 'workspace'],
   tsan: ['threads', 'thread pool', 'workspace'],
+};
+/** The same of kernels for GPUs, and the tests of the model, whose kernels are wrong on purpose. */
+const QUICK_KERNELS = ['CUDA hash', 'CUDA broadcast', 'CUDA attention: one launch'];
+const MODEL = 'CUDA model';
+const WRONG_KERNELS = {
+  asan: { 'CUDA model: what stands behind shared memory': /use-after-poison/ },
+  tsan: { 'CUDA model: a missing barrier': /data race/ },
 };
 const VALGRIND_FILTERS = ['order', 'top-k: ', 'softmax', 'hash: ', 'broadcast: '];
 /** Suites of the addon, not of the programs around it; `quick`: those without fresh processes. */
@@ -72,6 +83,8 @@ function build(tool) {
     CA_BUILD_ADDON: tool === 'asan' ? 'ON' : 'OFF',
     CA_BUILD_TEST_HOOKS: tool === 'asan' ? 'ON' : 'OFF',
     CA_BUILD_TESTS: 'ON',
+    CA_BUILD_CUDA_TESTS: 'ON',
+    CA_CUDA_MODEL: 'ON',
     CMAKE_CXX_FLAGS: `${FLAGS[tool]} -fno-omit-frame-pointer -g1`,
     CMAKE_CXX_FLAGS_RELEASE: '-O1',
     CA_OUTPUT_DIRECTORY: join(root, 'build', 'asan-addon'),
@@ -98,14 +111,28 @@ function proveAwake(tool, bugs) {
   }
 }
 
-/** Runs the native tests; what they say of themselves. */
+/** Runs native tests; false where none has one of the names. */
 function runNative(tool, program, args, environment) {
   const command = tool === 'valgrind' ? 'valgrind' : program;
   const before = tool === 'valgrind' ? ['-q', '--error-exitcode=9', program] : [];
   const { status, signal, stdout, stderr } = start(command, [...before, ...args], environment);
+  if (status === NOTHING_RAN) return false;
   const summary = /\d+ passed, \d+ failed/.exec(stdout)?.[0] ?? 'no summary';
   figure(`${tool}: native tests ${args.join(' ')}`, summary);
   if (status !== 0) fail(`${tool} ${args}: ${signal ?? status}\n${stdout}\n${stderr}`);
+  return true;
+}
+
+/** Runs the tests of kernels for GPUs on the model, after some whose kernels are wrong. */
+function runModel(tool, folder, args) {
+  const program = join(folder, 'cuda_tests');
+  for (const [test, expected] of Object.entries(WRONG_KERNELS[tool])) {
+    const { status, stderr } = start(program, [test]);
+    const found = status !== 0 && expected.test(stderr);
+    if (!found) fail(`${tool} sleeps: nothing was found in "${test}"\n${stderr}`);
+    figure(`${tool}: wrong kernel of "${test}"`, found ? 'found' : 'MISSED');
+  }
+  return runNative(tool, program, [`--without=${MODEL}`, ...args]);
 }
 
 /** Where the compiler keeps a library. */
@@ -113,18 +140,16 @@ const library = (name) => start('c++', [`-print-file-name=${name}`]).stdout.trim
 
 /**
  * A copy of the package with the addon of build('asan'), and what Node needs to load it. The
- * stand-in for the CUDA backend is instrumented too; the model of a GPU, which switches stacks, is
- * not.
+ * stand-in for the CUDA backend and the model of a GPU are instrumented too.
  */
 function makeTree() {
   const tree = copyTree('asan');
   const built = join(root, 'build');
   replace(join(built, 'asan-addon', ADDON), join(tree, 'build', 'Release', ADDON));
   const tests = join(tree, 'build', 'native-tests');
-  replace(join(built, 'asan-native', 'stub'), join(tests, 'stub'));
-  const model = { CA_BUILD_ADDON: 'OFF', CA_BUILD_CUDA_TESTS: 'ON', CA_CUDA_MODEL: 'ON' };
-  cmake('build/native-tests', model, 'cluster_attention_cuda_model');
-  replace(join(built, 'native-tests', 'model'), join(tests, 'model'));
+  for (const backend of ['stub', 'model']) {
+    replace(join(built, 'asan-native', backend), join(tests, backend));
+  }
   const environment = {
     LD_PRELOAD: `${library('libasan.so')} ${library('libubsan.so')}`,
     // Node leaks on purpose, and has its own handlers of signals.
@@ -164,29 +189,34 @@ const tools = {
       free: /heap-use-after-free/,
       overflow: /signed integer overflow/,
     });
-    const program = join(build('asan'), 'native_tests');
+    const folder = build('asan');
     if (filters.length === 0) {
       const tree = makeTree();
       proveAwakeInNode(tree);
       runSuites(tree, quick ? SUITES.quick : SUITES.all);
     }
-    runNative('asan', program, quick ? QUICK_FILTERS.asan : filters);
+    return [
+      runNative('asan', join(folder, 'native_tests'), quick ? QUICK_FILTERS.asan : filters),
+      runModel('asan', folder, quick ? QUICK_KERNELS : filters),
+    ];
   },
   tsan({ quick, filters }) {
     proveAwake('tsan', { race: /data race/ });
-    const program = join(build('tsan'), 'native_tests');
-    for (const [i, threads] of THREADS.entries()) {
+    const folder = build('tsan');
+    const program = join(folder, 'native_tests');
+    const ran = THREADS.map((threads, i) => {
       const chosen = quick ? QUICK_FILTERS.tsan : filters;
       // One instruction set after the other: what threads do is the same code in all.
       const share = chosen.length > 0 ? chosen : [`--set=${i}`, '--without=reference'];
-      runNative('tsan', program, [`--threads=${threads}`, ...share]);
-    }
+      return runNative('tsan', program, [`--threads=${threads}`, ...share]);
+    });
+    return [...ran, runModel('tsan', folder, quick ? QUICK_KERNELS : filters)];
   },
   valgrind() {
     proveAwake('valgrind', { heap: /Invalid (read|write)/, uninitialised: /uninitialised value/ });
     // The plain build: memcheck says that there is no AVX-512, and the tests take other kernels.
     cmake('build/native-tests', { CA_BUILD_ADDON: 'OFF', CA_BUILD_TESTS: 'ON' });
-    runNative('valgrind', join(root, 'build/native-tests/native_tests'), VALGRIND_FILTERS);
+    return [runNative('valgrind', join(root, 'build/native-tests/native_tests'), VALGRIND_FILTERS)];
   },
 };
 
@@ -197,5 +227,6 @@ if (tools[tool] === undefined) {
   console.error(`usage: node scripts/sanitizers.cjs ${Object.keys(tools).join('|')}`);
   process.exitCode = 2;
 } else {
-  tools[tool]({ quick, filters });
+  const ran = tools[tool]({ quick, filters });
+  if (!ran.includes(true)) fail('no test has such a name');
 }

@@ -25,7 +25,14 @@ CA_HOST_DEVICE inline unsigned long long encode_fault(IndexFault code, IndexArgu
          static_cast<unsigned long long>(index) << 8 | static_cast<unsigned long long>(code);
 }
 
-__device__ inline void mark_non_finite(Flags* flags) { flags->finite = 0; }
+/// Any number of threads may at the same time, so that the store is an atomic one.
+__device__ inline void mark_non_finite(Flags* flags) {
+#if defined(CA_CUDA_MODEL)
+  cuda_model::replace(&flags->finite, uint32_t{0});
+#else
+  asm volatile("st.relaxed.gpu.u32 [%0], %1;" ::"l"(&flags->finite), "r"(0) : "memory");
+#endif
+}
 
 /// Of several faults the one of the first argument, there the one of the lowest index is kept.
 __device__ inline void mark_fault(Flags* flags, IndexFault code, IndexArgument argument,
@@ -37,7 +44,9 @@ __device__ inline void mark_fault(Flags* flags, IndexFault code, IndexArgument a
 /// block, is seen by whoever sees what it writes later; cheaper than __threadfence(), which also
 /// puts all fences of the device in one order.
 __device__ inline void fence_device() {
-#if !defined(CA_CUDA_MODEL)
+#if defined(CA_CUDA_MODEL)
+  __threadfence();
+#else
   asm volatile("fence.acq_rel.gpu;" ::: "memory");
 #endif
 }

@@ -12,11 +12,14 @@ namespace {
 constexpr size_t kFence = 256;
 
 void thread_main(void*) {
+  observe(&block->launched);
+  observe(&block->ended_threads);  // who used its shared memory before
   (*block->body)();
   Thread& self = *block->current;
   for (const std::vector<Copy>& group : self.groups) make_copies(group);
   make_copies(self.open_group);
   self.state = State::ended;
+  publish(&block->ended_threads);
 }
 
 }  // namespace
@@ -49,7 +52,7 @@ void make_copies(const std::vector<Copy>& copies) {
   }
 }
 
-void Block::prepare(const Launch& launch) {
+void Block::prepare(const Launch& launch, bool watched) {
   count_ = static_cast<size_t>(launch.block.x) * launch.block.y * launch.block.z;
   while (threads_.size() < count_) threads_.push_back(std::make_unique<Thread>());
   warps.resize((count_ + kLanes - 1) / kLanes);
@@ -61,11 +64,17 @@ void Block::prepare(const Launch& launch) {
     thread.warp = static_cast<int>(i / kLanes);
     thread.lane = static_cast<int>(i % kLanes);
   }
+  for (size_t i = 0; i < count_; ++i) threads_[i]->fiber.watch(watched);
   shared_bytes_ = launch.shared_bytes;
+  allow(memory_.data(), memory_.size());
   memory_.resize(shared_bytes_ + kFence + 128);
   shared = memory_.data() + (128 - reinterpret_cast<uintptr_t>(memory_.data()) % 128) % 128;
   body = &launch.body;
   failed_ = false;
+}
+
+void Block::forget_threads() {
+  for (const auto& thread : threads_) thread->fiber.watch(false);
 }
 
 void Block::set_current(Thread& thread) {
@@ -116,6 +125,7 @@ bool Block::leave_barrier() {
   if (count_of(State::at_barrier) < count_) return false;
   barrier_result = barrier_sum;
   barrier_sum = 0;
+  ++barriers;
   for (size_t i = 0; i < count_; ++i) threads_[i]->state = State::ready;
   return true;
 }
@@ -136,7 +146,9 @@ void Block::leave_cluster_barrier() {
 
 bool Block::start(uint3 index, uint64_t seed) {
   poison_ = fresh_byte();
-  std::memset(shared, poison_, shared_bytes_ + kFence);
+  allow(shared, shared_bytes_ + kFence);
+  poison(shared_bytes_ + kFence);
+  forbid(shared + shared_bytes_, kFence);
   for (Warp& warp : warps) warp.waiting = 0;
   barrier_sum = 0;
   for (NamedBarrier& barrier : named) barrier = NamedBarrier();
@@ -157,7 +169,13 @@ bool Block::start(uint3 index, uint64_t seed) {
   warp_order_ = shuffled(static_cast<int64_t>(warps.size()), own);
   slow_warp_ = own % 4 == 1 ? warp_order_.front() : -1;
   form_warps(shuffled(kLanes, seed));
+  publish(&launched);
   return true;
+}
+
+void Block::poison(size_t bytes) {
+  const Unwatched here;
+  std::memset(shared, poison_, bytes);
 }
 
 void Block::form_warps(const std::vector<int64_t>& lane_order) {
@@ -191,8 +209,7 @@ bool Block::run(bool in_turns) {
       if (!run_warp(static_cast<size_t>(warp))) return false;
     }
   } while (can_go_on() ? !in_turns : leave_barrier());
-  // Shared memory is gone with its block.
-  if (moved_ && ended()) std::memset(shared, poison_, shared_bytes_);
+  if (moved_ && ended()) poison(shared_bytes_);  // it is gone with its block
   return true;
 }
 
@@ -224,6 +241,7 @@ void Block::release(int warp) {
 }
 
 bool Block::check_fence() const {
+  allow(shared + shared_bytes_, kFence);
   for (size_t i = 0; i < kFence; ++i) {
     if (shared[shared_bytes_ + i] == poison_) continue;
     note_fault("a kernel wrote past its " + std::to_string(shared_bytes_) +

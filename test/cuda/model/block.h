@@ -46,6 +46,7 @@ struct Warp {
   int waiting = 0;
   int kind = 0;
   unsigned exchanges = 0;
+  char places[2] = {};      // that order what lanes do, in exchanges even and odd
   Thread* first = nullptr;  // in the order of the lanes
   void* given[kLanes];
   alignas(16) unsigned char entries[2][kLanes * Exchange::kEntryBytes];
@@ -60,7 +61,10 @@ void make_copies(const std::vector<Copy>& copies);
 /// A block of the cluster that runs; there is one cluster at a time.
 class Block {
  public:
-  void prepare(const Launch& launch);
+  /// `watched`: a sanitizer that looks for races may tell the threads from each other.
+  void prepare(const Launch& launch, bool watched);
+  /// It tells them no longer.
+  void forget_threads();
   bool start(uint3 index, uint64_t seed);
   /// Runs until every thread has ended or waits for other blocks; with `in_turns`, some of the
   /// warps for a while. False after a fault.
@@ -87,9 +91,16 @@ class Block {
   size_t shared_bytes() const { return shared_bytes_; }
   int barrier_sum = 0;     // of the barrier that threads arrive at
   int barrier_result = 0;  // of the one that they left
+  unsigned barriers = 0;   // that they left
+
+  // Places that order what threads do, for ThreadSanitizer.
+  char launched = 0;
+  char ended_threads = 0;
+  char at_barriers[2] = {};  // even and odd ones
 
  private:
   void set_current(Thread& thread);
+  void poison(size_t bytes);
   void form_warps(const std::vector<int64_t>& lane_order);
   bool run_warp(size_t warp);
   bool stays_behind(int64_t warp) const;

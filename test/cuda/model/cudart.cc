@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "test/cuda/model/faults.h"
+#include "test/cuda/model/sanitizer.h"
 
 namespace cuda_model {
 
@@ -128,9 +129,12 @@ cudaError_t allocate(Machine& now, void** memory, size_t bytes, bool on_device) 
   const size_t whole = (bytes + 2 * kFence + 255) / 256 * 256;
   auto* base = static_cast<char*>(std::aligned_alloc(256, whole));
   if (base == nullptr) return cudaErrorMemoryAllocation;
+  const Unwatched fresh;
   std::fill_n(base, whole, static_cast<char>(kFenceByte));
   char* begin = base + kFence;
   std::fill_n(begin, bytes, static_cast<char>(fresh_byte()));
+  forbid(base, kFence);
+  forbid(begin + bytes, kFence);
   now.blocks[begin] = {base, bytes, on_device};
   ++now.objects;
   if (on_device) now.device_bytes += bytes;
@@ -147,6 +151,8 @@ cudaError_t free(Machine& now, void* memory) {
   }
   const Block block = found->second;
   const auto* base = static_cast<unsigned char*>(block.base);
+  allow(base, kFence);
+  allow(base + kFence + block.bytes, kFence);
   for (size_t i = 0; i < kFence; ++i) {
     if (base[i] == kFenceByte && base[kFence + block.bytes + i] == kFenceByte) continue;
     note_fault("an allocation of " + std::to_string(block.bytes) + " bytes was written outside");

@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include "test/cuda/model/grid.h"
+#include "test/cuda/model/sanitizer.h"
 
 #define __global__
 #define __grid_constant__
@@ -78,6 +79,13 @@ T shuffle_from(Kind kind, unsigned mask, const T& value, int lane) {
   return result;
 }
 
+/// For ThreadSanitizer every fence comes after all fences before it.
+inline char fences;
+inline void fence() {
+  publish(&fences);
+  observe(&fences);
+}
+
 inline unsigned votes(unsigned mask, bool predicate) {
   const Exchange exchange(kVote, mask, &predicate, sizeof predicate);
   unsigned result = 0;
@@ -100,7 +108,7 @@ inline int __syncthreads_and(int predicate) { return __syncthreads_count(predica
 inline void __syncwarp(unsigned mask = 0xffffffffu) {
   const cuda_model::Exchange exchange(cuda_model::kSyncWarp, mask, nullptr, 0);
 }
-inline void __threadfence() {}
+inline void __threadfence() { cuda_model::fence(); }
 inline void __threadfence_block() {}
 
 template <typename T>
@@ -138,32 +146,45 @@ inline int __all_sync(unsigned mask, int predicate) {
 
 namespace cuda_model {
 
+/// As accesses that ThreadSanitizer knows to be atomic.
+template <typename T>
+T value_at(const T* address) {
+  return __atomic_load_n(address, __ATOMIC_RELAXED);
+}
 template <typename T>
 T replace(T* address, T value) {
-  const T before = *address;
-  *address = value;
+  const T before = value_at(address);
+  __atomic_store_n(address, value, __ATOMIC_RELAXED);
   return before;
 }
 
 }  // namespace cuda_model
 
-#define CUDA_MODEL_ATOMICS(T)                                                                      \
-  inline T atomicAdd(T* a, T value) { return cuda_model::replace(a, static_cast<T>(*a + value)); } \
-  inline T atomicMin(T* a, T value) { return cuda_model::replace(a, value < *a ? value : *a); }    \
-  inline T atomicMax(T* a, T value) { return cuda_model::replace(a, value > *a ? value : *a); }    \
-  inline T atomicAnd(T* a, T value) { return cuda_model::replace(a, static_cast<T>(*a & value)); } \
-  inline T atomicOr(T* a, T value) { return cuda_model::replace(a, static_cast<T>(*a | value)); }  \
-  inline T atomicXor(T* a, T value) { return cuda_model::replace(a, static_cast<T>(*a ^ value)); } \
-  inline T atomicExch(T* a, T value) { return cuda_model::replace(a, value); }                     \
-  inline T atomicCAS(T* a, T expected, T value) {                                                  \
-    return cuda_model::replace(a, *a == expected ? value : *a);                                    \
+#define CUDA_MODEL_ATOMIC(name, T, expression)                       \
+  inline T name(T* address, T value) {                               \
+    const T before = cuda_model::value_at(address);                  \
+    return cuda_model::replace(address, static_cast<T>(expression)); \
+  }
+#define CUDA_MODEL_ATOMICS(T)                                                  \
+  CUDA_MODEL_ATOMIC(atomicAdd, T, before + value)                              \
+  CUDA_MODEL_ATOMIC(atomicMin, T, value < before ? value : before)             \
+  CUDA_MODEL_ATOMIC(atomicMax, T, value > before ? value : before)             \
+  CUDA_MODEL_ATOMIC(atomicAnd, T, (before & value))                            \
+  CUDA_MODEL_ATOMIC(atomicOr, T, before | value)                               \
+  CUDA_MODEL_ATOMIC(atomicXor, T, before ^ value)                              \
+  inline T atomicExch(T* a, T value) { return cuda_model::replace(a, value); } \
+  inline T atomicCAS(T* a, T expected, T value) {                              \
+    const T before = cuda_model::value_at(a);                                  \
+    return cuda_model::replace(a, before == expected ? value : before);        \
   }
 CUDA_MODEL_ATOMICS(int)
 CUDA_MODEL_ATOMICS(unsigned)
 CUDA_MODEL_ATOMICS(unsigned long long)
 #undef CUDA_MODEL_ATOMICS
+#undef CUDA_MODEL_ATOMIC
 inline unsigned atomicInc(unsigned* a, unsigned last) {
-  return cuda_model::replace(a, *a >= last ? 0u : *a + 1u);
+  const unsigned before = cuda_model::value_at(a);
+  return cuda_model::replace(a, before >= last ? 0u : before + 1u);
 }
 
 // ---- arithmetic ----

@@ -21,6 +21,9 @@ void* outside = nullptr;  // stack pointer of the caller of resume()
 #else
 ucontext_t outside;  // of the caller of resume()
 #endif
+Stack outside_stack;
+Watched outside_watched;
+size_t watched_fibers = 0;
 
 }  // namespace
 
@@ -53,6 +56,7 @@ cuda_model_switch:
 )");
 
 Fiber::~Fiber() {
+  watch(false);
   if (stack_ != nullptr) munmap(stack_, kStackBytes);
 }
 
@@ -62,6 +66,9 @@ void Fiber::prepare() {
   // Stacks that all began at the same place of a page would push each other out of the caches.
   const uintptr_t number = reinterpret_cast<uintptr_t>(stack_) / kStackBytes;
   char* const begin = static_cast<char*>(stack_) + kStackBytes - number % kPlaces * kPlaceBytes;
+  if (inside_ != nullptr) {  // frames of who did not end
+    allow(inside_, static_cast<size_t>(begin - static_cast<char*>(inside_)));
+  }
   auto* top = reinterpret_cast<uintptr_t*>(begin);
   *--top = 0;
   *--top = reinterpret_cast<uintptr_t>(&Fiber::enter);
@@ -70,26 +77,38 @@ void Fiber::prepare() {
 }
 
 void Fiber::resume() {
+  const StackChange change(stack());
+  outside_stack = stack_of_thread();
+  outside_watched = watched_thread();
   running = this;
+  switch_to(watched_);
   cuda_model_switch(&outside, inside_);
 }
 
-void Fiber::pause() { cuda_model_switch(&inside_, outside); }
+void Fiber::pause() {
+  const StackChange change(outside_stack);
+  switch_to(outside_watched);
+  cuda_model_switch(&inside_, outside);
+}
 
 void Fiber::hand_over(Fiber& other) {
+  const StackChange change(other.stack());
   running = &other;
+  switch_to(other.watched_);
   cuda_model_switch(&inside_, other.inside_);
 }
 
 #else
 
 Fiber::~Fiber() {
+  watch(false);
   if (stack_ != nullptr) munmap(stack_, kStackBytes);
   delete static_cast<ucontext_t*>(inside_);
 }
 
 void Fiber::prepare() {
   if (inside_ == nullptr) inside_ = new ucontext_t;
+  allow(stack_, kStackBytes);  // frames of who did not end
   auto* context = static_cast<ucontext_t*>(inside_);
   getcontext(context);
   context->uc_stack.ss_sp = stack_;
@@ -99,14 +118,24 @@ void Fiber::prepare() {
 }
 
 void Fiber::resume() {
+  const StackChange change(stack());
+  outside_stack = stack_of_thread();
+  outside_watched = watched_thread();
   running = this;
+  switch_to(watched_);
   swapcontext(&outside, static_cast<ucontext_t*>(inside_));
 }
 
-void Fiber::pause() { swapcontext(static_cast<ucontext_t*>(inside_), &outside); }
+void Fiber::pause() {
+  const StackChange change(outside_stack);
+  switch_to(outside_watched);
+  swapcontext(static_cast<ucontext_t*>(inside_), &outside);
+}
 
 void Fiber::hand_over(Fiber& other) {
+  const StackChange change(other.stack());
   running = &other;
+  switch_to(other.watched_);
   swapcontext(static_cast<ucontext_t*>(inside_), static_cast<ucontext_t*>(other.inside_));
 }
 
@@ -125,7 +154,19 @@ bool Fiber::start(void (*function)(void*), void* argument) {
   return true;
 }
 
+void Fiber::watch(bool watched) {
+  if (watched == (watched_ != nullptr)) return;
+  if (watched_ != nullptr) forget_thread(watched_);
+  watched_ = watched ? watch_thread() : nullptr;
+  watched_fibers += watched_ != nullptr ? 1 : size_t{0} - 1;
+}
+
+size_t Fiber::count_watched() { return watched_fibers; }
+
+Stack Fiber::stack() const { return {stack_, kStackBytes}; }
+
 void Fiber::enter() {
+  begin_on_stack();
   Fiber* self = running;
   self->function_(self->argument_);
   self->pause();  // never comes back

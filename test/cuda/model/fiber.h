@@ -5,6 +5,8 @@
 
 #include <cstddef>
 
+#include "test/cuda/model/sanitizer.h"
+
 namespace cuda_model {
 
 class Fiber {
@@ -17,6 +19,10 @@ class Fiber {
   /// Makes the next resume() call function(argument); what ran before is forgotten. False when
   /// there is no memory for the stack.
   bool start(void (*function)(void*), void* argument);
+  /// Whether a sanitizer that looks for races tells it from others.
+  void watch(bool watched);
+  /// That it tells from others.
+  static size_t count_watched();
   /// Runs until the next pause(), or the end of the function, of this fiber or one that goes on in
   /// its place.
   void resume();
@@ -30,11 +36,13 @@ class Fiber {
 
   static void enter();
   void prepare();
+  Stack stack() const;
 
   void* stack_ = nullptr;
   void* inside_ = nullptr;  // stack pointer or context while it does not run
   void (*function_)(void*) = nullptr;
   void* argument_ = nullptr;
+  Watched watched_ = nullptr;
 };
 
 }  // namespace cuda_model

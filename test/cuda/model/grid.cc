@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "test/cuda/model/block.h"
+#include "test/cuda/model/device.h"
 
 namespace cuda_model {
 
@@ -17,14 +18,20 @@ std::vector<std::string> faults;
 uint64_t order_seed = 0;
 uint64_t tosses = 0;         // state of toss(); 0: all tails
 bool grid_together = false;  // of the grid that runs
+unsigned cluster_barriers = 0;
+char at_cluster_barriers[2];  // even and odd ones, for ThreadSanitizer
+
+size_t first_block = 0;  // of the cluster that runs
+
+Block& block_of(size_t rank) { return *blocks[first_block + rank]; }
 
 /// Where no block can go on: true when all wait for their cluster.
 bool meet(size_t count) {
   size_t ended = 0;
   for (size_t i = 0; i < count; ++i) {
-    ended += blocks[i]->ended() ? 1 : 0;
-    if (blocks[i]->ended() || blocks[i]->at_cluster_barrier()) continue;
-    blocks[i]->note_stuck();
+    ended += block_of(i).ended() ? 1 : 0;
+    if (block_of(i).ended() || block_of(i).at_cluster_barrier()) continue;
+    block_of(i).note_stuck();
     return false;
   }
   if (ended == 0) return true;
@@ -34,17 +41,19 @@ bool meet(size_t count) {
 }
 
 bool all_ended(size_t count) {
-  return std::all_of(blocks.begin(), blocks.begin() + static_cast<std::ptrdiff_t>(count),
-                     [](const auto& one) { return one->ended(); });
+  for (size_t i = 0; i < count; ++i) {
+    if (!block_of(i).ended()) return false;
+  }
+  return true;
 }
 
 /// Some of what blocks store in others arrives; false where nothing is on its way.
 bool let_arrive(size_t count) {
   bool arrived = false;
   for (size_t i = 0; i < count; ++i) {
-    if (blocks[i]->ended() && !blocks[i]->parcels.empty()) {
+    if (block_of(i).ended() && !block_of(i).parcels.empty()) {
       note_fault("a block has ended that another one stores in");
-      blocks[i]->parcels.clear();
+      block_of(i).parcels.clear();
     }
     arrived = deliver_parcels(static_cast<int>(i)) || arrived;
   }
@@ -58,7 +67,7 @@ bool run_cluster(size_t count, uint64_t seed) {
     bool moved = false;
     seed = seed == 0 ? 0 : mix(seed);
     for (const int64_t i : shuffled(static_cast<int64_t>(count), seed)) {
-      Block& one = *blocks[static_cast<size_t>(i)];
+      Block& one = block_of(static_cast<size_t>(i));
       if (!one.run(in_turns)) return false;
       moved = moved || one.moved();
     }
@@ -67,11 +76,12 @@ bool run_cluster(size_t count, uint64_t seed) {
     if (moved || !all_tried) continue;
     if (let_arrive(count)) continue;
     if (!meet(count)) return false;
-    for (size_t i = 0; i < count; ++i) blocks[i]->leave_cluster_barrier();
+    ++cluster_barriers;
+    for (size_t i = 0; i < count; ++i) block_of(i).leave_cluster_barrier();
   }
   (void)let_arrive(count);
   for (size_t i = 0; i < count; ++i) {
-    if (!blocks[i]->check_fence()) return false;
+    if (!block_of(i).check_fence()) return false;
   }
   return true;
 }
@@ -96,24 +106,35 @@ bool run_grid(const Launch& launch) {
     return false;
   }
   grid_together = launch.together;
-  while (blocks.size() < cluster) blocks.push_back(std::make_unique<Block>());
-  for (size_t i = 0; i < cluster; ++i) blocks[i]->prepare(launch);
+  // Clusters take turns at places of their own, so that nothing but the kernel orders what the
+  // blocks of different ones do.
+  const size_t threads = cluster * launch.block.x * launch.block.y * launch.block.z;
+  const size_t places = std::max(kMostApart / threads, size_t{1});
+  const bool watched = threads <= kMostWatched;
+  if (watched && Fiber::count_watched() + threads * places > kMostWatched) {
+    for (const auto& one : blocks) one->forget_threads();
+  }
+  while (blocks.size() < cluster * places) blocks.push_back(std::make_unique<Block>());
+  for (size_t i = 0; i < cluster * places; ++i) blocks[i]->prepare(launch, watched);
   const int64_t plane = static_cast<int64_t>(launch.grid.x) * launch.grid.y;
   static uint64_t launches = 0;
   const uint64_t seed = order_seed == 0 ? 0 : mix(order_seed + ++launches) | 1;
   tosses = seed;
   const int64_t clusters = plane * launch.grid.z / static_cast<int64_t>(cluster);
+  size_t turn = 0;
   for (const int64_t c : shuffled(clusters, seed)) {
+    first_block = turn++ % places * cluster;
     const uint64_t own = seed == 0 ? 0 : mix(seed + static_cast<uint64_t>(c)) | 1;
     for (size_t rank = 0; rank < cluster; ++rank) {
       const int64_t i = c * static_cast<int64_t>(cluster) + static_cast<int64_t>(rank);
       const uint3 index{static_cast<unsigned>(i % launch.grid.x),
                         static_cast<unsigned>(i % plane / launch.grid.x),
                         static_cast<unsigned>(i / plane)};
-      if (!blocks[rank]->start(index, own)) return false;
+      if (!block_of(rank).start(index, own)) return false;
     }
     if (!run_cluster(cluster, own)) return false;
   }
+  for (size_t i = 0; i < cluster * places; ++i) observe(&blocks[i]->ended_threads);
   return true;
 }
 
@@ -137,32 +158,40 @@ bool toss() {
   return tosses % 2 != 0;
 }
 
-std::vector<Parcel>& parcels_of(int rank) { return blocks[static_cast<size_t>(rank)]->parcels; }
+std::vector<Parcel>& parcels_of(int rank) { return block_of(static_cast<size_t>(rank)).parcels; }
 
 unsigned char* shared_memory() { return block->shared; }
 size_t shared_memory_bytes() { return block->shared_bytes(); }
 
-unsigned char* shared_memory_of(int rank) { return blocks[static_cast<size_t>(rank)]->shared; }
+unsigned char* shared_memory_of(int rank) { return block_of(static_cast<size_t>(rank)).shared; }
 
 int cluster_rank() {
-  for (size_t i = 0; i < blocks.size(); ++i) {
-    if (blocks[i].get() == block) return static_cast<int>(i);
+  for (size_t i = first_block; i < blocks.size(); ++i) {
+    if (blocks[i].get() == block) return static_cast<int>(i - first_block);
   }
   return -1;
 }
 
-void sync_cluster() { block->wait(State::at_cluster_barrier); }
+void sync_cluster() {
+  const char* const place = at_cluster_barriers + cluster_barriers % 2;
+  publish(place);
+  block->wait(State::at_cluster_barrier);
+  observe(place);
+}
 
 void sync_grid() {
   if (!grid_together) block->fail("a barrier of a grid whose blocks do not all run together");
-  block->wait(State::at_cluster_barrier);
+  sync_cluster();
 }
 
 void sync_block() { sync_block_sum(0); }
 
 int sync_block_sum(int value) {
   block->barrier_sum += value;
+  const char* const place = block->at_barriers + block->barriers % 2;
+  publish(place);
   block->wait(State::at_barrier);
+  observe(place);
   return block->barrier_result;
 }
 
@@ -173,22 +202,31 @@ Exchange::Exchange(int kind, unsigned mask, const void* data, size_t bytes) {
   unsigned char* entries = warp.entries[warp.exchanges % 2];
   entries_ = entries;
   const int lane = block->current->lane;
-  if (bytes > 0) std::memcpy(entries + static_cast<size_t>(lane) * kEntryBytes, data, bytes);
+  if (bytes > 0) {
+    const Unwatched here;
+    std::memcpy(entries + static_cast<size_t>(lane) * kEntryBytes, data, bytes);
+  }
+  const char* const place = warp.places + warp.exchanges % 2;
+  if (kind == kSyncWarp) publish(place);
   if (++warp.waiting == kLanes) {
     block->release(block->current->warp);
   } else {
     block->wait(State::at_exchange);
   }
+  if (kind == kSyncWarp) observe(place);  // nothing else orders memory
 }
 
 void as_warp(int kind, void* of_lane, WarpFunction function) {
   Warp& warp = warp_of_running_thread(kind);
   warp.given[block->current->lane] = of_lane;
+  const char* const place = warp.places + warp.exchanges % 2;
   if (++warp.waiting == kLanes) {
     function(warp.given);
+    publish(place);
     block->release(block->current->warp);
   } else {
     block->wait(State::at_exchange);
+    observe(place);  // what was read for all is read
   }
 }
 
@@ -208,6 +246,9 @@ void copy_async(void* shared, const void* global, int bytes, bool valid) {
   const auto places =
       reinterpret_cast<uintptr_t>(shared) | (valid ? reinterpret_cast<uintptr_t>(global) : 0);
   if (places % static_cast<uintptr_t>(bytes) != 0) block->fail("a misaligned asynchronous copy");
+  // It may be made any time from now on.
+  note_write(shared, static_cast<size_t>(bytes));
+  if (valid) note_read(global, static_cast<size_t>(bytes));
   block->current->open_group.push_back({shared, global, bytes, valid});
 }
 

@@ -41,8 +41,10 @@ void deliver(const Parcel& parcel) {
 /// The bfloat16 at a place of a tile with 128-byte swizzle, by its place without it.
 float tile_element(uint64_t address) {
   address ^= (address >> 7 & 7) << 4;
+  const unsigned char* const place = shared_memory() + address;
+  note_read(place, sizeof(uint16_t));
   uint16_t bits;
-  std::memcpy(&bits, shared_memory() + address, sizeof bits);
+  std::memcpy(&bits, place, sizeof bits);
   return __uint_as_float(static_cast<uint32_t>(bits) << 16);
 }
 
@@ -153,15 +155,21 @@ uint32_t shared_address(const void* shared) {
 }
 
 void initialize_barrier(uint64_t* barrier, int arrivals) {
+  note_write(barrier, sizeof *barrier);
   const auto count = static_cast<uint16_t>(arrivals);
   barrier_at(barrier) = {count, count, 0, 0};
 }
 
-void invalidate_barrier(uint64_t* barrier) { *barrier = ~uint64_t{0}; }
+void invalidate_barrier(uint64_t* barrier) {
+  note_write(barrier, sizeof *barrier);
+  *barrier = ~uint64_t{0};
+}
 
 void arrive(uint64_t* barrier) { arrive_expecting(barrier, 0); }
 
 void arrive_expecting(uint64_t* barrier, int bytes) {
+  note_read(barrier, sizeof *barrier);
+  publish(barrier);
   Barrier& self = barrier_at(barrier);
   if (self.pending == 0) note_fault("more threads arrive at a barrier than it waits for");
   --self.pending;
@@ -178,6 +186,10 @@ void store_in_block(void* own, int rank, const void* value, int bytes, uint64_t*
   if (reinterpret_cast<uintptr_t>(parcel.to) % static_cast<uintptr_t>(bytes) != 0) {
     note_fault("a misaligned store in another block");
   }
+  note_write(parcel.to, static_cast<size_t>(bytes));
+  note_read(parcel.barrier, sizeof *parcel.barrier);
+  publish(parcel.barrier);
+  const Unwatched noted;
   if (toss()) {
     deliver(parcel);
   } else {
@@ -186,6 +198,7 @@ void store_in_block(void* own, int rank, const void* value, int bytes, uint64_t*
 }
 
 bool deliver_parcels(int rank) {
+  const Unwatched noted;  // when they were sent
   std::vector<Parcel> parcels = std::exchange(parcels_of(rank), {});
   const auto later =
       std::stable_partition(parcels.begin(), parcels.end(), [](const Parcel&) { return !toss(); });
@@ -196,19 +209,24 @@ bool deliver_parcels(int rank) {
 }
 
 void wait_for(uint64_t* barrier, uint32_t parity) {
+  note_read(barrier, sizeof *barrier);
   const Barrier& self = barrier_at(barrier);
   wait_until([&] { return (self.phase != 0 ? 1u : 0u) != parity; });
+  observe(barrier);
 }
 
 void sync_named(int name, int threads) {
   NamedBarrier& self = named_barrier(name);
   const unsigned generation = self.generation;
+  const char* const place = self.places + generation % 2;
+  publish(place);
   if (++self.waiting == threads) {
     self.waiting = 0;
     ++self.generation;
-    return;
+  } else {
+    wait_until([&] { return self.generation != generation; });
   }
-  wait_until([&] { return self.generation != generation; });
+  observe(place);
 }
 
 void start_product(const Product& product) { products_of_running_thread().open.push_back(product); }

@@ -66,6 +66,7 @@ struct Parcel {
 struct NamedBarrier {
   int waiting = 0;
   unsigned generation = 0;
+  char places[2] = {};  // that order what threads do, in generations even and odd
 };
 
 }  // namespace cuda_model

@@ -76,6 +76,7 @@ void load_four_tiles(void* const (&lanes)[kLanes]) {
   const auto row_of = [&](int lane) { return static_cast<const TileRows*>(lanes[lane])->row; };
   for (int lane = 0; lane < kLanes; ++lane) {
     const auto& one = *static_cast<const TileRows*>(lanes[lane]);
+    note_read(one.row, 16);
     const int group = lane / 4;
     const int pair = lane % 4 * 2;
     for (int tile = 0; tile < 4; ++tile) {

@@ -11,6 +11,7 @@ namespace {
 // it becomes code for the caller's instruction set.
 using Floats __attribute__((vector_size(32), may_alias)) = float;
 using Integers __attribute__((vector_size(32))) = int32_t;
+using Words __attribute__((vector_size(32))) = uint32_t;
 #define CA_PART_OF_CALLER __attribute__((always_inline)) inline
 
 /// That are kept below the first one of the largest term: those of float32 and one more. This is
@@ -35,7 +36,10 @@ CA_PART_OF_CALLER Floats from_bits(Integers bits) {
   return values;
 }
 
-CA_PART_OF_CALLER Integers size_of(Integers values) { return values < 0 ? -values : values; }
+CA_PART_OF_CALLER Words size_of(Integers values) {
+  const Words words = reinterpret_cast<Words>(values);
+  return values < 0 ? -words : words;
+}
 
 /// Toward 0, where a float has no room for all places.
 CA_PART_OF_CALLER Floats cut(Integers values) {
@@ -69,11 +73,12 @@ CA_PART_OF_CALLER void add_eight(float (&d)[kTileColumns], const float* a,
   exponent = exponent > kSmallest ? exponent : kSmallest;
   const Floats unit = from_bits((exponent - kPlaces) << 23);
   const Floats units_per_one = from_bits((2 * 127 - exponent + kPlaces) << 23);
-  Integers units = {};
+  // Without a sign, as those of NaN and Inf overflow.
+  Words units = {};
   for (const Floats& term : terms) {
-    units += __builtin_convertvector(term * units_per_one, Integers);
+    units += reinterpret_cast<Words>(__builtin_convertvector(term * units_per_one, Integers));
   }
-  const Floats sums = cut(units) * unit;
+  const Floats sums = cut(reinterpret_cast<Integers>(units)) * unit;
   for (int i = 0; i < kTileColumns; ++i) {
     d[i] = exponent[i] < 250 ? sums[i] : add_in_double(d[i], a, b, i);
   }
