@@ -13,13 +13,13 @@ constexpr size_t kFence = 256;
 
 void thread_main(void*) {
   observe(&block->launched);
-  observe(&block->ended_threads);  // who used its shared memory before
+  observe(block->place_of_end(1));  // of who used its shared memory before
   (*block->body)();
   Thread& self = *block->current;
   for (const std::vector<Copy>& group : self.groups) make_copies(group);
   make_copies(self.open_group);
   self.state = State::ended;
-  publish(&block->ended_threads);
+  publish(block->place_of_end(0));
 }
 
 }  // namespace
@@ -153,6 +153,7 @@ bool Block::start(uint3 index, uint64_t seed) {
   barrier_sum = 0;
   for (NamedBarrier& barrier : named) barrier = NamedBarrier();
   index_ = index;
+  ++starts_;
   parcels.clear();
   for (size_t i = 0; i < count_; ++i) {
     Thread& thread = *threads_[i];

@@ -95,7 +95,8 @@ class Block {
 
   // Places that order what threads do, for ThreadSanitizer.
   char launched = 0;
-  char ended_threads = 0;
+  /// For the ends of threads of this start(), or that of so many before.
+  const char* place_of_end(unsigned before) const { return ends_ + (starts_ - before) % 2; }
   char at_barriers[2] = {};  // even and odd ones
 
  private:
@@ -117,6 +118,8 @@ class Block {
   size_t shared_bytes_ = 0;
   unsigned char poison_ = 0;  // what shared memory starts as, and what is behind it
   bool failed_ = false;
+  unsigned starts_ = 0;
+  char ends_[2] = {};
   bool moved_ = false;
 };
 

@@ -134,7 +134,9 @@ bool run_grid(const Launch& launch) {
     }
     if (!run_cluster(cluster, own)) return false;
   }
-  for (size_t i = 0; i < cluster * places; ++i) observe(&blocks[i]->ended_threads);
+  for (size_t i = 0; i < cluster * places; ++i) {
+    for (unsigned before : {0u, 1u}) observe(blocks[i]->place_of_end(before));
+  }
   return true;
 }
 
