@@ -222,13 +222,14 @@ void as_warp(int kind, void* of_lane, WarpFunction function) {
   Warp& warp = warp_of_running_thread(kind);
   warp.given[block->current->lane] = of_lane;
   const char* const place = warp.places + warp.exchanges % 2;
+  const bool reads_memory = kind == kTiles || kind == kProducts;
   if (++warp.waiting == kLanes) {
     function(warp.given);
-    publish(place);
+    if (reads_memory) publish(place);
     block->release(block->current->warp);
   } else {
     block->wait(State::at_exchange);
-    observe(place);  // what was read for all is read
+    if (reads_memory) observe(place);  // what was read for all is read
   }
 }
 
