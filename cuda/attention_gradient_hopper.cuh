@@ -18,7 +18,7 @@
 
 namespace cluster_attention::cuda {
 
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL) || defined(CA_CUDA_MODEL)
+#if CA_HAS_WARPGROUP_PRODUCTS
 
 /// A warpgroup with 64 rows of its own.
 template <int kWidth, bool kOwnsKeys>
@@ -377,7 +377,7 @@ template <int kWidth>
 __global__ void __launch_bounds__(GradientRingSizes<kWidth>::kMostThreads, 1)
     gradients_on_hopper(const GradientPassParams params) {
   // query, gradient (B,H,L,D|E), key, value (B,H,S,D|E) -> dq (B,H,L,D), dk, dv (B,H,S,D|E)
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL) || defined(CA_CUDA_MODEL)
+#if CA_HAS_WARPGROUP_PRODUCTS
   const int64_t block = blockIdx.x;
   if (block < params.key_blocks) {
     gradients_of_block<kWidth, true>(params, block);

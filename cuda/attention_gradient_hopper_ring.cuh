@@ -69,7 +69,7 @@ __device__ TileRange visible_tiles(const GradientPass& pass, const GradientPlace
   return {first_tile, end_tile};
 }
 
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL) || defined(CA_CUDA_MODEL)
+#if CA_HAS_WARPGROUP_PRODUCTS
 
 /// Shared memory of a block and its barriers.
 template <int kWidth>

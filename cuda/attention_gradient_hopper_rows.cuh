@@ -9,7 +9,7 @@
 
 namespace cluster_attention::cuda {
 
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL) || defined(CA_CUDA_MODEL)
+#if CA_HAS_WARPGROUP_PRODUCTS
 
 struct OwnRows {
   static constexpr int kCount = 64;

@@ -20,7 +20,7 @@
 
 namespace cluster_attention::cuda {
 
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL) || defined(CA_CUDA_MODEL)
+#if CA_HAS_WARPGROUP_PRODUCTS
 
 /// A warpgroup with 64 queries of its own.
 template <int kWidth, bool kSplit>
@@ -363,7 +363,7 @@ template <int kWidth, bool kSplit>
 __global__ void __launch_bounds__(HopperSizes<kWidth, kSplit>::kMostThreads, 1)
     attend_on_hopper(const AttentionParams params) {
   // query (B,H,L,D), key (B,H,S,D), value (B,H,S,E) -> output (B,H,L,E), logsumexp (B,H,L)
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL) || defined(CA_CUDA_MODEL)
+#if CA_HAS_WARPGROUP_PRODUCTS
   using Sizes = HopperSizes<kWidth, kSplit>;
   const int consumers = static_cast<int>(blockDim.x) / kWarpgroup - 1;
   const TileTask task = attention_task(params, consumers * kConsumerRows);

@@ -9,7 +9,6 @@
 
 namespace cluster_attention::cuda {
 
-constexpr int kWarpgroup = 4 * kWarp;
 constexpr int kConsumerRows = 64;
 
 template <int kWidth, bool kSplit>
@@ -38,7 +37,7 @@ struct HopperSizes {
   }
 };
 
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL) || defined(CA_CUDA_MODEL)
+#if CA_HAS_WARPGROUP_PRODUCTS
 
 /// Shared memory of a block and its barriers. Keys and values pass through the slots in the order
 /// in which they are used: the keys of block 0; those of block i and the values of block i - 1, for

@@ -14,6 +14,9 @@ constexpr int64_t kMostClusterBlocks = 16;
 struct ClusterLimits {
   int64_t multiprocessors = 1;
   int64_t shared_bytes = 48 * 1024;  // of a block
+  /// Hashes are grouped by hamming_warpgroups.cuh. Left out where there are such products (Hopper)
+  /// until it has been measured there.
+  bool warpgroup_hamming = false;
   /// Clusters of i + 1 blocks that run at once, each block with a multiprocessor of its own.
   /// Clusters stay within groups of multiprocessors, which are not all of one size: of 132, seven
   /// clusters of 16 may run, but not eight.

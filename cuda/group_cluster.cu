@@ -79,20 +79,20 @@ class GroupLauncher {
     const HammingPlan plan =
         plan_hamming_kmeans(problem_.kmeans.batch, hashing.length, clusters, limits_);
     const int64_t rows = divide_up(hashing.length, plan.parts);
-    if (plan.way != HammingPlan::Way::clusters || hashing.threshold == Threshold::data ||
+    if (plan.way == HammingPlan::Way::launches || hashing.threshold == Threshold::data ||
         hashing.dim > kMostProductColumns || rows > kMostGroupRows) {
       return Status::success();
     }
     GroupHashesParams params{};
     params.kmeans = hamming_cluster_params(problem_.kmeans, hashing.heads, plan, &problem_.sort);
-    params.one_tile = hash_tiles_of_a_warp(hashing.length, plan) == 1;
+    params.steps = hamming_steps(hashing.length, plan);
     params.hash.hash.sequences = hashing;
     params.hash.hash.round_planes = call_.precision == Precision::bfloat16;
     params.hash.hash.flags = session_.flags();
     params.after = after_;
-    const int64_t planes = planes_offset(rows, clusters) + hash_product_layout(hashing.dim).bytes;
+    const int64_t planes = planes_offset(params) + hash_product_layout(hashing.dim).bytes;
     const int64_t bytes = shared_bytes_with_sums(
-        std::max(planes, cluster_hamming_layout(rows, clusters).bytes), plan.parts, &params.after);
+        std::max(planes, group_hamming_layout(params).bytes), plan.parts, &params.after);
     return with_read(call_, [&](auto read) {
       constexpr Read kRead = decltype(read)::value;
       constexpr int kFewestThreads = 256;  // the other steps gain by more than the rounds lose

@@ -42,7 +42,7 @@ struct GroupSums {
 
 struct GroupHashesParams {
   HammingParams kmeans;
-  bool one_tile;  // of 16 hashes is enough for a warp
+  HammingSteps steps;
   HashProductParams hash;
   GroupSums after;
 };
@@ -52,9 +52,13 @@ struct GroupLabelsParams {
   GroupSums after;
 };
 
+CA_HOST_DEVICE inline ClusterHammingLayout group_hamming_layout(const GroupHashesParams& params) {
+  return cluster_hamming_layout(params.kmeans, params.steps == HammingSteps::warpgroups);
+}
+
 /// Hashes give way to nothing, all else of the grouping to planes.
-CA_HOST_DEVICE inline int64_t planes_offset(int64_t rows, int64_t clusters) {
-  return cluster_hamming_layout(rows, clusters).centroids;
+CA_HOST_DEVICE inline int64_t planes_offset(const GroupHashesParams& params) {
+  return group_hamming_layout(params).centroids;
 }
 
 /// This thread's share of the chunks, among all threads of the launch.
@@ -72,12 +76,10 @@ __device__ inline void pack_share(const PackParams& packing) {
 /// The hashes of the block's rows; those past them, up to whole tiles, are 0.
 template <Read kRead>
 __device__ void hash_block(const GroupHashesParams& params) {
-  const HammingBlock block(params.kmeans);
+  const HammingBlock block(params.kmeans, params.steps == HammingSteps::warpgroups);
   constexpr int kRows = kHashTileRows<kRead>;
   const HashSequences& problem = params.hash.hash.sequences;
-  HashProduct<kRead, true> product(
-      params.hash,
-      planes_offset(divide_up(problem.length, params.kmeans.parts), params.kmeans.clusters));
+  HashProduct<kRead, true> product(params.hash, planes_offset(params));
   const int64_t sequence = block.sequence.index;
   const int step = kRows * static_cast<int>(blockDim.x) / kWarp;
   const auto tile_at = [&](int first) {
@@ -98,10 +100,20 @@ __device__ void hash_block(const GroupHashesParams& params) {
     uint64_t* hashes = block.hashes + first;
     product.hash_tile(tile_at(first), [&](int row, uint64_t hash) { hashes[row] = hash; });
   }
-  const int whole_rows = static_cast<int>(round_up(block.rows, 16 * kMostHashTiles));
   const int past = block.rows + static_cast<int>(threadIdx.x);
-  if (past < whole_rows) block.hashes[past] = 0;
+  if (past < block.whole_rows) block.hashes[past] = 0;
   if (product.bad()) mark_non_finite(params.hash.hash.flags);
+}
+
+/// iterate_hamming(), as planned.
+__device__ inline int64_t iterate_in_steps(HammingSteps steps, const HammingParams& params,
+                                           const HammingBlock& block) {
+#if CA_HAS_WARPGROUP_PRODUCTS
+  if (steps == HammingSteps::warpgroups) return iterate_hamming<WarpgroupHamming>(params, block);
+#endif
+  return steps == HammingSteps::one_tile
+             ? iterate_hamming<WarpHamming<1>>(params, block)
+             : iterate_hamming<WarpHamming<kMostHashTiles>>(params, block);
 }
 
 /// A hash of the sequence, from the block that has it.
@@ -135,16 +147,14 @@ __global__ void __launch_bounds__(kGroupThreads, 1)
   pack_share(params.after.packing);
   hash_block<kRead>(params);
   sync_cluster();
-  const HammingBlock block(params.kmeans);
-  const int whole_rows = static_cast<int>(round_up(block.rows, 16 * kMostHashTiles));
+  const HammingBlock block(params.kmeans, params.steps == HammingSteps::warpgroups);
 #pragma unroll 1
-  for (int i = threadIdx.x; i < whole_rows; i += blockDim.x) {
+  for (int i = threadIdx.x; i < block.whole_rows; i += blockDim.x) {
     block.labels[i] = static_cast<uint16_t>(block.clusters);
   }
   start_hamming_block(params.kmeans, block,
                       [&](int64_t position) { return hash_in_cluster(block, position); });
-  const int64_t updates = params.one_tile ? iterate_hamming<1>(params.kmeans, block)
-                                          : iterate_hamming<kMostHashTiles>(params.kmeans, block);
+  const int64_t updates = iterate_in_steps(params.steps, params.kmeans, block);
   store_hamming_block(params.kmeans, block, updates);
   sort_hamming_block(params.kmeans, block);
   sum_groups<kRead>(params.after, block.sequence.index, block.rank, block.parts);

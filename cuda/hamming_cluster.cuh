@@ -113,8 +113,7 @@ __device__ inline void find_largest_sums(const HammingBlock& block,
 
 /// A new label for a hash per lane (`valid`), which joins the moves of the warp where it is another
 /// one; returns their number. All lanes of the warp call it.
-__device__ inline int relabel(const HammingBlock& block, int row, int32_t sum, bool valid) {
-  const int label = kSumScale - 1 - (sum & (kSumScale - 1));
+__device__ inline int relabel(const HammingBlock& block, int row, int label, bool valid) {
   const int before = valid ? block.labels[row] : label;
   const bool moves = before != label;
   const uint32_t movers = ballot(moves);
@@ -156,10 +155,29 @@ __device__ inline void move_hamming_bits(const HammingBlock& block, int count) {
   __syncwarp();
 }
 
+/// Labels kTiles tiles of a warp from `first` on, by their largest sums, whose lowest bits are the
+/// place from the end of kScale; true where a label has changed.
+template <int kScale, int kTiles>
+__device__ bool label_hashes(const HammingBlock& block, int first, const int32_t (&best)[kTiles][2],
+                             bool last) {
+  // Lane `four` of a group takes one of its hashes: of one tile only the first two lanes.
+  const int group = lane_index() / 4;
+  const int four = lane_index() % 4;
+  const int half = four / kTiles % 2;
+  int32_t sums[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) sums[i] = four % kTiles == 0 ? best[0][i] : best[kTiles - 1][i];
+  const int row = first + hash_of<kTiles>(four % kTiles, half, group);
+  const bool valid = row < block.rows && four < 2 * kTiles;
+  const int label = kScale - 1 - ((half == 0 ? sums[0] : sums[1]) & (kScale - 1));
+  const int moves = relabel(block, row, label, valid);
+  if (!last && moves > 0) move_hamming_bits(block, moves);
+  return moves > 0;
+}
+
 /// Labels all hashes of the block and counts; true in the threads that saw a label change.
 template <int kTiles>
 __device__ bool assign_on_tensor_cores(const HammingBlock& block, bool last) {
-  const int lane = lane_index();
   const int step = 16 * kTiles * static_cast<int>(blockDim.x) / kWarp;
   bool changed = false;
   for (int first = 16 * kTiles * warp_index(); first < block.rows; first += step) {
@@ -167,18 +185,7 @@ __device__ bool assign_on_tensor_cores(const HammingBlock& block, bool last) {
     int32_t best[kTiles][2];
     spread_hashes<kTiles>(block.hashes + first, a);
     find_largest_sums<kTiles>(block, a, best);
-    // Lane `four` of a group takes one of its hashes: of one tile only the first two lanes.
-    const int group = lane / 4;
-    const int four = lane % 4;
-    const int half = four / kTiles % 2;
-    int32_t sums[2];
-#pragma unroll
-    for (int i = 0; i < 2; ++i) sums[i] = four % kTiles == 0 ? best[0][i] : best[kTiles - 1][i];
-    const int row = first + hash_of<kTiles>(four % kTiles, half, group);
-    const bool valid = row < block.rows && four < 2 * kTiles;
-    const int moves = relabel(block, row, half == 0 ? sums[0] : sums[1], valid);
-    changed = changed || moves > 0;
-    if (!last && moves > 0) move_hamming_bits(block, moves);
+    changed = label_hashes<kSumScale>(block, first, best, last) || changed;
   }
   return changed;
 }
@@ -186,11 +193,29 @@ __device__ bool assign_on_tensor_cores(const HammingBlock& block, bool last) {
 /// Members of a cluster in all blocks; all lanes of the warp call it.
 __device__ inline int32_t members_of_all(const HammingBlock& block, int c) {
   const int lane = lane_index();
-  const uint32_t members = lane < block.parts ? load_in_block(&block.members[c], lane) : 0;
+  const uint32_t members =
+      lane < block.parts ? load_in_block(block.window, &block.members[c], lane) : 0;
   return static_cast<int32_t>(warp_sum(members));
 }
 
-/// The new centroids of this block's share of the clusters. One without members keeps its own.
+/// The new centroid of a cluster, by the counts of all blocks for bits `lane` and `lane` + 32, to
+/// all blocks. Without members it stays as it is. All lanes of the warp call it.
+__device__ inline void update_centroid(const HammingBlock& block, int64_t updates, int c,
+                                       const uint32_t (&pair)[kMostHammingParts], int32_t members) {
+  const int lane = lane_index();
+  int32_t low = 0;
+  int32_t high = 0;
+#pragma unroll
+  for (int rank = 0; rank < kMostHammingParts; ++rank) {
+    low += static_cast<int32_t>(pair[rank] & 0xffffu);
+    high += static_cast<int32_t>(pair[rank] >> 16);
+  }
+  const uint64_t centroid = members > 0 ? majority(low, high, members) : block.centroids[c];
+  __syncwarp();  // all lanes have read what may change once this is sent
+  if (lane < block.parts) block.new_centroids.send(updates, &block.centroids[c], lane, centroid);
+}
+
+/// The new centroids of this block's share of the clusters.
 __device__ inline void update_centroids(const HammingBlock& block, int64_t updates) {
   const int lane = lane_index();
   const int step = block.parts * static_cast<int>(blockDim.x) / kWarp;
@@ -198,19 +223,10 @@ __device__ inline void update_centroids(const HammingBlock& block, int64_t updat
     uint32_t pair[kMostHammingParts];
 #pragma unroll
     for (int rank = 0; rank < kMostHammingParts; ++rank) {
-      pair[rank] = rank < block.parts ? load_in_block(&block.pairs[c * 32 + lane], rank) : 0;
+      pair[rank] =
+          rank < block.parts ? load_in_block(block.window, &block.pairs[c * 32 + lane], rank) : 0;
     }
-    const int32_t members = members_of_all(block, c);
-    int32_t low = 0;
-    int32_t high = 0;
-#pragma unroll
-    for (int rank = 0; rank < kMostHammingParts; ++rank) {
-      low += static_cast<int32_t>(pair[rank] & 0xffffu);
-      high += static_cast<int32_t>(pair[rank] >> 16);
-    }
-    const uint64_t centroid = members > 0 ? majority(low, high, members) : block.centroids[c];
-    __syncwarp();  // all lanes have read what may change once this is sent
-    if (lane < block.parts) block.new_centroids.send(updates, &block.centroids[c], lane, centroid);
+    update_centroid(block, updates, c, pair, members_of_all(block, c));
   }
 }
 
@@ -234,35 +250,58 @@ __device__ inline void store_hamming_block(const HammingParams& params, const Ha
   }
 }
 
-/// Whether a label of the sequence has changed; every block hears it from every other.
-__device__ inline bool any_block_changed(const HammingBlock& block, int64_t updates, bool changed) {
+/// Whether a label of the sequence has changed; every block hears it from every other, and with it
+/// what send_more() sends, of which this block gets `more` bytes from each.
+template <typename SendMore>
+__device__ bool any_block_changed(const HammingBlock& block, int64_t updates, bool changed,
+                                  int more, const SendMore& send_more) {
   fence_block();
   const bool here = __syncthreads_or(changed) != 0;  // all of the block is counted, for others too
   uint32_t* words = block.changed + updates % 2 * kMostHammingParts;
   const int thread = static_cast<int>(threadIdx.x);
-  if (thread == 0) block.word.expect(updates, block.parts * static_cast<int>(sizeof(uint32_t)));
+  if (thread == 0) {
+    block.word.expect(updates, block.parts * (static_cast<int>(sizeof(uint32_t)) + more));
+  }
   if (thread < block.parts) block.word.send(updates, &words[block.rank], thread, here ? 1u : 0u);
+  send_more();
   block.word.wait(updates);
   return any(lane_index() < block.parts && words[lane_index()] != 0);
 }
 
+/// How warps iterate, each with products of its own.
+template <int kTiles>
+struct WarpHamming {
+  static constexpr bool kWarpgroups = false;
+
+  __device__ static void spread(const HammingBlock& block) { spread_centroids(block); }
+  __device__ static bool assign(const HammingBlock& block, bool last) {
+    return assign_on_tensor_cores<kTiles>(block, last);
+  }
+  __device__ static bool tell(const HammingBlock& block, int64_t updates, bool changed) {
+    return any_block_changed(block, updates, changed, 0, [] {});
+  }
+  __device__ static void update(const HammingBlock& block, int64_t updates) {
+    update_centroids(block, updates);
+  }
+};
+
 /// All iterations of a block that has been started; returns the number of updates. The members of
 /// other blocks may be read until the next sync_cluster().
-template <int kTiles>
+template <typename Steps>
 __device__ int64_t iterate_hamming(const HammingParams& params, const HammingBlock& block) {
   sync_cluster();  // all can be sent to
   for (int64_t updates = 0;; ++updates) {
-    spread_centroids(block);
+    Steps::spread(block);
     __syncthreads();
     const bool last = updates == params.problem.max_iterations;
-    const bool changed = assign_on_tensor_cores<kTiles>(block, last);
+    const bool changed = Steps::assign(block, last);
     if (last) break;
     // Where no label has changed, the centroids are those that there are.
-    if (!any_block_changed(block, updates, changed)) return updates;
+    if (!Steps::tell(block, updates, changed)) return updates;
     if (threadIdx.x == 0) {
       block.new_centroids.expect(updates, block.clusters * static_cast<int>(sizeof(uint64_t)));
     }
-    update_centroids(block, updates);
+    Steps::update(block, updates);
     block.new_centroids.wait(updates);
   }
   sync_cluster();

@@ -10,7 +10,10 @@ namespace {
 
 bool plan_clusters(int64_t sequences, int64_t length, int64_t clusters, const ClusterLimits& limits,
                    HammingPlan& plan) {
-  if (clusters > kClusterHammingClusters) return false;
+  const bool warpgroups = plan.way == HammingPlan::Way::warpgroups;
+  if (clusters > kClusterHammingClusters || (warpgroups && !limits.warpgroup_hamming)) {
+    return false;
+  }
   constexpr int64_t kMostWarps = kMostHammingThreads / kWarp;
   // Measured on an H200: eleven rounds take some 0.034 µs per hash of a block, and otherwise the
   // time of so many hashes: to wait for each other, for each block to hear from, and for the
@@ -21,17 +24,22 @@ bool plan_clusters(int64_t sequences, int64_t length, int64_t clusters, const Cl
   const auto fits = [&](int64_t parts) {
     const int64_t rows = divide_up(length, parts);
     return rows <= kHammingPartRows &&
-           cluster_hamming_layout(rows, clusters).bytes <= limits.shared_bytes;
+           cluster_hamming_layout(rows, clusters, parts, warpgroups).bytes <= limits.shared_bytes;
   };
   const int64_t parts = choose_cluster_blocks(sequences, length, limits, overhead, fits);
   if (parts == 0) return false;
+  plan.parts = parts;
+  if (warpgroups) {
+    constexpr int64_t kMostGroups = kWarpgroupHammingThreads / kWarpgroup;
+    const int64_t groups = divide_up(divide_up(length, parts), kWarpgroupHashes);
+    plan.threads = static_cast<int>(kWarpgroup * std::clamp<int64_t>(groups, 1, kMostGroups));
+    return true;
+  }
   // A tile for each warp, or two where these are more than half of the warps.
   const int64_t tiles = divide_up(divide_up(length, parts), 16);
   const int64_t wanted =
       tiles <= kMostWarps / 2 ? tiles : std::max(kMostWarps / 2, (tiles + 1) / 2);
   const int64_t warps = std::max(wanted, std::min(divide_up(clusters, parts), kMostWarps / 2));
-  plan.way = HammingPlan::Way::clusters;
-  plan.parts = parts;
   plan.threads = static_cast<int>(kWarp * std::clamp<int64_t>(warps, 2, kMostWarps));
   return true;
 }
@@ -40,7 +48,6 @@ bool plan_launches(int64_t sequences, int64_t length, int64_t clusters, const Cl
                    HammingPlan& plan) {
   /// Fewest hashes of a part: its counters cost as much as they do.
   constexpr int64_t kFewestRows = 256;
-  plan.way = HammingPlan::Way::launches;
   plan.shared_counters = HammingLayout(clusters, true).bytes <= limits.shared_bytes;
   const int64_t wanted = divide_up(2 * limits.multiprocessors, std::max<int64_t>(sequences, 1));
   plan.parts = std::clamp<int64_t>(divide_up(length, kFewestRows), 1, wanted);
@@ -51,12 +58,18 @@ bool plan_launches(int64_t sequences, int64_t length, int64_t clusters, const Cl
 }
 
 Status launch_clusters(Session& session, const HammingParams& params, const HammingPlan& plan) {
-  const int64_t rows = divide_up(params.problem.length, plan.parts);
-  const LaunchShape shape{params.problem.batch * plan.parts, plan.threads,
-                          cluster_hamming_layout(rows, params.clusters).bytes, plan.parts};
-  return hash_tiles_of_a_warp(params.problem.length, plan) == 1
-             ? launch(session, shape, hamming_cluster_kernel<1>, params)
-             : launch(session, shape, hamming_cluster_kernel<kMostHashTiles>, params);
+  const HammingSteps steps = hamming_steps(params.problem.length, plan);
+  const int64_t bytes = cluster_hamming_layout(params, steps == HammingSteps::warpgroups).bytes;
+  const LaunchShape shape{params.problem.batch * plan.parts, plan.threads, bytes, plan.parts};
+  switch (steps) {
+    case HammingSteps::one_tile:
+      return launch(session, shape, hamming_cluster_kernel<1>, params);
+    case HammingSteps::two_tiles:
+      return launch(session, shape, hamming_cluster_kernel<kMostHashTiles>, params);
+    case HammingSteps::warpgroups:
+      return launch(session, shape, hamming_warpgroups_kernel<>, params);
+  }
+  return Status::success();
 }
 
 Status launch_iterations(Session& session, HammingParams params, const HammingPlan& plan) {
@@ -86,9 +99,10 @@ Status launch_iterations(Session& session, HammingParams params, const HammingPl
 bool plan_hamming_way(HammingPlan::Way way, int64_t sequences, int64_t length, int64_t clusters,
                       const ClusterLimits& limits, HammingPlan& plan) {
   plan = HammingPlan();
-  return way == HammingPlan::Way::clusters
-             ? plan_clusters(sequences, length, clusters, limits, plan)
-             : plan_launches(sequences, length, clusters, limits, plan);
+  plan.way = way;
+  return way == HammingPlan::Way::launches
+             ? plan_launches(sequences, length, clusters, limits, plan)
+             : plan_clusters(sequences, length, clusters, limits, plan);
 }
 
 HammingPlan plan_hamming_kmeans(int64_t sequences, int64_t length, int64_t clusters,
@@ -99,10 +113,12 @@ HammingPlan plan_hamming_kmeans(int64_t sequences, int64_t length, int64_t clust
   /// Hashes that even one block goes through sooner than launches follow each other.
   constexpr int64_t kShortLength = 4096;
   HammingPlan plan;
-  if (plan_hamming_way(HammingPlan::Way::clusters, sequences, length, clusters, limits, plan) &&
-      (length <= kShortLength * plan.parts ||
-       kBlockShare * plan.parts * sequences >= limits.multiprocessors)) {
-    return plan;
+  for (HammingPlan::Way way : {HammingPlan::Way::warpgroups, HammingPlan::Way::clusters}) {
+    if (plan_hamming_way(way, sequences, length, clusters, limits, plan) &&
+        (length <= kShortLength * plan.parts ||
+         kBlockShare * plan.parts * sequences >= limits.multiprocessors)) {
+      return plan;
+    }
   }
   plan_hamming_way(HammingPlan::Way::launches, sequences, length, clusters, limits, plan);
   return plan;
@@ -121,7 +137,7 @@ Status group_hashes(Session& session, const HammingKMeansProblem& problem, int64
   // grid: a cluster of blocks, or one block, per sequence
   if (problem.batch == 0) return Status::success();
   const HammingParams params = hamming_cluster_params(problem, heads, plan, sort);
-  if (plan.way == HammingPlan::Way::clusters) return launch_clusters(session, params, plan);
+  if (plan.way != HammingPlan::Way::launches) return launch_clusters(session, params, plan);
   CA_RETURN_IF_ERROR(launch_iterations(session, params, plan));
   return sort != nullptr ? sort_by_label(session, *sort) : Status::success();
 }

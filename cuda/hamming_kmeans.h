@@ -11,8 +11,9 @@ Status hamming_kmeans(Session& session, const HammingKMeansProblem& problem, con
 /// How a call is cut; the results do not depend on it.
 struct HammingPlan {
   enum class Way {
-    clusters,  // hamming_cluster.cuh: one launch, `parts` blocks per sequence
-    launches,  // one per iteration, `parts` blocks per sequence
+    clusters,    // hamming_cluster.cuh: one launch, `parts` blocks per sequence
+    warpgroups,  // the same by hamming_warpgroups.cuh
+    launches,    // one per iteration, `parts` blocks per sequence
   };
   Way way = Way::launches;
   bool shared_counters = true;  // bits are counted on chip first

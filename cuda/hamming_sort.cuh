@@ -4,7 +4,7 @@
 // the members of every block are on chip already, so that the sort of sort_cluster.cuh takes no
 // launch of its own.
 
-#include "cuda/hamming_cluster.cuh"
+#include "cuda/hamming_warpgroups.cuh"
 #include "cuda/sort_cluster.cuh"
 
 namespace cluster_attention::cuda {
@@ -22,10 +22,15 @@ inline HammingParams hamming_cluster_params(const HammingKMeansProblem& problem,
   return params;
 }
 
-/// Tiles of 16 hashes for a warp: as many as keep all warps at work.
-inline int hash_tiles_of_a_warp(int64_t length, const HammingPlan& plan) {
+/// What a block iterates with; of tiles of 16 hashes, a warp takes as many as keep all warps at
+/// work.
+enum class HammingSteps { one_tile, two_tiles, warpgroups };
+inline HammingSteps hamming_steps(int64_t length, const HammingPlan& plan) {
+  if (plan.way == HammingPlan::Way::warpgroups) return HammingSteps::warpgroups;
   const int64_t tiles = divide_up(divide_up(length, plan.parts), 16);
-  return plan.threads <= kTileHammingThreads && tiles <= plan.threads / kWarp ? 1 : kMostHashTiles;
+  return plan.threads <= kTileHammingThreads && tiles <= plan.threads / kWarp
+             ? HammingSteps::one_tile
+             : HammingSteps::two_tiles;
 }
 
 /// Hashes and counts of bits are over (who has read them here has sent the centroids that this
@@ -77,18 +82,32 @@ __device__ inline void sort_hamming_block(const HammingParams& params, const Ham
   place_run(params.sort, sort);
 }
 
+template <typename Steps>
+__device__ void group_in_cluster(const HammingParams& params) {
+  const HammingBlock block(params, Steps::kWarpgroups);
+  load_hashes(block);
+  start_hamming_block(params, block,
+                      [&](int64_t position) { return block.sequence.hashes[position]; });
+  const int64_t updates = iterate_hamming<Steps>(params, block);
+  store_hamming_block(params, block, updates);
+  if (params.sort.order != nullptr) sort_hamming_block(params, block);
+  sync_cluster();
+}
+
 template <int kTiles>
 __global__ void __launch_bounds__(kTiles == 1 ? kTileHammingThreads : kMostHammingThreads, 1)
     hamming_cluster_kernel(const HammingParams params) {
   // cluster of blocks: hashes (length) -> labels (length), counts and centroids (clusters)
-  const HammingBlock block(params);
-  load_hashes(block);
-  start_hamming_block(params, block,
-                      [&](int64_t position) { return block.sequence.hashes[position]; });
-  const int64_t updates = iterate_hamming<kTiles>(params, block);
-  store_hamming_block(params, block, updates);
-  if (params.sort.order != nullptr) sort_hamming_block(params, block);
-  sync_cluster();
+  group_in_cluster<WarpHamming<kTiles>>(params);
+}
+
+template <typename = void>
+__global__ void __launch_bounds__(kWarpgroupHammingThreads, 1)
+    hamming_warpgroups_kernel(const HammingParams params) {
+  // the same
+#if CA_HAS_WARPGROUP_PRODUCTS
+  group_in_cluster<WarpgroupHamming>(params);
+#endif
 }
 
 }  // namespace cluster_attention::cuda

@@ -27,8 +27,7 @@ class Grouper {
     prepare();
     bool done = false;
     if (problem_.grouping != Grouping::euclidean) {
-      const ClusterLimits& limits = extras_.limits != nullptr ? *extras_.limits : session_.limits();
-      CA_RETURN_IF_ERROR(group_at_once(session_, steps_, call_, limits, &done));
+      CA_RETURN_IF_ERROR(group_at_once(session_, steps_, call_, &done));
     }
     return done ? Status::success() : run_steps();
   }

@@ -3,7 +3,6 @@
 // The queries of clustered attention, grouped on the device; as native/kernels/query_groups.h.
 
 #include "cuda/backend.h"
-#include "cuda/cluster_limits.h"
 #include "cuda/operands.h"
 #include "cuda/workspace.h"
 
@@ -25,7 +24,6 @@ struct GroupExtras {
   int64_t dim = 0;        // of these
   float* sums = nullptr;  // (B,H,C,dim), optional: of the rows of each group
   const PackParams* packing = nullptr;
-  const ClusterLimits* limits = nullptr;  // others than the device's, to be measured
 };
 
 /// Groups the queries as problem.grouping says and averages them. The arrays live in `scope`.

@@ -36,6 +36,8 @@ class Session {
   /// Shared memory that a block may ask for.
   int64_t shared_bytes() const { return limits_.shared_bytes; }
   const ClusterLimits& limits() const { return limits_; }
+  /// Others than the device's, by which calls are then planned: to be measured.
+  void set_limits(const ClusterLimits& limits) { limits_ = limits; }
 
   /// Counters for last_block_done(), all 0 between launches.
   Status tickets(int64_t count, uint32_t** tickets);

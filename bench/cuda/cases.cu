@@ -141,9 +141,9 @@ const float* DeviceMemory::floats(int64_t count, uint64_t seed, Storage storage)
 
 namespace {
 
-/// The session's limits as if its device had clusters of so many blocks alone.
-cuda::ClusterLimits only_clusters_of(const cuda::Session& session, int64_t blocks) {
-  cuda::ClusterLimits limits = session.limits();
+/// The limits as if the device had clusters of so many blocks alone; 0: as they are.
+cuda::ClusterLimits only_clusters_of(cuda::ClusterLimits limits, int64_t blocks) {
+  if (blocks == 0) return limits;
   for (int64_t i = 1; i <= cuda::kMostClusterBlocks; ++i) {
     if (i != blocks) limits.resident[i - 1] = 0;
   }
@@ -226,31 +226,54 @@ std::vector<Case> make_cases(cuda::Session* session, DeviceMemory& memory, int64
   // Pairs of codes compared: xor, population count, minimum.
   add("hamming_kmeans", 3.0 * heads * n * static_cast<double>(kClusters * 11),
       [=] { return backend().operations.hamming_kmeans(session, kmeans, call); });
-  // The same cut into given numbers of blocks.
-  for (int64_t blocks : {4, 6, 8, 12, 14, 16}) {
-    cuda::HammingPlan plan;
-    if (!cuda::plan_hamming_way(cuda::HammingPlan::Way::clusters, kHeads, length, kClusters,
-                                only_clusters_of(*session, blocks), plan)) {
-      continue;
+  // The same in each way, cut into given numbers of blocks, and as planned (0).
+  using Way = cuda::HammingPlan::Way;
+  cuda::ClusterLimits warpgroups = session->limits();
+  warpgroups.warpgroup_hamming = session->has_warpgroup_products();
+  for (Way way : {Way::clusters, Way::warpgroups}) {
+    for (int64_t blocks : {0, 4, 6, 8, 12, 14, 16}) {
+      cuda::HammingPlan plan;
+      if (!cuda::plan_hamming_way(way, kHeads, length, kClusters,
+                                  only_clusters_of(warpgroups, blocks), plan)) {
+        continue;
+      }
+      const std::string name = way == Way::clusters ? "hamming_kmeans/" : "hamming_warpgroups/";
+      add((name + (blocks == 0 ? "planned" : std::to_string(blocks))).c_str(), 0.0,
+          [=] { return cuda::group_hashes(*session, kmeans, 1, plan); });
     }
-    add(("hamming_kmeans/" + std::to_string(blocks)).c_str(), 0.0,
-        [=] { return cuda::group_hashes(*session, kmeans, 1, plan); });
   }
-  // Hash, k-means, sort and means: as planned, with given numbers of blocks, and (0 blocks) each in
-  // a launch of its own.
+  // Hash, k-means, sort and means: as planned, with k-means by warpgroups, and with given numbers of
+  // blocks.
   const ClusteredAttentionProblem clustered = make_clustered(inputs, rows, planes, 0);
-  for (int64_t blocks : {-1, 0, 6, 8, 12, 14, 16}) {
-    const cuda::ClusterLimits limits =
-        blocks < 0 ? session->limits() : only_clusters_of(*session, blocks);
-    if (blocks > 0 && limits.resident_clusters(blocks) < kHeads) continue;
-    const std::string name = blocks < 0 ? "grouping" : "grouping/" + std::to_string(blocks);
-    add(name.c_str(), grouping, [=] {
-      cuda::DeviceWorkspace::Scope scope(session->workspace());
-      cuda::QueryGroups groups;
-      cuda::GroupExtras extras;
-      extras.limits = &limits;
-      return cuda::group_queries(*session, clustered, call, scope, groups, extras);
-    });
+  const auto with_limits = [session](const cuda::ClusterLimits& limits, auto run) {
+    return [=] {
+      const cuda::ClusterLimits usual = session->limits();
+      session->set_limits(limits);
+      const Status status = run();
+      session->set_limits(usual);
+      return status;
+    };
+  };
+  const auto add_grouping = [&](const char* name, const cuda::ClusterLimits& limits) {
+    add(name, grouping, with_limits(limits, [=] {
+          cuda::DeviceWorkspace::Scope scope(session->workspace());
+          cuda::QueryGroups groups;
+          return cuda::group_queries(*session, clustered, call, scope, groups);
+        }));
+  };
+  add_grouping("grouping", session->limits());
+  add_grouping("grouping/warpgroups", warpgroups);
+  for (int64_t blocks : {6, 8, 12, 14, 16}) {
+    const cuda::ClusterLimits limits = only_clusters_of(session->limits(), blocks);
+    if (limits.resident_clusters(blocks) < kHeads) continue;
+    add_grouping(("grouping/" + std::to_string(blocks)).c_str(), limits);
+  }
+  for (int64_t top_k : {int64_t{0}, kTopK}) {
+    const ClusteredAttentionProblem problem = make_clustered(inputs, rows, planes, top_k);
+    add(top_k == 0 ? "clustered/warpgroups" : "improved/warpgroups", 0.0,
+        with_limits(warpgroups, [=] {
+          return backend().operations.clustered_attention(session, problem, call);
+        }));
   }
   CentroidPoolProblem pool;
   pool.batch = 1;

@@ -72,24 +72,36 @@ __device__ inline const T* in_block(const T* own, int rank) {
 #endif
 }
 
+/// What is added to an address in the shared memory of a cluster to make it a generic one, as which
+/// it is read. It comes from a special register, which takes long: to be asked for once.
+__device__ inline uint64_t cluster_window() {
+  uint64_t window = 0;
+#if !defined(CA_CUDA_MODEL) && __CUDA_ARCH__ >= 900
+  asm volatile("cvta.shared::cluster.u64 %0, %1;" : "=l"(window) : "l"(uint64_t{0}));
+#endif
+  return window;
+}
+
 /// in_block(own, rank)[0] as it is now: no earlier read of the place has left it in a cache.
-__device__ inline uint32_t load_in_block(const uint32_t* own, int rank) {
-#if defined(CA_CUDA_MODEL)
-  return *in_block(own, rank);
-#elif __CUDA_ARCH__ >= 900
+__device__ inline uint32_t load_in_block([[maybe_unused]] uint64_t window, const uint32_t* own,
+                                         int rank) {
+#if !defined(CA_CUDA_MODEL) && __CUDA_ARCH__ >= 900
   uint32_t value;
   asm volatile(
       "{\n"
       ".reg .u32 place;\n"
+      ".reg .u64 generic;\n"
       "mapa.shared::cluster.u32 place, %1, %2;\n"
-      "ld.relaxed.cluster.shared::cluster.u32 %0, [place];\n"
+      "cvt.u64.u32 generic, place;\n"
+      "add.u64 generic, generic, %3;\n"
+      "ld.relaxed.cluster.u32 %0, [generic];\n"
       "}\n"
       : "=r"(value)
-      : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(own))), "r"(rank)
+      : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(own))), "r"(rank), "l"(window)
       : "memory");
   return value;
 #else
-  return *own;
+  return *in_block(own, rank);
 #endif
 }
 

@@ -48,7 +48,7 @@ class Delivery {
 #endif
   }
 
-  /// Writes to the place in block `rank` that `own` is in this one: four or eight bytes.
+  /// Writes to the place in block `rank` that `own` is in this one: 4, 8 or 16 bytes.
   template <typename T>
   __device__ void send(int64_t round, T* own, int rank, T value) const {
 #if defined(CA_CUDA_MODEL) || __CUDA_ARCH__ >= 900

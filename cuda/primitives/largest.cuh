@@ -1,8 +1,8 @@
 #pragma once
 
-// The largest of three integers, one instruction on Hopper (DPX); also of floats, where only those
-// above a positive bound matter: as integers they compare with it as they do themselves, and those
-// below 0 lie below it.
+// The largest of integers, one instruction on Hopper (DPX). Those of largest_of() may be floats,
+// where only those above a positive bound matter: as integers they compare with it as they do
+// themselves, and those below 0 lie below it.
 
 #include "cuda/primitives/platform.cuh"
 
@@ -14,6 +14,15 @@ __device__ inline int largest_of(int a, int b, int c) {
 #else
   const int larger = a > b ? a : b;
   return larger > c ? larger : c;
+#endif
+}
+
+/// The larger of a + b and c.
+__device__ inline int larger_sum(int a, int b, int c) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  return __viaddmax_s32(a, b, c);
+#else
+  return a + b > c ? a + b : c;
 #endif
 }
 

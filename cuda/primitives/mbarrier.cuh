@@ -74,8 +74,15 @@ __device__ inline uint32_t address_in_block(const void* own, int rank) {
   return address;
 }
 
-/// Stores four or eight bytes in another block; its copy of `barrier` counts them when they have
+/// Stores 4, 8 or 16 bytes in another block; its copy of `barrier` counts them when they have
 /// arrived.
+__device__ inline void store_in_block(uint4* own, int rank, uint4 value, uint64_t* barrier) {
+  asm volatile(
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.u32 [%0], {%1,%2,%3,%4}, "
+      "[%5];" ::"r"(address_in_block(own, rank)),
+      "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w), "r"(address_in_block(barrier, rank))
+      : "memory");
+}
 template <typename T>
 __device__ void store_in_block(T* own, int rank, T value, uint64_t* barrier) {
   static_assert(sizeof(T) == 4 || sizeof(T) == 8, "what one store takes");

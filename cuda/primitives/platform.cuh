@@ -9,9 +9,17 @@
 
 #include "native/core/host_device.h"
 
+/// Where products of warpgroups are compiled (primitives/wgmma.cuh).
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL) || defined(CA_CUDA_MODEL)
+#define CA_HAS_WARPGROUP_PRODUCTS 1
+#else
+#define CA_HAS_WARPGROUP_PRODUCTS 0
+#endif
+
 namespace cluster_attention::cuda {
 
 constexpr int kWarp = 32;
+constexpr int kWarpgroup = 4 * kWarp;
 constexpr unsigned kAllLanes = 0xffffffffu;
 
 }  // namespace cluster_attention::cuda

@@ -150,8 +150,8 @@ struct Groups {
 };
 
 /// One launch and the single steps leave the same bytes.
-void check_at_once(ClusteredFixture& fixture, const cuda::ClusterLimits& limits,
-                   const DeviceSettings& settings, bool fits = true) {
+void check_with_limits(ClusteredFixture& fixture, const cuda::ClusterLimits& limits,
+                       const DeviceSettings& settings, bool fits) {
   in_every_thread_order([&] {
     Device device(settings.storage);
     cuda::Session& session = *device.session();
@@ -176,6 +176,14 @@ void check_at_once(ClusteredFixture& fixture, const cuda::ClusterLimits& limits,
     CHECK(!non_finite);
     CHECK_SAME(at_once.read(&session), in_steps.read(&session));
   });
+}
+
+void check_at_once(ClusteredFixture& fixture, const cuda::ClusterLimits& limits,
+                   const DeviceSettings& settings, bool fits = true) {
+  for (const cuda::ClusterLimits& each : with_and_without_warpgroups(limits)) {
+    const Scope scope(each.warpgroup_hamming ? "warpgroups" : "warps");
+    check_with_limits(fixture, each, settings, fits);
+  }
 }
 
 constexpr DeviceSettings kEverySetting[] = {

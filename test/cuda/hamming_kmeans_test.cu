@@ -56,6 +56,8 @@ TEST_ONCE("CUDA hamming k-means: many equal hashes, clusters without members") {
   }
 }
 
+using Way = cuda::HammingPlan::Way;
+
 /// How the next call of planned() is cut; operations take no more than a problem.
 cuda::HammingPlan next_plan;
 
@@ -122,11 +124,22 @@ bool check_planned(HammingFixture& fixture, cuda::HammingPlan::Way way,
   return true;
 }
 
-TEST_ONCE("CUDA hamming k-means: every case as launches of its own") {
+/// In one launch for a sequence, in each way that the device has; false where the sizes allow none.
+bool check_clusters(HammingFixture& fixture, const cuda::ClusterLimits& limits) {
+  bool all = true;
+  for (const cuda::ClusterLimits& each : with_and_without_warpgroups(limits)) {
+    const Way way = each.warpgroup_hamming ? Way::warpgroups : Way::clusters;
+    all = check_planned(fixture, way, each) && all;
+  }
+  return all;
+}
+
+TEST_ONCE("CUDA hamming k-means: every case in every way") {
   for (const Case& one : cases()) {
     const Scope scope(one.name);
     HammingFixture fixture(one, false);
-    CHECK(check_planned(fixture, cuda::HammingPlan::Way::launches, kHopper));
+    CHECK(check_planned(fixture, Way::launches, kHopper));
+    CHECK(check_clusters(fixture, kHopper));
   }
 }
 
@@ -146,10 +159,10 @@ TEST_ONCE("CUDA hamming k-means: sequences shared out over launches and clusters
     which.clusters = size.clusters;
     HammingFixture fixture(which, false, 12);
     fixture.problem.max_iterations = size.iterations;
-    CHECK(check_planned(fixture, cuda::HammingPlan::Way::launches, kHopper));
+    CHECK(check_planned(fixture, Way::launches, kHopper));
     for (int64_t blocks : {1, 2, 7, 16}) {
       const cuda::ClusterLimits limits = cluster_limits(132, 227 * 1024, blocks, blocks);
-      CHECK_EQUAL(check_planned(fixture, cuda::HammingPlan::Way::clusters, limits), size.clustered);
+      CHECK_EQUAL(check_clusters(fixture, limits), size.clustered);
     }
   }
   Case ragged = find_case("prime-long");
@@ -158,8 +171,8 @@ TEST_ONCE("CUDA hamming k-means: sequences shared out over launches and clusters
   ragged.clusters = 128;
   ragged.query_lengths = {3001, 0, 40};
   HammingFixture fixture(ragged, true, 12);
-  CHECK(check_planned(fixture, cuda::HammingPlan::Way::clusters, kHopper));
-  CHECK(check_planned(fixture, cuda::HammingPlan::Way::launches, kHopper));
+  CHECK(check_planned(fixture, Way::launches, kHopper));
+  CHECK(check_clusters(fixture, kHopper));
 }
 
 TEST_ONCE("CUDA hamming k-means: clusters of 16 that a device does not run") {
@@ -185,16 +198,18 @@ TEST_ONCE("CUDA hamming k-means: blocks that are ahead of others in many orders 
     which.clusters = size.clusters;
     HammingFixture fixture(which, false, 12);
     const HammingKMeansProblem& problem = fixture.problem;
-    const cuda::HammingPlan blocks{cuda::HammingPlan::Way::clusters, true, 8, 128};
     CHECK_EQUAL(describe(run_fresh(problem, fixture.arrays, 1, {})), "ok");
     const auto expected = fixture.arrays.snapshot();
+    const auto limits = with_and_without_warpgroups(kHopper);
     for (uint64_t seed = 1; seed <= 150; ++seed) {
+      const Way way =
+          limits[seed % limits.size()].warpgroup_hamming ? Way::warpgroups : Way::clusters;
       const Scope scope(std::to_string(size.clusters) + " clusters, thread order " +
                         std::to_string(seed));
       set_thread_order(seed);
       fixture.arrays.poison();
       Device device;
-      next_plan = blocks;
+      next_plan = {way, true, 8, 128};
       CHECK_EQUAL(
           describe(device.run<HammingKMeansProblem>(planned, on_device(fixture)(problem, device))),
           "ok");
@@ -206,7 +221,6 @@ TEST_ONCE("CUDA hamming k-means: blocks that are ahead of others in many orders 
 }
 
 TEST_ONCE("CUDA hamming k-means: how a call is cut") {
-  using Way = cuda::HammingPlan::Way;
   const cuda::HammingPlan small = cuda::plan_hamming_kmeans(8, 1024, 100, kHopper);
   CHECK(small.way == Way::clusters);
   CHECK_EQUAL(small.parts, 7);
@@ -233,6 +247,14 @@ TEST_ONCE("CUDA hamming k-means: how a call is cut") {
   const cuda::HammingPlan huge = cuda::plan_hamming_kmeans(1000, 10000000, 10, kHopper);
   CHECK(huge.way == Way::launches);
   CHECK(10000000 / huge.parts <= 65535);
+  cuda::ClusterLimits warpgroups = kHopper;
+  warpgroups.warpgroup_hamming = true;
+  const cuda::HammingPlan by_warpgroups = cuda::plan_hamming_kmeans(8, 16384, 100, warpgroups);
+  CHECK(by_warpgroups.way == Way::warpgroups);
+  CHECK_EQUAL(by_warpgroups.threads, 512);
+  CHECK_EQUAL(cuda::plan_hamming_kmeans(8, 100, 100, warpgroups).threads, 128);
+  // Where the counts of all blocks do not fit, warps do.
+  CHECK(cuda::plan_hamming_kmeans(8, 16384, 1000, warpgroups).way == Way::clusters);
   const cuda::HammingPlan none =
       cuda::plan_hamming_kmeans(1, 0, 0, cluster_limits(132, 48 * 1024, 1, 1));
   CHECK(none.threads >= 32 && none.parts == 1);

@@ -66,7 +66,7 @@ TEST_ONCE("CUDA model: lanes that wait for different products are reported") {
           float d[8] = {};
           const uint32_t a[4] = {};
           const int columns = static_cast<int>(threadIdx.x) < wide_lanes ? 16 : 8;
-          start_product({d, columns, a, 0, uint64_t{1} << 62, false, true});
+          start_product({d, nullptr, columns, a, 0, uint64_t{1} << 62, false, true});
           commit_products();
           wait_products(0);
         },

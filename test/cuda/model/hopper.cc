@@ -38,14 +38,15 @@ void deliver(const Parcel& parcel) {
   end_phase(parcel.barrier);
 }
 
-/// The bfloat16 at a place of a tile with 128-byte swizzle, by its place without it.
-float tile_element(uint64_t address) {
+/// What is at a place of a tile with 128-byte swizzle, by its place without it.
+template <typename T>
+T in_tile(uint64_t address) {
   address ^= (address >> 7 & 7) << 4;
   const unsigned char* const place = shared_memory() + address;
-  note_read(place, sizeof(uint16_t));
-  uint16_t bits;
-  std::memcpy(&bits, place, sizeof bits);
-  return __uint_as_float(static_cast<uint32_t>(bits) << 16);
+  note_read(place, sizeof(T));
+  T value;
+  std::memcpy(&value, place, sizeof value);
+  return value;
 }
 
 struct Tile {
@@ -60,9 +61,18 @@ struct Tile {
     if (descriptor >> 62 != 1) note_fault("a tile without the swizzle of 128 bytes");
   }
   float element(int row, int column) const {
-    return tile_element(begin + static_cast<uint64_t>(row / 8) * eight_rows +
-                        static_cast<uint64_t>(row % 8 * 128 + column % 64 * 2) +
-                        static_cast<uint64_t>(column / 64) * panel);
+    const auto bits = in_tile<uint16_t>(row_begin(row) + static_cast<uint64_t>(column % 64 * 2) +
+                                        static_cast<uint64_t>(column / 64) * panel);
+    return __uint_as_float(static_cast<uint32_t>(bits) << 16);
+  }
+  int byte(int row, int column) const {
+    return in_tile<int8_t>(row_begin(row) + static_cast<uint64_t>(column));
+  }
+
+ private:
+  uint64_t row_begin(int row) const {
+    return begin + static_cast<uint64_t>(row / 8) * eight_rows +
+           static_cast<uint64_t>(row % 8 * 128);
   }
 };
 
@@ -78,9 +88,10 @@ struct WarpProduct {
 };
 
 bool same_product(const Product& left, const Product& right) {
-  return left.columns == right.columns && (left.a == nullptr) == (right.a == nullptr) &&
-         left.a_tile == right.a_tile && left.b_tile == right.b_tile &&
-         left.transposed == right.transposed && left.add == right.add;
+  return (left.sums == nullptr) == (right.sums == nullptr) && left.columns == right.columns &&
+         (left.a == nullptr) == (right.a == nullptr) && left.a_tile == right.a_tile &&
+         left.b_tile == right.b_tile && left.transposed == right.transposed &&
+         left.add == right.add;
 }
 
 void fetch_a(const WarpProduct& warp, float (&a)[kTileRows][kTileDepth]) {
@@ -110,7 +121,36 @@ void fetch_b(const Product& product, int first, float (&b)[kTileDepth][kTileColu
   }
 }
 
+/// Of bytes, those of A without sign.
+void multiply_bytes(const WarpProduct& warp) {
+  constexpr int kDepth = 32;
+  const Product& product = warp.any();
+  int a[kTileRows][kDepth];
+  for (int lane = 0; lane < kLanes; ++lane) {
+    for (int i = 0; i < 16; ++i) {
+      a[lane / 4 + i / 4 % 2 * 8][lane % 4 * 4 + i / 8 * 16 + i % 4] =
+          static_cast<int>(warp.lanes[lane]->a[i / 4] >> (i % 4 * 8) & 0xff);
+    }
+  }
+  const Tile tile(product.b_tile);
+  for (int column = 0; column < product.columns; ++column) {
+    int b[kDepth];
+    for (int k = 0; k < kDepth; ++k) b[k] = tile.byte(column, k);
+    for (int row = 0; row < kTileRows; ++row) {
+      int sum = 0;
+      for (int k = 0; k < kDepth; ++k) sum += a[row][k] * b[k];
+      int32_t& d =
+          warp.lanes[row % 8 * 4 + column % 8 / 2]->sums[column / 8 * 4 + row / 8 * 2 + column % 2];
+      d = product.add ? d + sum : sum;
+    }
+  }
+}
+
 void multiply(const WarpProduct& warp) {
+  if (warp.any().sums != nullptr) {
+    multiply_bytes(warp);
+    return;
+  }
   TileProduct tile;
   fetch_a(warp, tile.a);
   for (int first = 0; first < warp.any().columns; first += kTileColumns) {

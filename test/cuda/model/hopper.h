@@ -34,9 +34,11 @@ void wait_for(uint64_t* barrier, uint32_t parity);
 void sync_named(int name, int threads);
 
 /// D (64, columns) (+)= A B, see cuda/primitives/wgmma.cuh: A by four registers of the lane, or by
-/// a descriptor where `a` is null; B (16, columns) where `transposed`, else (columns, 16).
+/// a descriptor where `a` is null; B (16, columns) where `transposed`, else (columns, 16). Of
+/// bytes, twice as many, where sums are integers.
 struct Product {
   float* d;
+  int32_t* sums;  // in the place of d
   int columns;
   const uint32_t* a;
   uint64_t a_tile;
@@ -57,7 +59,7 @@ struct Products {
 /// A store in another block, and the barrier there that counts it when it arrives.
 struct Parcel {
   void* to;
-  unsigned char value[8];
+  unsigned char value[16];
   int bytes;
   uint64_t* barrier;
 };
