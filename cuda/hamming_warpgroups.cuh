@@ -102,18 +102,19 @@ __device__ inline void multiply_hashes(int32_t (&sums)[32], const uint32_t (&a)[
   commit_products();
 }
 
+/// Biases of the centroids that a lane has sums for.
+using LaneBiases = int2[kWarpgroupCentroids / 8];
+
 /// The largest of the sums of `count` centroids at most, for both hashes of the lane.
-__device__ inline void keep_largest(const int32_t (&sums)[32], const int32_t* biases, int count,
+__device__ inline void keep_largest(const int32_t (&sums)[32], const LaneBiases& biases, int count,
                                     int32_t (&best)[2]) {
 #pragma unroll
-  for (int first = 0; first < kWarpgroupCentroids; first += 8) {
-    if (first >= count) break;
-    const int2 bias = *reinterpret_cast<const int2*>(biases + first);
-    const int i = first / 2;
-    best[0] = larger_sum(sums[i], bias.x, best[0]);
-    best[1] = larger_sum(sums[i + 2], bias.x, best[1]);
-    best[0] = larger_sum(sums[i + 1], bias.y, best[0]);
-    best[1] = larger_sum(sums[i + 3], bias.y, best[1]);
+  for (int n = 0; n < kWarpgroupCentroids / 8; ++n) {
+    if (8 * n >= count) break;
+    best[0] = larger_sum(sums[4 * n], biases[n].x, best[0]);
+    best[1] = larger_sum(sums[4 * n + 2], biases[n].x, best[1]);
+    best[0] = larger_sum(sums[4 * n + 1], biases[n].y, best[0]);
+    best[1] = larger_sum(sums[4 * n + 3], biases[n].y, best[1]);
   }
 }
 
@@ -128,12 +129,15 @@ __device__ inline void find_largest_of_products(const HammingBlock& block,
 #pragma unroll 1
   for (int product = 0; product < products; ++product) {
     const int first = product * kWarpgroupCentroids;
-    const int32_t* biases = block.biases + first + lane_index() % 4 * 2;
     const int count = block.clusters - first;
     int32_t sums[2][32];
     begin_products();
     multiply_hashes(sums[0], a[0], operands, product);
     multiply_hashes(sums[1], a[1], operands, product);
+    LaneBiases biases;  // on their way while the tensor cores work
+    const auto* from = reinterpret_cast<const int2*>(block.biases + first) + lane_index() % 4;
+#pragma unroll
+    for (int n = 0; n < kWarpgroupCentroids / 8; ++n) biases[n] = from[4 * n];
     wait_products<1>();
     hold(sums[0]);
     keep_largest(sums[0], biases, count, best[0]);
