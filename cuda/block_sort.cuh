@@ -19,7 +19,8 @@ __device__ inline void sort_descending(unsigned long long* values, int64_t count
   for (int64_t size = 2; size <= count; size *= 2) {
     for (int64_t distance = size / 2; distance > 0; distance /= 2) {
       for (int64_t i = threadIdx.x; i < count / 2; i += blockDim.x) {
-        const int64_t low = i / distance * 2 * distance + i % distance;
+        const int64_t within = i & (distance - 1);
+        const int64_t low = 2 * (i - within) + within;
         const int64_t high = low + distance;
         const unsigned long long a = values[low];
         const unsigned long long b = values[high];
@@ -29,9 +30,16 @@ __device__ inline void sort_descending(unsigned long long* values, int64_t count
           values[high] = a;
         }
       }
-      __syncthreads();
+      // The pairs of a warp, up to 32 values apart, are of the same 64 values.
+      const int64_t next = distance > 1 ? distance / 2 : size;
+      if (distance <= kWarp && next <= kWarp) {
+        __syncwarp();
+      } else {
+        __syncthreads();
+      }
     }
   }
+  __syncthreads();
 }
 
 /// Scratch of select_largest().
