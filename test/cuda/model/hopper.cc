@@ -269,19 +269,28 @@ void sync_named(int name, int threads) {
   observe(place);
 }
 
-void start_product(const Product& product) { products_of_running_thread().open.push_back(product); }
+// Whoever runs the grid takes the lists apart, wherever their threads have ended.
+void start_product(const Product& product) {
+  const Unwatched noted;
+  products_of_running_thread().open.push_back(product);
+}
 
 void commit_products() {
+  const Unwatched noted;
   Products& self = products_of_running_thread();
   self.groups.push_back(std::exchange(self.open, {}));
 }
 
 void wait_products(int groups_left) {
   Products& self = products_of_running_thread();
-  while (self.groups.size() > static_cast<size_t>(groups_left)) {
-    as_warp(kProducts, &self.groups.front(), multiply_group);
+  const auto take = [&](std::vector<Product>& group) {
+    const Unwatched noted;
+    if (self.groups.size() <= static_cast<size_t>(groups_left)) return false;
+    group = std::move(self.groups.front());
     self.groups.pop_front();
-  }
+    return true;
+  };
+  for (std::vector<Product> group; take(group);) as_warp(kProducts, &group, multiply_group);
 }
 
 }  // namespace cuda_model
