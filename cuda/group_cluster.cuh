@@ -61,15 +61,15 @@ CA_HOST_DEVICE inline int64_t planes_offset(const GroupHashesParams& params) {
   return group_hamming_layout(params).centroids;
 }
 
-/// This thread's share of the chunks, among all threads of the launch.
+/// This block's share of what the launch packs.
 __device__ inline void pack_share(const PackParams& packing) {
-  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  const int64_t first = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+#pragma unroll 1
   for (int t = 0; t < packing.count; ++t) {
     const PackParams::Tensor& tensor = packing.tensors[t];
-    const int64_t chunks = packing.sequences * tensor.length * tensor.chunks;
-#pragma unroll 2
-    for (int64_t item = first; item < chunks; item += step) pack_chunk(packing, tensor, item);
+#pragma unroll 1
+    for (int64_t tile = blockIdx.x; tile < packing.sequences * tensor.tiles; tile += gridDim.x) {
+      pack_tile(packing, tensor, tile);
+    }
   }
 }
 

@@ -32,6 +32,10 @@ Status prepare(DeviceWorkspace::Scope& scope, const OperandSource& source, int64
   tensor->other_lengths = source.other_lengths;
   tensor->dim = static_cast<int32_t>(source.dim);
   tensor->chunks = static_cast<int32_t>(chunks);
+  if (chunks > 0) {
+    tensor->tile_rows = static_cast<int32_t>(std::max<int64_t>(kTileChunks / chunks, 1));
+    tensor->tiles = divide_up(source.length, tensor->tile_rows);
+  }
   const int64_t row = operand->columns;
   operand->row_stride = row;
   operand->head_stride = source.length * row;
@@ -59,18 +63,17 @@ Status plan_operands(Session& session, DeviceWorkspace::Scope& scope, const Oper
     bool in_place = false;
     CA_RETURN_IF_ERROR(
         prepare(scope, sources[i], batch, heads, two_parts, &operands[i], &tensor, &in_place));
-    if (in_place || tensor.length * tensor.chunks == 0) continue;
+    if (in_place || tensor.tiles == 0) continue;
     ++params.count;
-    params.chunks = std::max(params.chunks, params.sequences * tensor.length * tensor.chunks);
+    params.tiles = std::max(params.tiles, params.sequences * tensor.tiles);
   }
   return Status::success();
 }
 
 Status pack(Session& session, const PackParams& packing) {
-  // grid: (chunks of 8 columns / 256, tensor)
+  // grid: (tiles of all sequences, tensor)
   if (packing.count == 0) return Status::success();
-  return launch(session, {divide_up(packing.chunks, kPackThreads), packing.count}, kPackThreads, 0,
-                pack_operands<>, packing);
+  return launch(session, {packing.tiles, packing.count}, kPackThreads, 0, pack_operands<>, packing);
 }
 
 Status make_operands(Session& session, DeviceWorkspace::Scope& scope, const OperandSource* sources,

@@ -17,19 +17,24 @@ struct PackParams {
     const int32_t* lengths;        // (batch) of these rows
     const int32_t* other_lengths;  // (batch); without the rows that they meet nothing is read
     int32_t dim;
-    int32_t chunks;  // of 8 columns, in a row
-    bfloat16* high;  // (batch, heads, length, 8 chunks)
-    bfloat16* low;   // the same, or null
+    int32_t chunks;     // of 8 columns, in a row
+    int32_t tile_rows;  // that a block packs together
+    int64_t tiles;      // of a sequence
+    bfloat16* high;     // (batch, heads, length, 8 chunks)
+    bfloat16* low;      // the same, or null
   };
   Tensor tensors[kMostOperands];
-  int count;       // of tensors
-  int64_t chunks;  // of the largest tensor
+  int count;      // of tensors
+  int64_t tiles;  // of all sequences of the tensor with the most
   int64_t heads;
   int64_t sequences;
   Flags* flags;
 };
 
 constexpr int kPackThreads = 256;
+/// Chunks that a thread reads before it writes the first.
+constexpr int kPackedAtOnce = 2;
+constexpr int64_t kTileChunks = kPackThreads * kPackedAtOnce;
 
 /// Eight neighbouring columns, 0 past the end of the row.
 __device__ inline void load_chunk(const PackParams::Tensor& tensor, int64_t at, int column,
@@ -43,42 +48,70 @@ __device__ inline void load_chunk(const PackParams::Tensor& tensor, int64_t at, 
   }
 }
 
-/// Operands of the tensor cores: high = bfloat16(x), low = bfloat16(x - high); eight columns of a
-/// row, which are chunk `item` of the tensor.
-__device__ inline void pack_chunk(const PackParams& params, const PackParams::Tensor& tensor,
-                                  int64_t item) {
-  const int64_t row = item / tensor.chunks;
-  const int column = static_cast<int>(item - row * tensor.chunks) * 8;
-  const int64_t sequence = row / tensor.length;
-  if (sequence >= params.sequences) return;
-  const int64_t place = row - sequence * tensor.length;
-  const int64_t batch = sequence / params.heads;
-  const bool read = place < real_length(tensor.lengths, batch, tensor.length) &&
-                    real_length(tensor.other_lengths, batch, 1) > 0;
-  if (!read) return;
-  float values[8];
-  load_chunk(tensor, tensor.rows.offset(batch, sequence % params.heads, place) + column, column,
-             values);
+/// Operands of the tensor cores: high = bfloat16(x), low = bfloat16(x - high). True where a number
+/// is not finite.
+__device__ inline bool store_chunk(const PackParams::Tensor& tensor, int64_t chunk,
+                                   const float (&values)[8]) {
   uint32_t high[4];
   uint32_t low[4];
   bool bad = false;
+#pragma unroll
   for (int i = 0; i < 4; ++i) {
     split_pair(values[2 * i], values[2 * i + 1], high[i], low[i]);
     bad = bad || pair_is_bad(high[i]);
   }
-  if (bad) mark_non_finite(params.flags);
-  const int64_t to = row * tensor.chunks + column / 8;
-  reinterpret_cast<uint4*>(tensor.high)[to] = make_uint4(high[0], high[1], high[2], high[3]);
-  if (tensor.low == nullptr) return;
-  reinterpret_cast<uint4*>(tensor.low)[to] = make_uint4(low[0], low[1], low[2], low[3]);
+  reinterpret_cast<uint4*>(tensor.high)[chunk] = make_uint4(high[0], high[1], high[2], high[3]);
+  if (tensor.low != nullptr) {
+    reinterpret_cast<uint4*>(tensor.low)[chunk] = make_uint4(low[0], low[1], low[2], low[3]);
+  }
+  return bad;
 }
 
-/// A thread makes a chunk; blockIdx.y is the tensor. Memory-bound: each element is read once.
+/// Tile `tile` of all sequences of the tensor, none past the last; all threads of the block call
+/// it.
+__device__ inline void pack_tile(const PackParams& params, const PackParams::Tensor& tensor,
+                                 int64_t tile) {
+  // A tile becomes some 8 KB: there are not 2^32 of them, and 64 bits take far longer to divide.
+  const auto number = static_cast<uint32_t>(tile);
+  const auto tiles = static_cast<uint32_t>(tensor.tiles);
+  const auto heads = static_cast<uint32_t>(params.heads);
+  const uint32_t sequence = number / tiles;
+  if (sequence >= params.sequences) return;
+  const int64_t first_row = int64_t{number - sequence * tiles} * tensor.tile_rows;
+  const uint32_t batch = sequence / heads;
+  const int64_t left = real_length(tensor.lengths, batch, tensor.length) - first_row;
+  if (left <= 0 || real_length(tensor.other_lengths, batch, 1) <= 0) return;
+  const int rows = left < tensor.tile_rows ? static_cast<int>(left) : tensor.tile_rows;
+  const int chunks = tensor.chunks;
+  const int64_t from = tensor.rows.offset(batch, sequence - batch * heads, first_row);
+  const int64_t to = (sequence * tensor.length + first_row) * chunks;
+  const int threads = static_cast<int>(blockDim.x);
+  bool bad = false;
+  for (int first = threadIdx.x; first < rows * chunks; first += kPackedAtOnce * threads) {
+    float values[kPackedAtOnce][8];
+#pragma unroll
+    for (int i = 0; i < kPackedAtOnce; ++i) {
+      const int chunk = first + i * threads;
+      if (chunk >= rows * chunks) break;
+      const int row = chunk / chunks;
+      const int column = (chunk - row * chunks) * 8;
+      load_chunk(tensor, from + row * tensor.rows.row_stride + column, column, values[i]);
+    }
+#pragma unroll
+    for (int i = 0; i < kPackedAtOnce; ++i) {
+      const int chunk = first + i * threads;
+      if (chunk >= rows * chunks) break;
+      bad = store_chunk(tensor, to + chunk, values[i]) || bad;
+    }
+  }
+  if (bad) mark_non_finite(params.flags);
+}
+
+/// blockIdx.y is the tensor. Memory-bound: each element is read once.
 template <typename = void>
 __global__ void __launch_bounds__(kPackThreads) pack_operands(const PackParams params) {
   // rows (batch, heads, length, dim) -> high, low (batch, heads, length, 8 chunks)
-  pack_chunk(params, params.tensors[blockIdx.y],
-             static_cast<int64_t>(blockIdx.x) * kPackThreads + threadIdx.x);
+  pack_tile(params, params.tensors[blockIdx.y], blockIdx.x);
 }
 
 }  // namespace cluster_attention::cuda
