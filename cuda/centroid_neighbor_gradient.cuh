@@ -65,20 +65,25 @@ __global__ void __launch_bounds__(kNeighborThreads)
   const Rows value(assignment.value, batch, head);
   const int32_t* list = params.lists + (batch * params.centroids + j) * params.slots;
   bool bad = false;
-  for (int64_t slot = 0; slot < params.slots; ++slot) {
-    const int64_t input = list[slot];
-    if (input < 0) continue;
-    const float logit =
-        assignment.sign * assignment.exponent * warp_dot(query, j, key, input, assignment.dim);
-    float x = 0.0f;
+  for (int64_t first = 0; first < params.slots; first += kSlotsAtOnce) {
+    const SlotInputs inputs(list, first, params.slots);
+    float products[kSlotsAtOnce];
+    float changes[kSlotsAtOnce] = {};
+    warp_dots(query, j, key, inputs, assignment.dim, products);
     if (gradient.with_changes) {
-      x = warp_dot(rows, j, value, input, assignment.value_dim) * u.factor - u.offset;
+      warp_dots(rows, j, value, inputs, assignment.value_dim, changes);
     }
-    bad |= !(fabsf(logit) < INFINITY) || !(fabsf(x) < INFINITY);
-    if (lane_index() > 0) continue;
-    const int64_t place = index * params.slots + slot;
-    params.share[place] = gradient.over_inputs ? exp2f(logit - u.logsumexp) : logit;
-    params.change[place] = x;
+#pragma unroll
+    for (int i = 0; i < kSlotsAtOnce; ++i) {
+      if (inputs.input[i] < 0) continue;
+      const float logit = assignment.sign * assignment.exponent * products[i];
+      const float x = gradient.with_changes ? changes[i] * u.factor - u.offset : 0.0f;
+      bad |= !(fabsf(logit) < INFINITY) || !(fabsf(x) < INFINITY);
+      if (lane_index() > 0) continue;
+      const int64_t place = index * params.slots + first + i;
+      params.share[place] = gradient.over_inputs ? exp2f(logit - u.logsumexp) : logit;
+      params.change[place] = x;
+    }
   }
   if (bad) mark_non_finite(params.flags);
 }
@@ -138,11 +143,25 @@ class ListedInput {
     const Rows source(rows, batch_, head);
     const int64_t offset = target.offset(batch_, head, input_);
     bool finite = true;
-    for (int64_t d = lane_index(); d < dim; d += kWarp) {
+    for (int64_t column = 0; column < dim; column += kWarp) {
+      const int64_t d = column + lane_index();
+      const bool inside = d < dim;
       float sum = 0.0f;
-      for (int64_t t = 0; t < count_; ++t) {
-        sum = fmaf(factors[first_ + slots_[t]], source.element(slots_[t] / params_.slots, d), sum);
+      for (int64_t begin = 0; begin < count_; begin += kWarp) {
+        // A lane looks a slot up for all.
+        const int64_t left = count_ - begin;
+        const int32_t slot = lane_index() < left ? slots_[begin + lane_index()] : 0;
+        const int32_t centroid = centroid_of(slot);
+        const float factor = factors[first_ + slot];
+        const int listed = static_cast<int>(left < kWarp ? left : kWarp);
+#pragma unroll 4
+        for (int i = 0; i < listed; ++i) {
+          const int32_t row = shuffle(centroid, i);
+          const float element = inside ? source.element(row, d) : 0.0f;
+          sum = fmaf(shuffle(factor, i), element, sum);
+        }
       }
+      if (!inside) continue;
       sum *= scale;
       if (accumulate) sum += target.rows.data[offset + d];
       store_element(target.rows.data, target.storage, offset + d, sum);
@@ -152,9 +171,13 @@ class ListedInput {
   }
 
  private:
-  /// The centroid of a slot among those of all sequences.
+  /// The centroid of a slot; 64 bits would take far longer to divide.
+  __device__ int32_t centroid_of(int32_t slot) const {
+    return static_cast<int32_t>(static_cast<uint32_t>(slot) / static_cast<uint32_t>(params_.slots));
+  }
+  /// The same among those of all sequences.
   __device__ int64_t row_of(int64_t t) const {
-    return sequence_ * params_.centroids + slots_[t] / params_.slots;
+    return sequence_ * params_.centroids + centroid_of(slots_[t]);
   }
 
   const NeighborGradientParams& params_;

@@ -129,19 +129,24 @@ __global__ void __launch_bounds__(kNeighborThreads) score_neighbors(const Neighb
   const bool writes = lane_index() == 0;
   float maximum = -INFINITY;
   bool bad = false;
-  for (int64_t slot = 0; slot < params.slots; ++slot) {
-    const int64_t input = list[slot];
-    if (input < 0) continue;
-    const float score = warp_dot(query, centroid, key, input, params.dim) * params.scale;
-    bad |= !(fabsf(score) < INFINITY);
-    maximum = max_or_nan(maximum, score);
-    if (!writes) continue;
-    scores[slot] = score;
-    if (params.over_inputs) continue;
-    const int64_t place = sequence * params.inputs + input;
-    atomicMax(params.maximum + place, ordered_key(score));
-    atomicMax(params.best + place, static_cast<unsigned long long>(
-                                       make_candidate(score, static_cast<int32_t>(centroid))));
+  for (int64_t first = 0; first < params.slots; first += kSlotsAtOnce) {
+    const SlotInputs inputs(list, first, params.slots);
+    float dots[kSlotsAtOnce];
+    warp_dots(query, centroid, key, inputs, params.dim, dots);
+#pragma unroll
+    for (int i = 0; i < kSlotsAtOnce; ++i) {
+      if (inputs.input[i] < 0) continue;
+      const float score = dots[i] * params.scale;
+      bad |= !(fabsf(score) < INFINITY);
+      maximum = max_or_nan(maximum, score);
+      if (!writes) continue;
+      scores[first + i] = score;
+      if (params.over_inputs) continue;
+      const int64_t place = sequence * params.inputs + inputs.input[i];
+      atomicMax(params.maximum + place, ordered_key(score));
+      atomicMax(params.best + place, static_cast<unsigned long long>(
+                                         make_candidate(score, static_cast<int32_t>(centroid))));
+    }
   }
   if (bad && writes) mark_non_finite(params.flags);
   if (!params.over_inputs) return;

@@ -39,14 +39,37 @@ __device__ void clean_list(const Params& params, int64_t list) {
   }
 }
 
-/// q_j.k_i by the whole warp.
-__device__ inline float warp_dot(const Rows& query, int64_t centroid, const Rows& key,
-                                 int64_t input, int64_t dim) {
-  float sum = 0.0f;
-  for (int64_t d = lane_index(); d < dim; d += kWarp) {
-    sum = fmaf(query.element(centroid, d), key.element(input, d), sum);
+/// Slots of a list whose rows are read together: one by one, each would wait for memory.
+constexpr int kSlotsAtOnce = 4;
+
+/// The inputs of slots [first, first + kSlotsAtOnce), -1 for none.
+struct SlotInputs {
+  int32_t input[kSlotsAtOnce];
+
+  __device__ SlotInputs(const int32_t* list, int64_t first, int64_t slots) {
+#pragma unroll
+    for (int i = 0; i < kSlotsAtOnce; ++i) input[i] = first + i < slots ? list[first + i] : -1;
   }
-  return warp_sum(sum);
+};
+
+/// dots[i] = q_j.k_i of each of the inputs, 0 for none; by the whole warp.
+__device__ inline void warp_dots(const Rows& query, int64_t centroid, const Rows& key,
+                                 const SlotInputs& inputs, int64_t dim,
+                                 float (&dots)[kSlotsAtOnce]) {
+#pragma unroll
+  for (int i = 0; i < kSlotsAtOnce; ++i) dots[i] = 0.0f;
+  for (int64_t d = lane_index(); d < dim; d += kWarp) {
+    const float q = query.element(centroid, d);
+    float k[kSlotsAtOnce];
+#pragma unroll
+    for (int i = 0; i < kSlotsAtOnce; ++i) {
+      k[i] = inputs.input[i] >= 0 ? key.element(inputs.input[i], d) : 0.0f;
+    }
+#pragma unroll
+    for (int i = 0; i < kSlotsAtOnce; ++i) dots[i] = fmaf(q, k[i], dots[i]);
+  }
+#pragma unroll
+  for (int i = 0; i < kSlotsAtOnce; ++i) dots[i] = warp_sum(dots[i]);
 }
 
 }  // namespace cluster_attention::cuda

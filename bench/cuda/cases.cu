@@ -28,6 +28,9 @@ constexpr int64_t kClusterSize = 256;
 constexpr int64_t kWideDim = 128;
 constexpr int64_t kWideLength = 16384;
 constexpr int64_t kFewQueries = 128;
+/// Of "centroid_neighbors": inputs for each centroid, and neighbors of one.
+constexpr int64_t kInputsOfCentroid = 16;
+constexpr int64_t kNeighbors = 32;
 
 /// Floors of docs/performance.md in microseconds, for lengths 1024, 4096, 16384, 65536.
 double floor_of(const std::string& name, int64_t length) {
@@ -137,6 +140,22 @@ const float* DeviceMemory::floats(int64_t count, uint64_t seed, Storage storage)
   complete_ =
       complete_ && backend().upload(session_, memory, storage, values.data(), count, nullptr).ok();
   return static_cast<const float*>(memory);
+}
+
+const int32_t* DeviceMemory::indices(int64_t count, int64_t below) {
+  void* memory = allocate(count * static_cast<int64_t>(sizeof(int32_t)));
+  if (memory == nullptr) return nullptr;
+  std::vector<int32_t> values;
+  // Multiples of the golden ratio, past their whole numbers.
+  uint32_t fraction = 0;
+  for (int64_t i = 0; i < count; ++i, fraction += 0x9e3779b9u) {
+    values.push_back(static_cast<int32_t>(fraction * static_cast<uint64_t>(below) >> 32));
+  }
+  complete_ = complete_ && backend()
+                               .upload_bytes(session_, memory, values.data(),
+                                             count * static_cast<int64_t>(sizeof(int32_t)), nullptr)
+                               .ok();
+  return static_cast<const int32_t*>(memory);
 }
 
 namespace {
@@ -294,6 +313,15 @@ std::vector<Case> make_cases(cuda::Session* session, DeviceMemory& memory, int64
   centroid.output = dense_rows(output, Layout::bhld, kHeads, kCentroids, kDim);
   add("centroid", product * n * static_cast<double>(kCentroids),
       [=] { return backend().operations.centroid_attention(session, centroid, call); });
+  const int64_t listing = length / kInputsOfCentroid;
+  CentroidAttentionProblem listed = centroid;
+  listed.inputs.shape.query_length = listing;
+  listed.inputs.query = dense_rows(inputs.query.data, Layout::bhld, kHeads, listing, kDim);
+  listed.output = dense_rows(output, Layout::bhld, kHeads, listing, kDim);
+  listed.neighbors = memory.indices(listing * kNeighbors, length);
+  listed.neighbor_count = kNeighbors;
+  add("centroid_neighbors", product * static_cast<double>(listing * kNeighbors),
+      [=] { return backend().operations.centroid_attention(session, listed, call); });
   CentroidAttentionGradientProblem centroid_gradient;
   centroid_gradient.forward = centroid;
   centroid_gradient.output_gradient = centroid.inputs.query;
@@ -304,6 +332,14 @@ std::vector<Case> make_cases(cuda::Session* session, DeviceMemory& memory, int64
   centroid_gradient.gradients = {gradient_rows(kCentroids), gradient_rows(length),
                                  gradient_rows(length)};
   // Five products in the place of the forward's two.
+  CentroidAttentionGradientProblem listed_gradient = centroid_gradient;
+  listed_gradient.forward = listed;
+  listed_gradient.output_gradient = listed.inputs.query;
+  listed_gradient.gradients.query = gradient_rows(listing);
+  add("centroid_neighbors_gradient",
+      2.5 * product * static_cast<double>(listing * kNeighbors), [=] {
+        return backend().operations.centroid_attention_gradient(session, listed_gradient, call);
+      });
   add("centroid_gradient", 2.5 * product * n * static_cast<double>(kCentroids), [=] {
     return backend().operations.centroid_attention_gradient(session, centroid_gradient, call);
   });

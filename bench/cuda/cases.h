@@ -34,6 +34,8 @@ class DeviceMemory {
   }
   /// Normally distributed, in the storage given.
   const float* floats(int64_t count, uint64_t seed, cuda::Storage storage);
+  /// Of 0 .. below - 1, spread evenly.
+  const int32_t* indices(int64_t count, int64_t below);
   /// Whether every allocation and upload so far has worked.
   bool complete() const { return complete_; }
 
