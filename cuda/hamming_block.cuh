@@ -40,11 +40,10 @@ struct ClusterHammingLayout {
   int64_t changed;    // uint32 (2,blocks): a label of theirs has, in iterations even and odd
   int64_t barriers;   // uint64 (2,2): of the deliveries
   int64_t labels;     // uint16 (whole_hamming_rows())
-  // For warpgroups, else nothing:
-  int64_t biases;  // int32 (clusters), whole products: what sums are to be added to
-  int64_t
-      told_pairs;  // uint32 (blocks,clusters / blocks,32): counted by all, of this block's share
-  int64_t told_members;  // uint32 (blocks,clusters / blocks)
+  // For warpgroups, else nothing. Share: clusters / blocks.
+  int64_t biases;        // int32 (clusters), whole products: what sums are to be added to
+  int64_t told_pairs;    // uint32 (blocks,share,32): what all have counted of this block's share
+  int64_t told_members;  // uint32 (blocks,share)
   int64_t bytes;
 };
 

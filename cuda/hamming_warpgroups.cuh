@@ -7,10 +7,12 @@
 // the upper half of each byte of the hash, masked. The byte of the centroid makes up for that:
 // +-64, 32, 16 or 8. The products of 64 bits sum up to 1024 (2 |h and c| - |h|), which with the
 // cluster's bias 1024 (1 - |c|) - 1 - c is -1024 times the distance, and the place from the end:
-// the largest sum names the nearest cluster, ties at the lowest. Update: with the word that it has
-// counted, a block sends its counts to the blocks that update the centroids; none waits for what it
-// reads from another. Limits: those of hamming_cluster.cuh, and the counts of all blocks for a
-// share of the clusters.
+// the largest sum names the nearest cluster, ties at the lowest.
+//
+// Update: with the word that it has counted, a block sends its counts to the blocks that update the
+// centroids; none waits for what it reads from another.
+//
+// Limits: those of hamming_cluster.cuh, and the counts of all blocks for a share of the clusters.
 
 #include "cuda/hamming_cluster.cuh"
 #include "cuda/primitives/largest.cuh"
@@ -32,7 +34,7 @@ __device__ inline uint4* warpgroup_operands(const HammingBlock& block) {
 }
 
 /// Sixteen of the bits of a centroid, as bytes 16 `place` .. of its row: those that a hash has at
-/// place `place` of the lower halves of its bytes and of the upper ones. See mask_hash().
+/// place `place` of the lower halves of its bytes and of the upper ones. See mask_hashes().
 __device__ inline uint4 signs_at(uint64_t centroid, int place) {
   const uint32_t size = 64u >> place;
   const auto signs = [&](uint32_t word) {
