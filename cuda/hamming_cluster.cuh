@@ -112,8 +112,9 @@ __device__ inline void find_largest_sums(const HammingBlock& block,
 }
 
 /// A new label for a hash per lane (`valid`), which joins the moves of the warp where it is another
-/// one; returns their number. All lanes of the warp call it.
-__device__ inline int relabel(const HammingBlock& block, int row, int label, bool valid) {
+/// one, unless it is the `last`; returns their number. All lanes of the warp call it.
+__device__ inline int relabel(const HammingBlock& block, int row, int label, bool valid,
+                              bool last) {
   const int before = valid ? block.labels[row] : label;
   const bool moves = before != label;
   const uint32_t movers = ballot(moves);
@@ -121,10 +122,12 @@ __device__ inline int relabel(const HammingBlock& block, int row, int label, boo
     block.labels[row] = static_cast<uint16_t>(label);
     atomicAdd(&block.members[label], 1u);
     if (before != block.clusters) atomicAdd(&block.members[before], ~0u);
-    const uint64_t hash = block.hashes[row];
-    block.moves[__popc(movers & ((1u << lane_index()) - 1u))] =
-        make_uint4(static_cast<uint32_t>(hash), static_cast<uint32_t>(hash >> 32),
-                   static_cast<uint32_t>(before * 32), static_cast<uint32_t>(label * 32));
+    if (!last) {
+      const uint64_t hash = block.hashes[row];
+      block.moves[__popc(movers & ((1u << lane_index()) - 1u))] =
+          make_uint4(static_cast<uint32_t>(hash), static_cast<uint32_t>(hash >> 32),
+                     static_cast<uint32_t>(before * 32), static_cast<uint32_t>(label * 32));
+    }
   }
   return __popc(movers);
 }
@@ -170,7 +173,7 @@ __device__ bool label_hashes(const HammingBlock& block, int first, const int32_t
   const int row = first + hash_of<kTiles>(four % kTiles, half, group);
   const bool valid = row < block.rows && four < 2 * kTiles;
   const int label = kScale - 1 - ((half == 0 ? sums[0] : sums[1]) & (kScale - 1));
-  const int moves = relabel(block, row, label, valid);
+  const int moves = relabel(block, row, label, valid, last);
   if (!last && moves > 0) move_hamming_bits(block, moves);
   return moves > 0;
 }

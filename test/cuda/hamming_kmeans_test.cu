@@ -200,21 +200,22 @@ TEST_ONCE("CUDA hamming k-means: blocks that are ahead of others in many orders 
     const HammingKMeansProblem& problem = fixture.problem;
     CHECK_EQUAL(describe(run_fresh(problem, fixture.arrays, 1, {})), "ok");
     const auto expected = fixture.arrays.snapshot();
-    const auto limits = with_and_without_warpgroups(kHopper);
-    for (uint64_t seed = 1; seed <= 150; ++seed) {
-      const Way way =
-          limits[seed % limits.size()].warpgroup_hamming ? Way::warpgroups : Way::clusters;
-      const Scope scope(std::to_string(size.clusters) + " clusters, thread order " +
-                        std::to_string(seed));
-      set_thread_order(seed);
-      fixture.arrays.poison();
-      Device device;
-      next_plan = {way, true, 8, 128};
-      CHECK_EQUAL(
-          describe(device.run<HammingKMeansProblem>(planned, on_device(fixture)(problem, device))),
-          "ok");
-      device.fetch(fixture.arrays);
-      check_same_bytes(fixture.arrays.snapshot(), expected, "the device");
+    for (const cuda::ClusterLimits& limits : with_and_without_warpgroups(kHopper)) {
+      const Way way = limits.warpgroup_hamming ? Way::warpgroups : Way::clusters;
+      for (uint64_t seed = 1; seed <= 150; ++seed) {
+        const Scope scope(std::to_string(size.clusters) + " clusters, way " +
+                          std::to_string(static_cast<int>(way)) + ", thread order " +
+                          std::to_string(seed));
+        set_thread_order(seed);
+        fixture.arrays.poison();
+        Device device;
+        next_plan = {way, true, 8, 128};
+        CHECK_EQUAL(describe(device.run<HammingKMeansProblem>(planned,
+                                                              on_device(fixture)(problem, device))),
+                    "ok");
+        device.fetch(fixture.arrays);
+        check_same_bytes(fixture.arrays.snapshot(), expected, "the device");
+      }
     }
   }
   set_thread_order(0);

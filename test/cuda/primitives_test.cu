@@ -2,9 +2,11 @@
 
 #include <cmath>
 
+#include "cuda/cluster_limits.h"
 #include "cuda/launch.h"
 #include "cuda/operand_tile.cuh"
 #include "cuda/primitives/async_copy.cuh"
+#include "cuda/primitives/delivery.cuh"
 #include "cuda/primitives/flags.cuh"
 #include "cuda/primitives/integer_mma.cuh"
 #include "cuda/primitives/mma.cuh"
@@ -294,6 +296,75 @@ TEST_ONCE("CUDA primitives: products of bytes by a warpgroup, the first without 
       "ok");
   device.fetch(arrays);
   CHECK_SAME(std::vector<int32_t>(d, d + kSize * kSize), expected);
+}
+
+struct DeliveryParams {
+  int blocks;  // of a cluster
+  int rounds;
+  int32_t* wrong;  // (1), added to
+};
+
+/// What block `rank` sends in a round; no two are the same.
+__device__ uint32_t parcel(int round, int rank) { return 100u * round + rank + 1u; }
+
+__global__ void deliver_rounds(const DeliveryParams params) {
+  // every block sends three sizes of words to all, round by round; all must be there after the wait
+  struct Mail {
+    uint4 sixteen[kMostClusterBlocks];
+    uint64_t eight[kMostClusterBlocks];
+    uint32_t four[kMostClusterBlocks];
+  };
+  auto* mails = dynamic_shared<Mail>();  // of rounds even and odd
+  const Delivery delivery(reinterpret_cast<uint64_t*>(mails + 2), params.blocks);
+  const int thread = static_cast<int>(threadIdx.x);
+  if (thread == 0) delivery.open();
+  sync_cluster();
+  for (int round = 0; round < params.rounds; ++round) {
+    Mail& mail = mails[round % 2];
+    __syncthreads();  // all have read what came two rounds before
+    if (thread == 0) delivery.expect(round, params.blocks * (16 + 8 + 4));
+    const int own = cluster_rank();
+    const uint32_t word = parcel(round, own);
+    if (thread < params.blocks) {
+      delivery.send(round, &mail.four[own], thread, word);
+      delivery.send(round, &mail.eight[own], thread, uint64_t{word} << 32 | word);
+      delivery.send(round, &mail.sixteen[own], thread, make_uint4(word, ~word, word, ~word));
+    }
+    delivery.wait(round);
+    for (int rank = 0; rank < params.blocks; ++rank) {
+      const uint32_t expected = parcel(round, rank);
+      const uint4 sixteen = mail.sixteen[rank];
+      const bool right = mail.four[rank] == expected &&
+                         mail.eight[rank] == (uint64_t{expected} << 32 | expected) &&
+                         sixteen.x == expected && sixteen.y == ~expected && sixteen.z == expected &&
+                         sixteen.w == ~expected;
+      if (!right) atomicAdd(params.wrong, 1);
+    }
+  }
+  sync_cluster();
+}
+
+TEST_ONCE("CUDA primitives: deliveries between blocks, in many orders of threads") {
+  constexpr int64_t kThreads = 64;
+  constexpr int64_t kBytes = 2 * kMostClusterBlocks * (16 + 8 + 4) + 2 * sizeof(uint64_t);
+  for (uint64_t seed = 0; seed < 12; ++seed) {
+    set_thread_order(seed);
+    for (int blocks : {1, 2, 5, 8}) {
+      const Scope scope(std::to_string(blocks) + " blocks, thread order " + std::to_string(seed));
+      Arrays arrays;
+      auto* wrong = arrays.output<int32_t>(1);
+      *wrong = 0;
+      Device device;
+      cuda::Session& session = *device.session();
+      if (blocks > 1 && session.capability() < 90) continue;  // clusters are of one block
+      const DeliveryParams params{blocks, 7, device.at(wrong, arrays)};
+      const LaunchShape shape{2 * blocks, kThreads, kBytes, blocks};
+      CHECK_EQUAL(describe(launch(session, shape, deliver_rounds, params)), "ok");
+      device.fetch(arrays);
+      CHECK_EQUAL(*wrong, 0);
+    }
+  }
+  set_thread_order(0);
 }
 
 TEST_ONCE("CUDA primitives: a value is split in two bfloat16") {
