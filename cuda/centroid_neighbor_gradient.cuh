@@ -150,9 +150,10 @@ class ListedInput {
       for (int64_t begin = 0; begin < count_; begin += kWarp) {
         // A lane looks a slot up for all.
         const int64_t left = count_ - begin;
-        const int32_t slot = lane_index() < left ? slots_[begin + lane_index()] : 0;
+        const bool listed_here = lane_index() < left;
+        const int32_t slot = listed_here ? slots_[begin + lane_index()] : 0;
         const int32_t centroid = centroid_of(slot);
-        const float factor = factors[first_ + slot];
+        const float factor = listed_here ? factors[first_ + slot] : 0.0f;
         const int listed = static_cast<int>(left < kWarp ? left : kWarp);
 #pragma unroll 4
         for (int i = 0; i < listed; ++i) {
