@@ -15,15 +15,16 @@ CA_HOST_DEVICE inline int64_t next_power_of_two(int64_t count) {
 
 /// Bitonic sort of a power of two of values, largest first, in shared or device memory. The values
 /// must be visible to all threads; they are sorted for all on return.
-__device__ inline void sort_descending(unsigned long long* values, int64_t count) {
+template <typename T>
+__device__ void sort_descending(T* values, int64_t count) {
   for (int64_t size = 2; size <= count; size *= 2) {
     for (int64_t distance = size / 2; distance > 0; distance /= 2) {
       for (int64_t i = threadIdx.x; i < count / 2; i += blockDim.x) {
         const int64_t within = i & (distance - 1);
         const int64_t low = 2 * (i - within) + within;
         const int64_t high = low + distance;
-        const unsigned long long a = values[low];
-        const unsigned long long b = values[high];
+        const T a = values[low];
+        const T b = values[high];
         const bool descending = (low & size) == 0;
         if ((a < b) == descending) {
           values[low] = b;

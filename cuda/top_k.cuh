@@ -8,6 +8,7 @@
 // row, and what is not below it is collected and sorted in shared memory. The next page goes on
 // below. Integers only: exact. Limits: any k; each further page costs a few passes over the row.
 
+#include "cuda/block_sort.cuh"
 #include "cuda/primitives/flags.cuh"
 #include "cuda/primitives/shared_memory.cuh"
 #include "cuda/primitives/warp.cuh"
@@ -81,26 +82,6 @@ __device__ Candidate select_candidate(const ScoreRow<kRead>& row, Candidate limi
   }
 }
 
-/// Sorts `size` candidates (a power of two) in shared memory, the largest first.
-__device__ inline void sort_candidates(Candidate* candidates, int size) {
-  for (int length = 2; length <= size; length *= 2) {
-    for (int distance = length / 2; distance > 0; distance /= 2) {
-      for (int i = threadIdx.x; i < size / 2; i += kTopKThreads) {
-        const int low = i / distance * 2 * distance + i % distance;
-        const int high = low + distance;
-        const bool descending = (low & length) == 0;
-        const Candidate a = candidates[low];
-        const Candidate b = candidates[high];
-        if ((a < b) == descending) {
-          candidates[low] = b;
-          candidates[high] = a;
-        }
-      }
-      __syncthreads();
-    }
-  }
-}
-
 template <Read kRead>
 __global__ void __launch_bounds__(kTopKThreads) top_k_kernel(const TopKParams params) {
   // block: scores (columns) -> values (k), indices (k)
@@ -131,7 +112,7 @@ __global__ void __launch_bounds__(kTopKThreads) top_k_kernel(const TopKParams pa
       if (candidate >= least) candidates[atomicAdd(&counts[0], 1)] = candidate;
     });
     __syncthreads();
-    sort_candidates(candidates, params.page);
+    sort_descending(candidates, params.page);
     for (int64_t i = threadIdx.x; i < wanted; i += kTopKThreads) {
       const int32_t column = candidate_index(candidates[i]);
       problem.indices[index * problem.k + first + i] = column;
