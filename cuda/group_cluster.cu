@@ -99,7 +99,7 @@ class GroupLauncher {
       if (!has_vectors<kRead>(hashing.inputs, hashing.dim) || !all_have_pairs<kRead>()) {
         return Status::success();
       }
-      params.hash.tolerance = product_tolerance(hashing.dim, kRead == Read::float32);
+      params.hash.tolerance = product_tolerance<kRead>(hashing.dim, params.hash.hash.round_planes);
       return launch_if_it_fits(group_hashes_kernel<kRead>, params, plan.parts,
                                std::max(plan.threads, kFewestThreads), bytes, done);
     });

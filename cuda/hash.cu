@@ -15,7 +15,7 @@ Status launch_product(Session& session, const HashParams& hash) {
   HashProductParams params{};
   params.hash = hash;
   params.tiles = std::max<int64_t>(divide_up(problem.length, kHashTileRows<kRead>), 1);
-  params.tolerance = product_tolerance(problem.dim, kRead == Read::float32);
+  params.tolerance = product_tolerance<kRead>(problem.dim, hash.round_planes);
   const int64_t tiles = problem.batch * problem.heads * params.tiles;
   // Each block reads the planes: no more of them than run at once.
   const int64_t resident = session.multiprocessors();

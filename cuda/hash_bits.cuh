@@ -60,12 +60,13 @@ __device__ float HashProduct<kRead, kVectors>::bound_of(int r) const {
 template <Read kRead, bool kVectors>
 __device__ bool HashProduct<kRead, kVectors>::compare(RowBits& bits) const {
   float bound[2 * kTiles];
+  bool sure[2 * kTiles];  // each row waits for its own bits alone
 #pragma unroll
   for (int r = 0; r < 2 * kTiles; ++r) {
     bound[r] = bound_of(r);
     bits[r] = 0;
+    sure[r] = true;
   }
-  bool sure = true;
 #pragma unroll
   for (int n = kBitTiles - 1; n >= 0; --n) {
     const float4 limit = limits_[n * 4 + lane_index() % 4];
@@ -75,10 +76,12 @@ __device__ bool HashProduct<kRead, kVectors>::compare(RowBits& bits) const {
       const float right = limit.z - sums_[r / 2][n][r % 2 * 2 + 1];
       const float left = limit.x - sums_[r / 2][n][r % 2 * 2];
       bits[r] = append_sign(append_sign(bits[r], right), left);
-      sure = sure && fabsf(right) > bound[r] * limit.w && fabsf(left) > bound[r] * limit.y;
+      sure[r] = sure[r] && fabsf(right) > bound[r] * limit.w && fabsf(left) > bound[r] * limit.y;
     }
   }
-  return sure;
+#pragma unroll
+  for (int r = 1; r < 2 * kTiles; ++r) sure[0] = sure[0] && sure[r];
+  return sure[0];
 }
 
 /// Bits of row r that compare() is not sure of.

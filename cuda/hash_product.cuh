@@ -29,13 +29,16 @@ struct HashProductParams {
   uint32_t zero;    // for moved()
 };
 
-/// Bound on |sum - chain of fmaf| / (|row| |plane|). The chain rounds `dim` times. The operands
-/// stand for their values to 2^-17, and of each product of two low parts nothing is left. A step of
-/// the tensor cores adds 16 products to a sum of 24 bits at least, and may cut each off.
-inline float product_tolerance(int64_t dim, bool split_rows) {
-  const double steps = static_cast<double>(divide_up(dim, 32) * 2 * (split_rows ? 3 : 2));
+/// Bound on |sum - chain of fmaf| / (|row| |plane|). The chain rounds `dim` times. Operands in two
+/// parts stand for their values to 2^-17, and of each product of two low parts nothing is left. A
+/// step of the tensor cores adds 16 products to a sum of 24 bits at least, and may cut each off.
+template <Read kRead>
+float product_tolerance(int64_t dim, bool round_planes) {
+  const int products = kRead == Read::float32 ? 3 : round_planes ? 1 : 2;
+  constexpr double kOperands[] = {0.0, 0x1p-17, 0x1p-15};
+  const double steps = static_cast<double>(divide_up(dim, 32) * 2 * products);
   const double chain = static_cast<double>(dim) * 0x1p-24;
-  return static_cast<float>(1.02 * (chain + (split_rows ? 0x1p-15 : 0x1p-17) + steps * 0x1p-20));
+  return static_cast<float>(1.02 * (chain + kOperands[products - 1] + steps * 0x1p-20));
 }
 
 /// Rows and planes shorter than this are left to the chain: nothing underflows above it.
@@ -240,7 +243,8 @@ __device__ void HashProduct<kRead, kVectors>::add_chunk(int chunk,
         if constexpr (kSplit) {
           mma_split_16x8x16(sums_[t][n], a[t], low_a[t], high_b, low_b);
         } else {
-          mma_bf16_16x8x16(sums_[t][n], a[t], low_b);
+          // Planes that are bfloat16 themselves have no low parts.
+          if (!params_.hash.round_planes) mma_bf16_16x8x16(sums_[t][n], a[t], low_b);
           mma_bf16_16x8x16(sums_[t][n], a[t], high_b);
         }
       }
