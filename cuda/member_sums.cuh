@@ -21,9 +21,9 @@ namespace cluster_attention::cuda {
 
 constexpr int kMemberParts = 8;
 constexpr int kMostMemberThreads = kMemberParts * kWarp;
-/// Blocks that a multiprocessor shall hold: more would leave too few registers for the rows on
-/// their way.
-constexpr int kMemberBlocks = 2;
+/// So many that a multiprocessor holds seven blocks of four warps: the usual 100 clusters of eight
+/// sequences all run at once on one of 132.
+constexpr int kMemberRegisters = 72;
 
 struct MemberSumsParams {
   MemberSumsProblem problem;
@@ -111,12 +111,17 @@ struct StoredColumns<Read::bfloat16, 2> {
   }
 };
 
+/// Rows of a piece that are on their way together: as many as 32 registers hold.
+template <Read kRead, int kColumns>
+constexpr int kRowsAtOnce = kWarp * 4 / static_cast<int>(sizeof(StoredColumns<kRead, kColumns>));
+
 /// Sum of one part of `count` members: every kMemberParts-th piece of 32 rows, from piece `part`
 /// on.
 template <Read kRead, int kColumns>
 __device__ void sum_part(const InputRows& inputs, int64_t base, const int32_t* members,
                          int64_t count, int part, bool inside, double (&sum)[kColumns]) {
   constexpr int64_t kStep = int64_t{kWarp} * kMemberParts;
+  constexpr int kAtOnce = kRowsAtOnce<kRead, kColumns>;
   int64_t first = int64_t{part} * kWarp;
   const auto member_at = [&](int64_t i) { return i < count ? members[i] : 0; };
   int32_t next = member_at(first + lane_index());
@@ -124,15 +129,18 @@ __device__ void sum_part(const InputRows& inputs, int64_t base, const int32_t* m
     const int64_t begin = next * inputs.row_stride;  // likewise
     next = member_at(first + kStep + lane_index());
     const int rows = static_cast<int>(count - first < kWarp ? count - first : kWarp);
-    StoredColumns<kRead, kColumns> values[kWarp];
 #pragma unroll
-    for (int i = 0; i < kWarp; ++i) {
-      const int64_t row = shuffle(begin, i);
-      if (i < rows && inside) values[i].load(inputs.data, base + row);
-    }
+    for (int done = 0; done < kWarp; done += kAtOnce) {
+      StoredColumns<kRead, kColumns> values[kAtOnce];
 #pragma unroll
-    for (int i = 0; i < kWarp; ++i) {
-      if (i < rows) values[i].add_to(sum);
+      for (int i = 0; i < kAtOnce; ++i) {
+        const int64_t row = shuffle(begin, done + i);
+        if (done + i < rows && inside) values[i].load(inputs.data, base + row);
+      }
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        if (done + i < rows) values[i].add_to(sum);
+      }
     }
   }
 }
@@ -219,8 +227,7 @@ __device__ void store_slice(const MemberSumsParams& params, const MemberSlice<kC
 }
 
 template <Read kRead, int kColumns>
-__global__ void __launch_bounds__(kMostMemberThreads, kMemberBlocks)
-    member_sums_kernel(const MemberSumsParams params) {
+__global__ void __maxnreg__(kMemberRegisters) member_sums_kernel(const MemberSumsParams params) {
   // block: members (count,32 kColumns) -> 32 kColumns sums
   double* partial = dynamic_shared<double>();
   const int64_t row = blockIdx.x / params.slices;

@@ -17,6 +17,7 @@
 #define __forceinline__ inline
 #define __noinline__  // as an attribute too: libstdc++ writes __attribute__((__noinline__))
 #define __launch_bounds__(...)
+#define __maxnreg__(...)
 #define __align__(n) alignas(n)
 
 struct uint3 {
