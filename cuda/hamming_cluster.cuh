@@ -3,45 +3,65 @@
 // All iterations of Hamming k-means in one launch: a cluster of 1..16 blocks owns a sequence and
 // keeps its hashes, labels, centroids and counters on chip.
 //
-// Assignment: distances are products of signs on tensor cores. A bit of a hash becomes a byte of
-// +-64, and so does one of a centroid, so that a product of 64 bits is 4096 (64 - 2 distance); the
-// sum starts at 4095 - cluster. The largest sum names the nearest cluster, ties at the lowest.
+// Assignment: a cluster is the nearer, the larger 2 |h and c| - |c|, counts of set bits; tensor
+// cores count the common ones. A byte holds two bits of a hash, as digits to the base of 128, and
+// the same two of a centroid, the other way round: of the product of 64 bits, which takes 32 bytes,
+// the middle one of three digits is |h and c|, and the last one is at most 32.
+//
 // Update: a block counts the bits of its members by moving those of hashes whose label has changed
 // from cluster to cluster; before the first iteration they are in none. Blocks send each other word
 // when they have counted; a warp then adds the counts of all blocks for one centroid, and sends it
 // to all. Integers only: the order does not matter.
+//
 // Limits: kClusterHammingClusters, hashes of a block within shared memory and 16 bits.
 
 #include "cuda/hamming_block.cuh"
 #include "cuda/primitives/flags.cuh"
 #include "cuda/primitives/integer_mma.cuh"
-#include "cuda/primitives/opaque.cuh"
+#include "cuda/primitives/largest.cuh"
 
 namespace cluster_attention::cuda {
 
-/// A sum is kSumScale times the product of signs, plus the place from the end.
-constexpr int32_t kSumScale = 4096;
+/// A sum is kSumScale (2 |h and c| - |c|), plus the place of the cluster from the end: the largest
+/// one names the nearest cluster, ties at the lowest.
+constexpr int32_t kSumScale = 1024;
 constexpr int32_t kNoCluster = -(1 << 29);  // less than every sum
+static_assert(kSumScale >= kClusterHammingClusters, "a sum has room for the place");
 
-/// Four bits as four bytes: 64 for a bit that is set, -64 for one that is not.
-__device__ inline uint32_t signs_of_bits(uint32_t four) {
-  return ((four & 15u) * 0x10204080u & 0x80808080u) ^ 0xc0c0c0c0u;
+/// The middle digit lies in its product as kPlaces (2 |h and c|): at first a sum has room for the
+/// places of so many clusters.
+constexpr int32_t kPlaces = 64;
+constexpr int32_t kMiddleDigit = 127 << 7;
+constexpr int kPlacedTiles = kPlaces / 8;
+constexpr int32_t kNoPlace = -(1 << 20);  // less than every such sum
+
+/// Bytes `chunk` of four of an operand: bits of `first` as 1, those of `second` as 128.
+__device__ inline uint2 digits_of(uint32_t first, uint32_t second, int chunk) {
+  const uint32_t ones = first >> chunk;
+  const uint32_t upper = second >> chunk;
+  return make_uint2((ones & 0x01010101u) | (upper << 7 & 0x80808080u),
+                    (ones >> 4 & 0x01010101u) | (upper << 3 & 0x80808080u));
 }
 
-/// A centroid as the second operand of mma_s8_16x8x32: lane (column, four) has bits 16 four .. of
-/// centroid 8 tile + column, the same bits as spread_hashes() gives it of a hash.
-__device__ inline uint4 spread_centroid(uint64_t centroid, int four) {
-  const uint32_t bits = static_cast<uint32_t>(centroid >> (16 * four));
-  return make_uint4(signs_of_bits(bits), signs_of_bits(bits >> 4), signs_of_bits(bits >> 8),
-                    signs_of_bits(bits >> 12));
+/// What a sum over the places starts from.
+__device__ inline int32_t bias_of(const HammingBlock& block, int c) {
+  if (c >= block.clusters) return kNoPlace;
+  return kPlaces - 1 - c % kPlaces - kPlaces * __popcll(block.centroids[c]);
 }
 
-/// The last tile is filled up with the first centroid, which wins ties.
+/// All centroids as second operands of mma_u8_16x8x32, each with the biases of the two columns that
+/// the lane has sums for.
 __device__ inline void spread_centroids(const HammingBlock& block) {
 #pragma unroll 1
   for (int i = threadIdx.x; i < (block.clusters + 7) / 8 * kWarp; i += blockDim.x) {
     const int c = i / 4;
-    block.operands[i] = spread_centroid(block.centroids[c < block.clusters ? c : 0], i % 4);
+    const uint64_t centroid = block.centroids[c < block.clusters ? c : 0];
+    const uint2 digits =
+        digits_of(static_cast<uint32_t>(centroid >> 32), static_cast<uint32_t>(centroid), i % 4);
+    const int column = i / kWarp * 8 + i % 4 * 2;
+    block.operands[i] =
+        make_uint4(digits.x, digits.y, static_cast<uint32_t>(bias_of(block, column)),
+                   static_cast<uint32_t>(bias_of(block, column + 1)));
   }
 }
 
@@ -52,9 +72,9 @@ __device__ inline int hash_of(int tile, int half, int group) {
   return (half * 8 + group) * kTiles + tile;
 }
 
-/// kTiles tiles of 16 hashes as first operands, for both halves of their bits.
+/// kTiles tiles of 16 hashes as first operands.
 template <int kTiles>
-__device__ inline void spread_hashes(const uint64_t* hashes, uint32_t (&a)[kTiles][2][4]) {
+__device__ inline void spread_hashes(const uint64_t* hashes, uint32_t (&a)[kTiles][4]) {
   const int group = lane_index() / 4;
   const int chunk = lane_index() % 4;
 #pragma unroll
@@ -62,45 +82,59 @@ __device__ inline void spread_hashes(const uint64_t* hashes, uint32_t (&a)[kTile
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const uint64_t hash = hashes[hash_of<kTiles>(tile, half, group)];
-      const uint32_t word = static_cast<uint32_t>(chunk < 2 ? hash : hash >> 32);
-      const uint32_t bits = word >> (16 * (chunk % 2));
-#pragma unroll
-      for (int i = 0; i < 4; ++i) a[tile][i / 2][i % 2 * 2 + half] = signs_of_bits(bits >> (4 * i));
+      const uint2 digits =
+          digits_of(static_cast<uint32_t>(hash), static_cast<uint32_t>(hash >> 32), chunk);
+      a[tile][half] = digits.x;
+      a[tile][2 + half] = digits.y;
     }
   }
 }
 
+/// A sum over places as one over all clusters; `first`: that of place 0.
+__device__ inline int32_t sum_of_places(int32_t sum, int first) {
+  const int32_t place = sum & (kPlaces - 1);
+  return (sum - place) * (kSumScale / kPlaces) + place + kSumScale - kPlaces - first;
+}
+
 /// best[tile][half]: the largest sum of the hash over all clusters, in every lane of its group.
 template <int kTiles>
-__device__ inline void find_largest_sums(const HammingBlock& block,
-                                         const uint32_t (&a)[kTiles][2][4],
+__device__ inline void find_largest_sums(const HammingBlock& block, const uint32_t (&a)[kTiles][4],
                                          int32_t (&best)[kTiles][2]) {
-  const int lane = lane_index();
 #pragma unroll
   for (int tile = 0; tile < kTiles; ++tile) best[tile][0] = best[tile][1] = kNoCluster;
   const int tiles = (block.clusters + 7) / 8;
-  const uint4* operands = block.operands + lane;
-  // Sums start at the places of a lane's columns, in four registers as the products take them.
-  int32_t places[4];
-#pragma unroll
-  for (int i = 0; i < 4; ++i) places[i] = opaque(kSumScale - 1 - lane % 4 * 2 - i % 2);
+  const uint4* operands = block.operands + lane_index();
   uint4 next = operands[0];
-#pragma unroll 4
-  for (int t = 0; t < tiles; ++t) {
-    const uint4 operand = next;
-    next = operands[(t + 1) * kWarp];  // there is one more than tiles
-    const uint32_t low[2] = {operand.x, operand.y};
-    const uint32_t high[2] = {operand.z, operand.w};
+#pragma unroll 1
+  for (int first = 0; first < tiles; first += kPlacedTiles) {
+    const int end = min(first + kPlacedTiles, tiles);
+    int32_t largest[kTiles][2];
 #pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) {
-      int32_t sum[4];
-      mma_s8_16x8x32(sum, a[tile][0], low, places);
-      mma_s8_16x8x32(sum, a[tile][1], high, sum);
-      best[tile][0] = max(best[tile][0], max(sum[0], sum[1]));
-      best[tile][1] = max(best[tile][1], max(sum[2], sum[3]));
+    for (int tile = 0; tile < kTiles; ++tile) largest[tile][0] = largest[tile][1] = kNoPlace;
+#pragma unroll 4
+    for (int t = first; t < end; ++t) {
+      const uint4 operand = next;
+      next = operands[(t + 1) * kWarp];  // there is one more than tiles
+      const uint32_t digits[2] = {operand.x, operand.y};
+      const int32_t biases[2] = {static_cast<int32_t>(operand.z), static_cast<int32_t>(operand.w)};
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile) {
+        int32_t sum[4];
+        mma_u8_16x8x32(sum, a[tile], digits);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          int32_t& mine = largest[tile][i / 2];
+          mine = larger_sum(sum[i] & kMiddleDigit, biases[i % 2], mine);
+        }
+      }
     }
 #pragma unroll
-    for (int i = 0; i < 4; ++i) places[i] -= 8;
+    for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        best[tile][half] = max(best[tile][half], sum_of_places(largest[tile][half], 8 * first));
+      }
+    }
   }
 #pragma unroll
   for (int tile = 0; tile < kTiles; ++tile) {
@@ -158,9 +192,9 @@ __device__ inline void move_hamming_bits(const HammingBlock& block, int count) {
   __syncwarp();
 }
 
-/// Labels kTiles tiles of a warp from `first` on, by their largest sums, whose lowest bits are the
-/// place from the end of kScale; true where a label has changed.
-template <int kScale, int kTiles>
+/// Labels kTiles tiles of a warp from `first` on, by their largest sums; true where a label has
+/// changed.
+template <int kTiles>
 __device__ bool label_hashes(const HammingBlock& block, int first, const int32_t (&best)[kTiles][2],
                              bool last) {
   // Lane `four` of a group takes one of its hashes: of one tile only the first two lanes.
@@ -172,7 +206,7 @@ __device__ bool label_hashes(const HammingBlock& block, int first, const int32_t
   for (int i = 0; i < 2; ++i) sums[i] = four % kTiles == 0 ? best[0][i] : best[kTiles - 1][i];
   const int row = first + hash_of<kTiles>(four % kTiles, half, group);
   const bool valid = row < block.rows && four < 2 * kTiles;
-  const int label = kScale - 1 - ((half == 0 ? sums[0] : sums[1]) & (kScale - 1));
+  const int label = kSumScale - 1 - ((half == 0 ? sums[0] : sums[1]) & (kSumScale - 1));
   const int moves = relabel(block, row, label, valid, last);
   if (!last && moves > 0) move_hamming_bits(block, moves);
   return moves > 0;
@@ -184,11 +218,11 @@ __device__ bool assign_on_tensor_cores(const HammingBlock& block, bool last) {
   const int step = 16 * kTiles * static_cast<int>(blockDim.x) / kWarp;
   bool changed = false;
   for (int first = 16 * kTiles * warp_index(); first < block.rows; first += step) {
-    uint32_t a[kTiles][2][4];
+    uint32_t a[kTiles][4];
     int32_t best[kTiles][2];
     spread_hashes<kTiles>(block.hashes + first, a);
     find_largest_sums<kTiles>(block, a, best);
-    changed = label_hashes<kSumScale>(block, first, best, last) || changed;
+    changed = label_hashes(block, first, best, last) || changed;
   }
   return changed;
 }

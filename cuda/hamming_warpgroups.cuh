@@ -15,15 +15,12 @@
 // Limits: those of hamming_cluster.cuh, and the counts of all blocks for a share of the clusters.
 
 #include "cuda/hamming_cluster.cuh"
-#include "cuda/primitives/largest.cuh"
 #include "cuda/primitives/wgmma.cuh"
 
 namespace cluster_attention::cuda {
 
 #if CA_HAS_WARPGROUP_PRODUCTS
 
-constexpr int kWarpgroupSumScale = 1024;
-static_assert(kWarpgroupSumScale >= kClusterHammingClusters, "a sum has room for the place");
 /// A product takes two steps over 32 bits.
 constexpr int kBitSteps = 2;
 
@@ -59,7 +56,7 @@ __device__ inline void spread_to_tiles(const HammingBlock& block) {
     const int row = product / 2 * kWarpgroupCentroids + c % kWarpgroupCentroids;
     operands[swizzled(row, product % 2 * 4 + place) / 8] = signs_at(centroid, place);
     if (place == 0) {
-      block.biases[c] = kWarpgroupSumScale * (1 - __popcll(centroid)) - 1 - c;
+      block.biases[c] = kSumScale * (1 - __popcll(centroid)) - 1 - c;
     }
   }
   const int padded =
@@ -201,7 +198,7 @@ struct WarpgroupHamming {
       int32_t best[2][2];
       mask_hashes(block.hashes + first, a);
       find_largest_of_products(block, a, best);
-      changed = label_hashes<kWarpgroupSumScale>(block, first, best, last) || changed;
+      changed = label_hashes(block, first, best, last) || changed;
     }
     return changed;
   }

@@ -143,6 +143,30 @@ TEST_ONCE("CUDA hamming k-means: every case in every way") {
   }
 }
 
+/// What tensor cores count reaches its largest numbers, and equal distances lie up to 70 clusters
+/// apart; one pattern is there in the last clusters alone.
+TEST_ONCE("CUDA hamming k-means: hashes of all bits and of none, ties far apart") {
+  Case which = find_case("prime-long");
+  which.batch = which.heads = 1;
+  which.query_length = 150;
+  which.clusters = 137;
+  which.bits = 64;
+  constexpr uint64_t kPatterns[] = {
+      0,    0x00000000ffffffff, 0xffffffff00000000, 0x5555555555555555,
+      1,    0x8000000000000000, 0x7fffffffffffffff, 0x0101010101010101,
+      ~0ull};
+  for (int64_t iterations : {0, 2}) {
+    HammingFixture fixture(which, true);
+    fixture.problem.max_iterations = iterations;
+    auto* hashes = const_cast<uint64_t*>(fixture.problem.hashes);
+    auto* initial = const_cast<uint64_t*>(fixture.problem.initial);
+    for (int64_t i = 0; i < which.query_length; ++i) hashes[i] = kPatterns[i % 9];
+    for (int64_t c = 0; c < which.clusters; ++c) initial[c] = kPatterns[c < 130 ? c % 8 : c % 9];
+    CHECK(check_planned(fixture, Way::launches, kHopper));
+    CHECK(check_clusters(fixture, kHopper));
+  }
+}
+
 /// Sizes that take the launches of their own: long sequences, and counters that do not fit on chip.
 TEST_ONCE("CUDA hamming k-means: sequences shared out over launches and clusters of blocks") {
   const struct {

@@ -175,7 +175,7 @@ TEST_ONCE("CUDA primitives: long sums of tiles have no bias") {
 struct ByteProductParams {
   const uint32_t* a;  // (16,32) bytes
   const uint32_t* b;  // (8,32) bytes: columns side by side
-  int32_t* d;         // (16,8), added to
+  int32_t* d;         // (16,8)
 };
 
 __global__ void byte_product(const ByteProductParams params) {
@@ -187,8 +187,7 @@ __global__ void byte_product(const ByteProductParams params) {
   int32_t d[4];
   for (int i = 0; i < 4; ++i) a[i] = params.a[(group + i % 2 * 8) * 8 + four + i / 2 * 4];
   for (int i = 0; i < 2; ++i) b[i] = params.b[group * 8 + four + i * 4];
-  for (int i = 0; i < 4; ++i) d[i] = params.d[(group + i / 2 * 8) * 8 + 2 * four + i % 2];
-  mma_s8_16x8x32(d, a, b, d);
+  mma_u8_16x8x32(d, a, b);
   for (int i = 0; i < 4; ++i) params.d[(group + i / 2 * 8) * 8 + 2 * four + i % 2] = d[i];
 }
 
@@ -205,10 +204,9 @@ TEST_ONCE("CUDA primitives: products of bytes") {
   auto* d = arrays.output<int32_t>(128);
   std::vector<int32_t> expected(128);
   for (int i = 0; i < 128; ++i) {
-    d[i] = expected[static_cast<size_t>(i)] = 1000 * i;
     for (int k = 0; k < 32; ++k) {
-      expected[static_cast<size_t>(i)] += reinterpret_cast<const int8_t*>(a)[i / 8 * 32 + k] *
-                                          reinterpret_cast<const int8_t*>(b)[i % 8 * 32 + k];
+      expected[static_cast<size_t>(i)] += reinterpret_cast<const uint8_t*>(a)[i / 8 * 32 + k] *
+                                          reinterpret_cast<const uint8_t*>(b)[i % 8 * 32 + k];
     }
   }
   Device device;

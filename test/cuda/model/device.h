@@ -237,9 +237,8 @@ namespace cuda_model {
 
 /// See cuda/primitives/mma.cuh for the places of the operands.
 void mma_bf16_16x8x16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
-/// The same for bytes with sign, see cuda/primitives/integer_mma.cuh.
-void mma_s8_16x8x32(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
-                    const int32_t (&c)[4]);
+/// Of bytes, see cuda/primitives/integer_mma.cuh.
+void mma_u8_16x8x32(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 void load_tiles(uint32_t (&r)[4], const void* row, bool transposed);
 
 }  // namespace cuda_model

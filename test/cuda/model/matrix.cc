@@ -51,8 +51,8 @@ void multiply_bf16(void* const (&lanes)[kLanes]) {
 }
 
 void multiply_bytes(void* const (&lanes)[kLanes]) {
-  int8_t a[16][32];
-  int8_t b[8][32];  // by columns
+  uint8_t a[16][32];
+  uint8_t b[8][32];  // by columns
   for (int lane = 0; lane < kLanes; ++lane) {
     const auto& one = *static_cast<const Fragments<int32_t>*>(lanes[lane]);
     const int group = lane / 4;
@@ -65,8 +65,8 @@ void multiply_bytes(void* const (&lanes)[kLanes]) {
   for (int lane = 0; lane < kLanes; ++lane) {
     int32_t* d = static_cast<const Fragments<int32_t>*>(lanes[lane])->d;
     for (int i = 0; i < 4; ++i) {
-      const int8_t* row = a[lane / 4 + i / 2 * 8];
-      const int8_t* column = b[lane % 4 * 2 + i % 2];
+      const uint8_t* row = a[lane / 4 + i / 2 * 8];
+      const uint8_t* column = b[lane % 4 * 2 + i % 2];
       for (int k = 0; k < 32; ++k) d[i] += row[k] * column[k];
     }
   }
@@ -94,9 +94,8 @@ void mma_bf16_16x8x16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)
   as_warp(kMatrix, &mine, multiply_bf16);
 }
 
-void mma_s8_16x8x32(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
-                    const int32_t (&c)[4]) {
-  std::copy(c, c + 4, d);
+void mma_u8_16x8x32(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  std::fill(d, d + 4, 0);
   Fragments<int32_t> mine{d, a, b};
   as_warp(kBytes, &mine, multiply_bytes);
 }
