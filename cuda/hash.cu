@@ -10,20 +10,20 @@ namespace {
 template <Read kRead>
 Status launch_product(Session& session, const HashParams& hash) {
   // grid: warps that share the tiles of 16 or 32 rows
-  constexpr int64_t kSmallThreads = 128;
   const HashSequences& problem = hash.sequences;
   HashProductParams params{};
   params.hash = hash;
   params.tiles = std::max<int64_t>(divide_up(problem.length, kHashTileRows<kRead>), 1);
   params.tolerance = product_tolerance<kRead>(problem.dim, hash.round_planes);
   const int64_t tiles = problem.batch * problem.heads * params.tiles;
-  // Each block reads the planes: no more of them than run at once.
+  // Each block reads the planes: one for each multiprocessor at most, of as many warps as have
+  // work, and as many as it takes to read.
+  constexpr int64_t kFewestWarps = 4;
   const int64_t resident = session.multiprocessors();
-  const bool small = tiles < resident * kHashProductThreads / kWarp;
-  const int64_t threads = small ? kSmallThreads : kHashProductThreads;
-  const int64_t blocks = std::max<int64_t>(divide_up(tiles, threads / kWarp), 1);
-  return launch(session, std::min(blocks, small ? blocks : resident), threads,
-                hash_product_layout(problem.dim).bytes,
+  const int64_t warps =
+      std::clamp<int64_t>(divide_up(tiles, resident), kFewestWarps, kHashProductThreads / kWarp);
+  const int64_t blocks = std::min(divide_up(tiles, warps), resident);
+  return launch(session, blocks, warps * kWarp, hash_product_layout(problem.dim).bytes,
                 has_vectors<kRead>(problem.inputs, problem.dim) ? hash_product_kernel<kRead, true>
                                                                 : hash_product_kernel<kRead, false>,
                 params);

@@ -19,7 +19,7 @@
 namespace cluster_attention::cuda {
 
 constexpr int64_t kMostProductColumns = 256;
-constexpr int kHashProductThreads = 384;
+constexpr int kHashProductThreads = 512;
 constexpr int kBitTiles = kHashBits / 8;
 
 struct HashProductParams {
