@@ -15,9 +15,9 @@ bool plan_clusters(int64_t sequences, int64_t length, int64_t clusters, const Cl
     return false;
   }
   constexpr int64_t kMostWarps = kMostHammingThreads / kWarp;
-  // Measured on an H200: eleven rounds take some 0.034 µs per hash of a block, and otherwise the
-  // time of so many hashes: to wait for each other, for each block to hear from, and for the
-  // centroids of a warp.
+  // Measured on an H200, when a byte held one bit of a hash: eleven rounds take some 0.034 µs per
+  // hash of a block, and otherwise the time of so many hashes: to wait for each other, for each
+  // block to hear from, and for the centroids of a warp. The first hardly matters for the choice.
   const auto overhead = [&](int64_t parts) {
     return 336 + 51 * parts + 384 * divide_up(clusters, parts * kMostWarps / 2);
   };
