@@ -104,6 +104,16 @@ TEST_ONCE("CUDA hash: bfloat16 rounds rows and planes, stored so or not") {
   }
 }
 
+/// What tensors of bfloat16 meet where no precision is asked for.
+TEST_ONCE("CUDA hash: rows stored as bfloat16, planes in float32") {
+  for (const char* name : {"usual", "prime"}) {
+    HashFixture fixture(find_case(name), comparable_fill());
+    round_in_place({{fixture.inputs, fixture.problem.rows * fixture.problem.dim}});
+    check_same_as_cpu(fixture.problem, fixture.arrays, kHash, on_device(fixture),
+                      {cuda::Storage::bfloat16, Precision::float32});
+  }
+}
+
 TEST_ONCE("CUDA hash: NaN and Inf in rows and planes are noticed, and cancellation is heard") {
   HashFixture fixture(find_case("prime"), Fill::gaussian);
   const auto map = on_device(fixture);
