@@ -250,11 +250,10 @@ TEST_ONCE("CUDA encode gradient: bfloat16 operands and storage") {
                     {fixture.initial, fixture.centroid_count()},
                     {fixture.output_gradient, fixture.centroid_count()}});
     for (float* matrix : fixture.matrices) round_in_place({{matrix, fixture.weight_count()}});
-    for (cuda::Storage storage : {cuda::Storage::float32, cuda::Storage::bfloat16}) {
-      check_runs_on(fixture.problem, fixture.gradients, kGradient, on_device(fixture),
-                    {storage, Precision::bfloat16});
+    for (const DeviceSettings& settings : kBfloat16Settings) {
+      check_runs_on(fixture.problem, fixture.gradients, kGradient, on_device(fixture), settings);
       // Computed in float32; stored gradients are rounded.
-      check_gradients(fixture, storage == cuda::Storage::float32 ? kBound : 0x1p-8);
+      check_gradients(fixture, settings.storage == cuda::Storage::float32 ? kBound : 0x1p-8);
     }
   }
 }

@@ -41,10 +41,15 @@ TEST_ONCE("CUDA aggregate gradient: the CPU's bits") {
 }
 
 TEST_ONCE("CUDA aggregate gradient: bfloat16 in precision and in storage") {
-  for (cuda::Storage storage : {cuda::Storage::float32, cuda::Storage::bfloat16}) {
+  for (const DeviceSettings& settings : kBfloat16Settings) {
     AggregateGradientFixture fixture(find_case("prime"), Reduce::sum);
+    const AggregateProblem& problem = fixture.problem;
+    if (settings.precision == Precision::float32) {
+      round_in_place({{fixture.output_gradient,
+                       problem.batch * problem.heads * problem.clusters * problem.dim}});
+    }
     check_same_as_cpu(fixture.gradient, fixture.arrays, kAggregateGradient, on_device(fixture),
-                      {storage, Precision::bfloat16});
+                      settings);
   }
 }
 
@@ -53,6 +58,19 @@ TEST_ONCE("CUDA broadcast gradient: the CPU's bits") {
     const Scope scope(one.name);
     BroadcastGradientFixture fixture(one);
     check_same_as_cpu(fixture.gradient, fixture.arrays, kBroadcastGradient, on_device(fixture));
+  }
+}
+
+/// Sums of a few small integers are bfloat16 numbers.
+TEST_ONCE("CUDA broadcast gradient: bfloat16 in precision and in storage") {
+  for (const DeviceSettings& settings : kBfloat16Settings) {
+    BroadcastGradientFixture fixture(find_case("prime"));
+    const BroadcastProblem& problem = fixture.problem;
+    for (int64_t i = 0; i < problem.batch * problem.length * problem.dim; ++i) {
+      fixture.output_gradient[i] = static_cast<float>(i % 5 - 2);
+    }
+    check_same_as_cpu(fixture.gradient, fixture.arrays, kBroadcastGradient, on_device(fixture),
+                      settings);
   }
 }
 

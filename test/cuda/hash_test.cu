@@ -88,29 +88,21 @@ TEST_ONCE("CUDA hash: projections that leave the range of float32 on the way") {
   }
 }
 
-TEST_ONCE("CUDA hash: bfloat16 rounds rows and planes, stored so or not") {
-  for (cuda::Storage storage : {cuda::Storage::float32, cuda::Storage::bfloat16}) {
+TEST_ONCE("CUDA hash: bfloat16 rounds rows and, as a precision, planes") {
+  for (const DeviceSettings& settings : kBfloat16Settings) {
     for (const char* name : {"usual", "prime"}) {
       for (Fill fill : {comparable_fill(), Fill::integer}) {
         HashFixture fixture(find_case(name), fill);
+        if (settings.precision == Precision::float32) {
+          round_in_place({{fixture.inputs, fixture.problem.rows * fixture.problem.dim}});
+        }
         const auto check = [&](bool) {
-          check_same_as_cpu(fixture.problem, fixture.arrays, kHash, on_device(fixture),
-                            {storage, Precision::bfloat16});
+          check_same_as_cpu(fixture.problem, fixture.arrays, kHash, on_device(fixture), settings);
         };
         check(false);
         on_a_small_device(check);  // has no tensor cores for it
       }
     }
-  }
-}
-
-/// What tensors of bfloat16 meet where no precision is asked for.
-TEST_ONCE("CUDA hash: rows stored as bfloat16, planes in float32") {
-  for (const char* name : {"usual", "prime"}) {
-    HashFixture fixture(find_case(name), comparable_fill());
-    round_in_place({{fixture.inputs, fixture.problem.rows * fixture.problem.dim}});
-    check_same_as_cpu(fixture.problem, fixture.arrays, kHash, on_device(fixture),
-                      {cuda::Storage::bfloat16, Precision::float32});
   }
 }
 

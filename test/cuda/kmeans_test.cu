@@ -96,8 +96,8 @@ TEST_ONCE("CUDA k-means: long sequences, many centroids") {
   }
 }
 
-TEST_ONCE("CUDA k-means: bfloat16 rounds rows and starting centroids") {
-  for (cuda::Storage storage : {cuda::Storage::float32, cuda::Storage::bfloat16}) {
+TEST_ONCE("CUDA k-means: bfloat16 rounds rows and, as a precision, starting centroids") {
+  for (const DeviceSettings& settings : kBfloat16Settings) {
     for (KMeansStart start : {KMeansStart::plus_plus, KMeansStart::given}) {
       for (Metric metric : {Metric::euclidean, Metric::cosine}) {
         for (const char* name : {"prime", "ragged", "more-clusters-than-queries"}) {
@@ -106,7 +106,12 @@ TEST_ONCE("CUDA k-means: bfloat16 rounds rows and starting centroids") {
           fixture.problem.start = start;
           fixture.problem.max_iterations = 3;
           fixture.problem.tolerance = 1e-4;
-          check(fixture, {storage, Precision::bfloat16});
+          const KMeansProblem& problem = fixture.problem;
+          if (settings.precision == Precision::float32) {
+            round_in_place(
+                {{fixture.inputs, problem.batch * problem.heads * problem.length * problem.dim}});
+          }
+          check(fixture, settings);
         }
       }
     }

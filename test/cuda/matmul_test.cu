@@ -48,16 +48,16 @@ TEST_ONCE("CUDA matmul: matches the reference in every combination of transposes
 }
 
 TEST_ONCE("CUDA matmul: bfloat16 is exact on rounded operands, stored so or not") {
-  for (cuda::Storage storage : {cuda::Storage::float32, cuda::Storage::bfloat16}) {
+  for (const DeviceSettings& settings : kBfloat16Settings) {
     MatmulFixture fixture({2, 129, 65, 300}, false, true);
     round_in_place({{fixture.a, 2 * 129 * 300}, {fixture.b, 2 * 300 * 65}});
     fixture.arrays.poison();
-    Device device(storage);
+    Device device(settings.storage);
     CHECK_EQUAL(describe(device.run(kMatmul, on_device(fixture)(fixture.problem, device),
-                                    Precision::bfloat16)),
+                                    settings.precision)),
                 "ok");
     device.fetch(fixture.arrays);
-    const double bound = storage == cuda::Storage::float32 ? kRelativeL2 : 0x1p-8;
+    const double bound = settings.storage == cuda::Storage::float32 ? kRelativeL2 : 0x1p-8;
     CHECK_CLOSE(result(fixture), reference::matmul(fixture.problem), bound);
   }
 }

@@ -31,6 +31,14 @@ struct DeviceSettings {
   const char* name() const { return storage == cuda::Storage::bfloat16 ? " bfloat16" : " float32"; }
 };
 
+/// The ways in which a call meets bfloat16: asked for, with arrays stored so or not, and in arrays
+/// stored so alone. Without rounding by precision the host's inputs must be such numbers.
+constexpr DeviceSettings kBfloat16Settings[] = {
+    {cuda::Storage::float32, Precision::bfloat16},
+    {cuda::Storage::bfloat16, Precision::bfloat16},
+    {cuda::Storage::bfloat16, Precision::float32},
+};
+
 /// Runs on the CPU, then on the device in several orders of threads, and expects the same bytes in
 /// all outputs. map(problem, device) is the problem with the device's pointers.
 template <typename Problem, typename Map>

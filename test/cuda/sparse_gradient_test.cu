@@ -72,14 +72,14 @@ TEST_ONCE("CUDA sparse gradients: the key's side has the CPU's bits on any numbe
 }
 
 TEST_ONCE("CUDA sparse gradients: rows rounded to bfloat16, and stored so") {
-  for (cuda::Storage storage : {cuda::Storage::float32, cuda::Storage::bfloat16}) {
+  for (const DeviceSettings& settings : kBfloat16Settings) {
     for (bool per_cluster : {false, true}) {
       SparseGradientFixture fixture(find_case("prime"), per_cluster, Fill::integer);
       // Sums of a few small integers are bfloat16 numbers.
       check_same_as_cpu(fixture.sum_gradient, fixture.arrays, kSumGradient, sum_on_device(fixture),
-                        {storage, Precision::bfloat16});
+                        settings);
       check_same_as_cpu(fixture.dot_gradient, fixture.arrays, kDotGradient, dot_on_device(fixture),
-                        {storage, Precision::bfloat16});
+                        settings);
     }
   }
 }

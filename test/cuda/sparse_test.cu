@@ -83,12 +83,10 @@ TEST_ONCE("CUDA sparse products: wide lists and rows") {
 
 TEST_ONCE("CUDA sparse products: rows rounded to bfloat16, stored so or not") {
   for (bool per_cluster : {false, true}) {
-    for (cuda::Storage storage : {cuda::Storage::float32, cuda::Storage::bfloat16}) {
+    for (const DeviceSettings& settings : kBfloat16Settings) {
       SparseFixture fixture(find_case("prime"), per_cluster, Fill::integer);
-      check_same_as_cpu(fixture.dot, fixture.arrays, kDot, dot_on_device(fixture),
-                        {storage, Precision::bfloat16});
-      check_same_as_cpu(fixture.sum, fixture.arrays, kSum, sum_on_device(fixture),
-                        {storage, Precision::bfloat16});
+      check_same_as_cpu(fixture.dot, fixture.arrays, kDot, dot_on_device(fixture), settings);
+      check_same_as_cpu(fixture.sum, fixture.arrays, kSum, sum_on_device(fixture), settings);
     }
   }
 }
