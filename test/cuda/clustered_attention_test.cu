@@ -128,6 +128,26 @@ TEST_ONCE("CUDA clustered attention: top keys of few and of many groups") {
   }
 }
 
+/// What a call before has left in the workspace must not pass for the largest score of a group: at
+/// first the last keys are the worst, then they are the best.
+TEST_ONCE("CUDA clustered attention: groups of two blocks of keys, the last with one of them") {
+  Case which = long_case(2, (1 << 17) + 64 + 32, 8);
+  which.clusters = 1;
+  Fixture worst(which, Grouping::given, 9);
+  Fixture best(which, Grouping::given, 9);
+  Device device;
+  for (Fixture* fixture : {&worst, &best}) {
+    const float sign = fixture == &best ? 1.0f : -1.0f;
+    std::fill_n(fixture->query, 2 * 8, 1.0f);
+    for (int64_t i = 0; i < 8 * which.key_length; ++i) fixture->key[i] *= 0.01f;
+    for (int64_t i = 1; i <= 7; ++i) {
+      std::fill_n(fixture->key + 8 * (which.key_length - i), 8, sign * static_cast<float>(i));
+    }
+    CHECK_EQUAL(describe(fixture->run(device)), "ok");
+    check_reference(*fixture, kSplitBound, 5e-5);
+  }
+}
+
 TEST_ONCE("CUDA clustered attention: of equal keys in several groups the first ones win") {
   for (int64_t keys : {2003, 16'390}) {  // in groups of four, of eight
     Case which = find_case("long-keys");

@@ -35,6 +35,19 @@ TEST_ONCE("CUDA clustered attention: every width, with tiles of clusters without
   }
 }
 
+TEST_ONCE("CUDA clustered attention: every width, with clusters that take a block several rounds") {
+  for (const Case& one : width_cases(700, 90, 3)) {
+    for (int64_t top_k : {5, 37}) {
+      const Scope scope(one.name + " k " + std::to_string(top_k));
+      Fixture fixture(one, Grouping::given, top_k);
+      Device device;
+      CHECK_EQUAL(describe(fixture.run(device)), "ok");
+      check_reference(fixture, kSplitBound, 5e-5);
+      check_bfloat16(fixture, top_k == 37 ? Storage::float32 : Storage::bfloat16);
+    }
+  }
+}
+
 TEST_ONCE("CUDA clustered attention: every width with 64 KB of shared memory") {
   on_a_small_device([](bool small) {
     for (const Case& one : width_cases(70, 530, 90)) {
