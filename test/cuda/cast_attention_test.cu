@@ -2,6 +2,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "cuda/cast_layout.cuh"
 #include "native/reference/cast_attention.h"
 #include "test/cuda/cast_device.h"
 #include "test/cuda/launches.h"
@@ -175,6 +176,29 @@ TEST_ONCE("CUDA CAST: more members than shared memory sorts") {
   CHECK_EQUAL(describe(run_there(fixture)), "ok");
   CHECK_SAME(fixture.indices(), expected);
   CHECK_CLOSE(fixture.result(), std::vector<double>(output.begin(), output.end()), kSplitBound);
+}
+
+TEST_ONCE("CUDA CAST: as many groups of warps as there is work, shared memory and room for") {
+  constexpr int64_t kPlenty = 227 * 1024;
+  const int64_t clusters[] = {1, 64, 65, 128, 129, 256, 257, 100'000};
+  const int groups[] = {1, 1, 2, 2, 3, 4, 4, 4};
+  for (int i = 0; i < 8; ++i) {
+    const Scope scope(std::to_string(clusters[i]) + " clusters");
+    CHECK_EQUAL(cuda::affinity_groups<false>(clusters[i], kPlenty), groups[i]);
+    CHECK_EQUAL(cuda::affinity_groups<true>(clusters[i], kPlenty), std::min(groups[i], 2));
+    CHECK_EQUAL(cuda::affinity_groups<false>(clusters[i], 0), 1);
+  }
+  const auto three = cuda::affinity_layout<false>(3).bytes;
+  CHECK_EQUAL(cuda::affinity_groups<false>(1000, three), 3);
+  CHECK_EQUAL(cuda::affinity_groups<false>(1000, three - 1), 2);
+  for (int64_t rows : {1, 64, 65, 1000}) {
+    const int expected = rows > 64 ? 2 : 1;
+    CHECK_EQUAL(cuda::small_member_groups<true>(rows, kPlenty), expected);
+    CHECK_EQUAL(cuda::small_member_groups<true>(rows, 0), 1);
+    constexpr auto kCopies = cuda::RowAccess::copies;
+    CHECK_EQUAL((cuda::small_combination_groups<false, kCopies>(rows, kPlenty)), expected);
+    CHECK_EQUAL((cuda::small_combination_groups<false, kCopies>(rows, 0)), 1);
+  }
 }
 
 TEST_ONCE("CUDA CAST: scales of any size and sign") {
