@@ -20,7 +20,6 @@
 namespace cluster_attention::cuda {
 
 constexpr int kMemberParts = 8;
-constexpr int kMostMemberThreads = kMemberParts * kWarp;
 /// So many that a multiprocessor holds seven blocks of four warps: the usual 100 clusters of eight
 /// sequences all run at once on one of 132.
 constexpr int kMemberRegisters = 72;
