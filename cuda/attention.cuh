@@ -44,6 +44,7 @@ __device__ inline TileTask attention_task(const AttentionParams& params, int64_t
   task.causal_offset = keys - task.queries;
   task.end_key = task.first_query < task.queries ? keys : 0;
   if (params.causal) {
+    task.blind_queries = task.causal_offset < 0 ? -task.causal_offset : 0;
     const int64_t last = task.first_query + tile_rows;
     const int64_t seen = (last < task.queries ? last : task.queries) + task.causal_offset;
     if (seen < task.end_key) task.end_key = seen > 0 ? seen : 0;

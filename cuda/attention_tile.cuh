@@ -96,7 +96,8 @@ class AttentionTile {
       const int row = i / kChunks;
       const int column = i % kChunks * 8;
       float values[8] = {};
-      if (task_.first_query + row < task_.queries) load(row, column, values);
+      const int64_t query = task_.first_query + row;
+      if (query >= task_.blind_queries && query < task_.queries) load(row, column, values);
       uint32_t high[4];
       uint32_t low[4];
 #pragma unroll

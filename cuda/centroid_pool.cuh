@@ -23,11 +23,13 @@
 namespace cluster_attention::cuda {
 
 /// The nearest number with three significant bits: differences of such an origin and short binary
-/// fractions are exact, so exact ties between distances stay ties.
+/// fractions are exact, so exact ties between distances stay ties. 0 where that is no number: a
+/// centroid that is NaN shall not reach the others by the origin.
 __device__ inline float round_coarsely(double value) {
   int exponent = 0;
   const double fraction = frexp(value, &exponent);
-  return static_cast<float>(ldexp(nearbyint(fraction * 8.0), exponent - 3));
+  const auto rounded = static_cast<float>(ldexp(nearbyint(fraction * 8.0), exponent - 3));
+  return is_number(rounded) ? rounded : 0.0f;
 }
 
 /// 1 / |u| for the cosine, 1 otherwise; by a warp.

@@ -216,7 +216,7 @@ __global__ void kmeans_update_kernel(const KMeansStep step) {
     if (params.cosine()) {
       divisor = sqrt(block_sum_terms(dim, scratch,
                                      [=](int64_t d) { return exact_product(sums[d], sums[d]); }));
-      moves = divisor != 0.0;
+      moves = !(divisor <= kZeroMean * static_cast<double>(count));  // NaN moves
     }
   }
   double movement = 0.0;

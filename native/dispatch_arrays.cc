@@ -159,7 +159,7 @@ void ProblemArrays::add_lists(SparseIndices& sparse, const AttentionShape& shape
 
 void ProblemArrays::describe(AttentionProblem& problem) {
   const AttentionShape& shape = problem.inputs.shape;
-  add_attention(problem.inputs, nullptr, nullptr);
+  add_attention(problem.inputs, reads<AttentionProblem, sees_keys>, reads<AttentionProblem, seen>);
   add_lengths(problem.inputs);
   add("output", problem.output, elements_of(shape, shape.query_length, shape.value_dim));
   add("logsumexp", problem.logsumexp, elements_of(shape, shape.query_length));

@@ -16,9 +16,9 @@ void ProblemArrays::add_gradients(AttentionGradients& gradients, const Attention
 void ProblemArrays::describe(AttentionGradientProblem& problem) {
   AttentionInputs& inputs = problem.forward.inputs;
   const AttentionShape& shape = inputs.shape;
-  add_attention(inputs, nullptr, nullptr);
+  add_attention(inputs, reads<AttentionProblem, sees_keys>, reads<AttentionProblem, seen>);
   add("gradOutput", problem.output_gradient, shape, shape.query_length, shape.value_dim,
-      inputs.query_lengths);
+      inputs.query_lengths, reads<AttentionProblem, sees_keys>);
   add_lengths(inputs);
   add_state("output", problem.forward.output.data,
             elements_of(shape, shape.query_length, shape.value_dim));

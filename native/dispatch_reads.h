@@ -20,6 +20,20 @@ bool reads(const void* problem, int64_t batch, int64_t head, int64_t row) {
   return predicate(*static_cast<const Problem*>(problem), batch, head, row);
 }
 
+/// A query reads the keys that it sees, and is read itself where there are any.
+inline bool sees_keys(const AttentionProblem& problem, int64_t b, int64_t, int64_t row) {
+  const AttentionInputs& inputs = problem.inputs;
+  const int64_t keys = real_length(inputs.key_lengths, b, inputs.shape.key_length);
+  if (!problem.causal) return keys > 0;
+  return row + keys >= real_length(inputs.query_lengths, b, inputs.shape.query_length);
+}
+
+/// The last query of a sequence sees all keys.
+inline bool seen(const AttentionProblem& problem, int64_t b, int64_t, int64_t) {
+  const AttentionInputs& inputs = problem.inputs;
+  return real_length(inputs.query_lengths, b, inputs.shape.query_length) > 0;
+}
+
 inline bool in_cluster(const ClusteredAttentionProblem& problem, int64_t b, int64_t h,
                        int64_t row) {
   const AttentionShape& shape = problem.inputs.shape;

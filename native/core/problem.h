@@ -70,6 +70,8 @@ struct HammingKMeansProblem {
 };
 
 enum class Metric : int32_t { euclidean, cosine };
+/// |sum| / n up to which the sum of n unit rows, in double, is 0 but for rounding.
+constexpr double kZeroMean = 0x1p-50;
 enum class KMeansStart : int32_t { plus_plus, sample, given };
 
 struct KMeansProblem {

@@ -118,7 +118,6 @@ class AttentionKernel {
     const int64_t sequences = shape_.batch * shape_.heads;
     tiles_ = divide_up(shape_.query_length, simd_.lanes);
     parts_ = std::max<int64_t>(1, divide_up(shape_.key_length, kPartKeys));
-    few_ = shape_.query_length <= simd_.few_columns();
     scratch_size_ = AttendScratch::scratch_size(simd_, shape_.head_dim);
     state_size_ = AttendScratch::state_size(simd_, shape_.value_dim);
     // Neither way changes a result: where tiles are few, threads share their parts out; where they
@@ -131,7 +130,8 @@ class AttentionKernel {
             : std::clamp<int64_t>(sequences * tiles_ / (8 * context_.workers()), 1, kTilesPerGroup);
     tile_size_ = scratch_size_ + state_size_ * (parts_ > 1 ? 2 : 1);
     copies_size_ = kKeyBlock * (shape_.head_dim + shape_.value_dim);
-    const bool packs = simd_.multiplies_bfloat16 && context_.bfloat16_operands() && !few_;
+    const bool packs = simd_.multiplies_bfloat16 && context_.bfloat16_operands() &&
+                       shape_.query_length > simd_.few_columns();
     packed_size_ = packs ? bfloat16_size(shape_.head_dim, shape_.value_dim) / 2 : 0;
     worker_size_ = group * tile_size_ + copies_size_ + packed_size_;
     scratch_ = context_.workspace().allocate<float>(worker_size_ * context_.workers());
@@ -243,6 +243,13 @@ class AttentionKernel {
     }
   }
 
+  /// Whether a sequence has so few queries, see AttendTile: its real ones, so that padding does not
+  /// change a bit.
+  bool is_few(int64_t batch) const {
+    return real_length(problem_.inputs.query_lengths, batch, shape_.query_length) <=
+           simd_.few_columns();
+  }
+
   QueryTile tile_of(int64_t sequence, int64_t first) const {
     const AttentionInputs& inputs = problem_.inputs;
     QueryTile tile{};
@@ -299,7 +306,7 @@ class AttentionKernel {
       block.value = values;
       block.value_stride = shape_.value_dim;
     }
-    if (packed_size_ > 0) block.packed = pack(block, copies + copies_size_);
+    if (packed_size_ > 0 && !is_few(batch)) block.packed = pack(block, copies + copies_size_);
     return block;
   }
 
@@ -326,7 +333,7 @@ class AttentionKernel {
     AttendTile step = tile.scratch.tile(tile.real, problem_.inputs.scale);
     set_keys(step, block);
     step.keys = std::min(block.keys, tile.end - block.first);
-    step.few = few_;
+    step.few = is_few(tile.batch);
     step.bfloat16 = context_.bfloat16_operands();
     // What is hidden from all of the tile must not meet a weight, be it 0: it may be NaN.
     if (step.keys == block.keys) step.packed = block.packed;
@@ -382,7 +389,6 @@ class AttentionKernel {
   const Simd& simd_;
   int64_t tiles_ = 0;  // of the queries of a sequence
   int64_t parts_ = 0;  // of its keys
-  bool few_ = false;   // queries, see AttendTile
   int64_t scratch_size_ = 0;
   int64_t state_size_ = 0;
   int64_t tile_size_ = 0;

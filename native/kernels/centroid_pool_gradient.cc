@@ -87,6 +87,8 @@ Status PoolGradient::run() {
   CA_RETURN_IF_ERROR(run_forward());
   start_gradient();
   const int64_t steps = forward_.iterations;
+  // Hard assignments pass over a centroid that is NaN: nothing else tells.
+  if (!all_finite(state(steps), rows_ * forward_.dim)) context_.mark_non_finite();
   if (!hard_ && steps > 0) CA_RETURN_IF_ERROR(prepare_soft());
   for (int64_t step = steps - 1; step >= 0; --step) {
     CA_RETURN_IF_ERROR(hard_ ? hard_step(step) : soft_step(step));

@@ -249,7 +249,7 @@ bool Lloyd::update(Range clusters) {
     double divisor = static_cast<double>(count);
     if (cosine()) {
       divisor = std::sqrt(sum_terms(dim_, [sums](int64_t d) { return sums[d] * sums[d]; }));
-      if (divisor == 0.0) continue;
+      if (divisor <= kZeroMean * static_cast<double>(count)) continue;
     }
     float* centroid = centroids_ + c * dim_;
     scratch_.movement[c] = sum_terms(dim_, [=](int64_t d) {

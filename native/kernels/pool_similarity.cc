@@ -25,11 +25,13 @@ double inverse_norm(const float* row, int64_t dim) {
 }
 
 /// The nearest number with three significant bits: differences of such an origin and short
-/// binary fractions are exact, so exact ties between distances stay ties.
+/// binary fractions are exact, so exact ties between distances stay ties. 0 where that is no
+/// number: a centroid that is NaN shall not reach the others by the origin.
 float round_coarsely(double value) {
   int exponent = 0;
   const double fraction = std::frexp(value, &exponent);
-  return static_cast<float>(std::ldexp(std::nearbyint(fraction * 8.0), exponent - 3));
+  const auto rounded = static_cast<float>(std::ldexp(std::nearbyint(fraction * 8.0), exponent - 3));
+  return all_finite(&rounded, 1) ? rounded : 0.0f;
 }
 
 /// gradient (+)= what the gradient by row / |row| means for the row: nothing along it.
@@ -105,9 +107,7 @@ bool PoolSimilarity::leaves_origin(int64_t batch) const {
   const float far = std::accumulate(origin, origin + problem.dim, 0.0f, magnitude) / kFar;
   const float* inputs = problem.inputs + batch * problem.length * problem.dim;
   const int64_t count = real_length(problem.lengths, batch, problem.length) * problem.dim;
-  // An origin that is NaN or Inf stays: it shows that a given centroid is.
-  return all_finite(origin, problem.dim) &&
-         std::none_of(inputs, inputs + count, [far](float x) { return std::fabs(x) >= far; });
+  return std::none_of(inputs, inputs + count, [far](float x) { return std::fabs(x) >= far; });
 }
 
 double PoolSimilarity::centroid_factor(const float* centroid) const {

@@ -44,23 +44,31 @@ Matrix similarities(const Matrix& inputs, const Matrix& centroids, Similarity si
   return result;
 }
 
+/// NaN is passed over; 0 where there is nothing else.
 int32_t best_column(const Matrix& matrix, int64_t row) {
   int32_t best = 0;
   for (int64_t j = 1; j < matrix.columns(); ++j) {
-    if (matrix(row, j) > matrix(row, best)) best = static_cast<int32_t>(j);
+    if (matrix(row, j) > matrix(row, best) || std::isnan(matrix(row, best))) {
+      best = static_cast<int32_t>(j);
+    }
   }
-  return best;
+  return std::isnan(matrix(row, best)) ? 0 : best;
 }
 
 /// One step of the centroids; their masses.
 Matrix pool_step(const Matrix& u, const Matrix& a, const Matrix& x, std::vector<double>& masses) {
-  const Matrix sums = multiply(a, x);
   Matrix moved = u;
   masses.assign(static_cast<size_t>(u.rows()), 0.0);
   for (int64_t j = 0; j < u.rows(); ++j) {
     for (int64_t i = 0; i < x.rows(); ++i) masses[j] += a(j, i);
     if (masses[j] == 0.0) continue;  // a centroid without mass keeps its value
-    for (int64_t d = 0; d < x.columns(); ++d) moved(j, d) = sums(j, d) / masses[j];
+    for (int64_t d = 0; d < x.columns(); ++d) {
+      double sum = 0.0;
+      for (int64_t i = 0; i < x.rows(); ++i) {
+        if (a(j, i) != 0.0) sum += a(j, i) * x(i, d);  // what has no weight may be NaN
+      }
+      moved(j, d) = sum / masses[j];
+    }
   }
   return moved;
 }

@@ -47,11 +47,15 @@ double mean_variance(const Matrix& points) {
 double update(const Matrix& points, const std::vector<int32_t>& labels, Metric metric,
               Matrix& centroids) {
   Matrix means = aggregate(points, labels, centroids.rows(), Reduce::mean);
-  if (metric == Metric::cosine) means = normalize_rows(means);
+  std::vector<bool> keeps(static_cast<size_t>(means.rows()), false);
+  if (metric == Metric::cosine) {
+    for (int64_t j = 0; j < means.rows(); ++j) keeps[j] = row_length(means, j) <= kZeroMean;
+    means = normalize_rows(means);
+  }
   const std::vector<int32_t> counts = count_labels(labels, centroids.rows());
   double movement = 0.0;
   for (int64_t j = 0; j < centroids.rows(); ++j) {
-    if (counts[j] == 0 || (metric == Metric::cosine && row_length(means, j) == 0.0)) continue;
+    if (counts[j] == 0 || keeps[j]) continue;
     movement += distance(means, j, centroids, j, Metric::euclidean);
     for (int64_t d = 0; d < centroids.columns(); ++d) centroids(j, d) = means(j, d);
   }

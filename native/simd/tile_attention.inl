@@ -23,12 +23,10 @@ Vec weigh_block(const AttendTile& t, int64_t v, int64_t rows, IntVec visible, co
   Vec highest = broadcast(-kInfinity);
   Vec lowest = load(t.minimum + v * kWidth);
   for (int64_t r = 0; r < rows; ++r) {
-    Vec score = load(scores + r * kLanes);
-    lowest = min(score, lowest);
-    if (kHidden) {
-      score = select(broadcast(static_cast<int32_t>(r)) < visible, score, broadcast(-kInfinity));
-    }
-    highest = max(score, highest);
+    const Vec score = load(scores + r * kLanes);
+    const IntVec seen = broadcast(static_cast<int32_t>(r)) < visible;
+    lowest = min(kHidden ? select(seen, score, broadcast(kInfinity)) : score, lowest);
+    highest = max(kHidden ? select(seen, score, broadcast(-kInfinity)) : score, highest);
   }
   store(t.minimum + v * kWidth, lowest);
 

@@ -1,3 +1,6 @@
+#include <algorithm>
+#include <limits>
+
 #include "cuda/attention.h"
 #include "native/reference/attention.h"
 #include "test/cuda/launches.h"
@@ -287,6 +290,30 @@ TEST_ONCE("CUDA attention: NaN and Inf are noticed, in padding they are not read
           }
         }
       }
+    }
+  });
+}
+
+TEST_ONCE("CUDA attention: queries that see no key are not read") {
+  on_every_kind_of_device([](int32_t index) {
+    for (const Case& one : {few_queries_case(70, 30, 64, 64), few_queries_case(600, 300, 20, 8),
+                            few_queries_case(70, 30, 130, 16),
+                            few_queries_case(100, 4000, 8, 8, {70, 3}, {30, 4000})}) {
+      const Scope scope(one.name);
+      Fixture fixture(one, true);
+      const int64_t queries = real_length(fixture.inputs.query_lengths, 0, one.query_length);
+      const int64_t keys = real_length(fixture.inputs.key_lengths, 0, one.key_length);
+      Device clean(Storage::float32, index);
+      CHECK_EQUAL(describe(fixture.run(clean)), "ok");
+      const std::vector<float> expected = fixture.result();
+      for (int64_t l = 0; l < queries - keys; ++l) {
+        const auto* row = fixture.inputs.query.row(0, 0, l);
+        std::fill_n(const_cast<float*>(row), one.head_dim, std::numeric_limits<float>::quiet_NaN());
+      }
+      Device device(Storage::float32, index);
+      CHECK_EQUAL(describe(fixture.run(device)), "ok");
+      CHECK(!device.non_finite());
+      CHECK_SAME(fixture.result(), expected);
     }
   });
 }

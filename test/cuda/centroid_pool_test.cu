@@ -1,5 +1,7 @@
 #include <algorithm>
 #include <cmath>
+#include <limits>
+#include <utility>
 
 #include "native/reference/centroid_pool.h"
 #include "test/cuda/launches.h"
@@ -254,6 +256,24 @@ TEST_ONCE("CUDA centroid pool: optional outputs, NaN, bfloat16") {
                   "ok");
       const double bound = settings.storage == cuda::Storage::float32 ? 0.0 : 0x1p-8;
       CHECK_CLOSE(rounded.result(), std::vector<double>(exact.begin(), exact.end()), bound);
+    }
+  }
+}
+
+TEST_ONCE(
+    "CUDA centroid pool: in hard assignments a centroid that is NaN leaves the others alone") {
+  for (Similarity similarity : kSimilarities) {
+    PoolArrays planted = planted_pool(similarity);
+    for (float* element : spoiled_centroids(planted)) {
+      const float saved = std::exchange(*element, std::numeric_limits<float>::quiet_NaN());
+      bool non_finite = false;
+      CHECK_EQUAL(describe(run_there(planted, &non_finite)), "ok");
+      CHECK(non_finite);
+      const reference::CentroidPoolResult expected = reference::centroid_pool(planted.problem);
+      CHECK_CLOSE(planted.result(), expected.output, kBound);
+      CHECK_CLOSE(planted.masses(), expected.masses, kBound);
+      CHECK_SAME(planted.labels(), expected.labels);
+      *element = saved;
     }
   }
 }

@@ -1,5 +1,8 @@
+#include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
+#include <utility>
 
 #include "test/native/attention_gradients.h"
 #include "test/native/tile_register_model.h"
@@ -161,6 +164,32 @@ TEST("attention gradient: NaN and Inf are named") {
   check_non_finite(fixture.problem, fixture.outputs, fixture.value, "value", 13 * 56 + 3);
   check_non_finite(fixture.problem, fixture.outputs, fixture.made.output_gradient_data,
                    "gradOutput", 13 * 61 + 3, 13 * 62 + 3);
+}
+
+TEST("attention gradient: queries that see no key are not read") {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  for (int64_t queries : {4, 70, 600}) {
+    Case one = find_case("usual");
+    one.query_length = queries;
+    one.key_length = 3;
+    const int64_t blind = queries - one.key_length;
+    Fixture fixture(one, true);
+    CHECK_RUNS(fixture.problem, fixture.outputs);
+    const std::vector<std::vector<float>> expected = fixture.results();
+    for (float bad : {std::numeric_limits<float>::quiet_NaN(), kInfinity, 3e38f}) {
+      const Scope scope(std::to_string(queries) + " queries with " + std::to_string(bad));
+      std::fill_n(fixture.query, blind * one.head_dim, bad);
+      std::fill_n(fixture.made.output_gradient_data, blind * one.value_dim, bad);
+      CHECK_RUNS(fixture.problem, fixture.outputs);
+      CHECK(fixture.results() == expected);
+      const int64_t place = (blind + 1) * one.value_dim + 2;
+      float& read = fixture.made.output_gradient_data[place];
+      const float saved = std::exchange(read, kInfinity);
+      CHECK_EQUAL(describe(run_fresh(fixture.problem, fixture.outputs)),
+                  "non_finite gradOutput[" + std::to_string(place) + "]");
+      read = saved;
+    }
+  }
 }
 
 /// A NaN of these bits reaches the rows that see or are seen, and no others.

@@ -1,7 +1,9 @@
 #include "native/reference/attention.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "test/native/attention_arrays.h"
 #include "test/native/checks.h"
@@ -120,6 +122,29 @@ TEST("attention: few queries of any width") {
   }
 }
 
+/// Real queries alone decide how they are computed: padding after them does not change a bit.
+TEST("attention: a padded sequence has the bits that it has alone") {
+  for (int64_t queries : {1, 2, 3, 4, 5, 8, 17}) {
+    for (Precision precision : {Precision::float32, Precision::bfloat16}) {
+      const Scope scope(std::to_string(queries) + " queries");
+      Case one = find_case("usual");
+      one.heads = 1;
+      one.query_lengths.assign(static_cast<size_t>(one.batch),
+                               static_cast<int32_t>(one.query_length));
+      one.query_lengths[0] = static_cast<int32_t>(queries);
+      Fixture fixture(one, true);
+      const CallSettings settings = {NonFinite::error, precision};
+      CHECK_EQUAL(describe(run_fresh(fixture.problem, fixture.arrays, 2, settings)), "ok");
+      std::vector<float> padded = fixture.result();
+      padded.resize(static_cast<size_t>(queries * one.value_dim));
+      AttentionProblem alone = one_sequence(fixture.problem, 0);
+      alone.inputs.shape.query_length = queries;
+      CHECK_EQUAL(describe(run_fresh(alone, fixture.arrays, 2, settings)), "ok");
+      CHECK_SAME(read(alone.output.data, queries * one.value_dim), padded);
+    }
+  }
+}
+
 /// Sequences of several parts of 8192 keys, as many as one thread shares out and as it does not.
 Case parts_case(int64_t heads) {
   Case one = find_case("long-keys");
@@ -226,6 +251,48 @@ void check_propagation(uint32_t bits) {
 TEST("attention: 'propagate' reaches exactly the rows that see the key") {
   for (uint32_t bits : {0x7fc00000u, 0xffc00000u, 0x7f800001u, 0xffc12345u, 0xffffffffu}) {
     check_propagation(bits);
+  }
+}
+
+TEST("attention: hidden products past the range of float32 do not fail a call") {
+  for (int64_t length : {2, 3, 5, 16, 40, 49, 200}) {
+    for (float sign : {1.0f, -1.0f}) {
+      const Scope scope(std::to_string(length) + " queries, sign " + std::to_string(sign));
+      Case one = find_case("usual");
+      one.batch = one.heads = 1;
+      one.query_length = one.key_length = length;
+      Fixture fixture(one, true);
+      fill_column(fixture.query, length, one.head_dim, 0, 0.0f);
+      fill_column(fixture.key, length, one.head_dim, 0, 0.0f);
+      fixture.query[0] = 1e20f;
+      fixture.key[(length - 1) * one.head_dim] = sign * 1e20f;
+      check_reference(fixture);
+    }
+  }
+}
+
+TEST("attention: queries that see no key are not read") {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  for (int64_t queries : {4, 9, 130}) {
+    Case one = find_case("usual");
+    one.query_length = queries;
+    one.key_length = 3;
+    Fixture fixture(one, true);
+    CHECK_RUNS(fixture.problem, fixture.arrays);
+    const std::vector<float> expected = fixture.result();
+    for (float bad : {std::numeric_limits<float>::quiet_NaN(), kInfinity, -kInfinity, 3e38f}) {
+      const Scope scope(std::to_string(queries) + " queries with " + std::to_string(bad));
+      std::fill_n(fixture.query, (queries - 3) * one.head_dim, bad);
+      CHECK_RUNS(fixture.problem, fixture.arrays);
+      CHECK_SAME(fixture.result(), expected);
+      // Of what is read, the first one is named.
+      const int64_t place = (queries - 2) * one.head_dim + 1;
+      const float saved = fixture.query[place];
+      fixture.query[place] = kInfinity;
+      CHECK_EQUAL(describe(run_fresh(fixture.problem, fixture.arrays)),
+                  "non_finite query[" + std::to_string(place) + "]");
+      fixture.query[place] = saved;
+    }
   }
 }
 

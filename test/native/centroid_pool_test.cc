@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
+#include <utility>
 
 #include "test/native/checks.h"
 #include "test/native/compare.h"
@@ -148,6 +150,25 @@ TEST("centroid pool: threads, batches, faults, cancellation") {
         fixture.problem.temperature = temperature;
         check_promises(fixture.problem, fixture.arrays, fixture.problem.batch, one_pool_sequence);
       }
+    }
+  }
+}
+
+TEST("centroid pool: in hard assignments NaN reaches what it is a part of, nothing else") {
+  for (Similarity similarity : kSimilarities) {
+    PoolArrays planted = planted_pool(similarity);
+    std::vector<float*> spoiled = spoiled_centroids(planted);
+    for (float* element : spoiled_inputs(planted)) spoiled.push_back(element);
+    for (float* element : spoiled) {
+      const float saved = std::exchange(*element, std::numeric_limits<float>::quiet_NaN());
+      CHECK_EQUAL(
+          describe(run_fresh(planted.problem, planted.arrays, 2, {NonFinite::propagate, {}})),
+          "ok");
+      const reference::CentroidPoolResult expected = reference::centroid_pool(planted.problem);
+      CHECK_CLOSE(planted.result(), expected.output, kRelativeL2);
+      CHECK_CLOSE(planted.masses(), expected.masses, kRelativeL2);
+      CHECK_SAME(planted.labels(), expected.labels);
+      *element = saved;
     }
   }
 }

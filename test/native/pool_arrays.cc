@@ -35,6 +35,33 @@ PoolArrays::PoolArrays(const Case& which, Similarity similarity, PoolStart start
   problem.masses = arrays.output<float>(problem.batch * problem.centroids);
 }
 
+PoolArrays planted_pool(Similarity similarity) {
+  const Case& which = find_case("prime");
+  PoolArrays pool(
+      which, similarity, PoolStart::given,
+      planted_clusters(which.batch * which.key_length, which.head_dim, which.clusters, 5));
+  pool.problem.iterations = 3;
+  pool.problem.temperature = 0.0f;
+  for (int64_t b = 0; b < which.batch; ++b) {
+    std::copy_n(pool.inputs + b * which.key_length * which.head_dim,
+                which.clusters * which.head_dim,
+                pool.initial + b * which.clusters * which.head_dim);
+  }
+  return pool;
+}
+
+std::vector<float*> spoiled_centroids(const PoolArrays& planted) {
+  const CentroidPoolProblem& problem = planted.problem;
+  float* second = planted.initial + problem.centroids * problem.dim;  // of the batch
+  return {planted.initial + 3, second + 2 * problem.dim};
+}
+
+std::vector<float*> spoiled_inputs(const PoolArrays& planted) {
+  const CentroidPoolProblem& problem = planted.problem;
+  float* second = planted.inputs + problem.length * problem.dim;
+  return {planted.inputs + 5 * problem.dim + 1, second + 50 * problem.dim};
+}
+
 CentroidPoolProblem one_pool_sequence(CentroidPoolProblem problem, int64_t b) {
   problem.inputs = part(problem.inputs, b, problem.length * problem.dim);
   problem.initial = part(problem.initial, b, problem.centroids * problem.dim);

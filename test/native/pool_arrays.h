@@ -32,6 +32,12 @@ struct PoolArrays {
   }
 };
 
+/// A hard assignment to planted clusters ("prime"), from a row of each.
+PoolArrays planted_pool(Similarity similarity);
+/// Elements of it that shall be NaN: of a first centroid and of a later one, and of inputs.
+std::vector<float*> spoiled_centroids(const PoolArrays& planted);
+std::vector<float*> spoiled_inputs(const PoolArrays& planted);
+
 /// The part of a problem that is batch entry b.
 CentroidPoolProblem one_pool_sequence(CentroidPoolProblem problem, int64_t b);
 
