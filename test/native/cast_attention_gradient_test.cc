@@ -125,6 +125,22 @@ TEST("CAST gradient: one cluster of all tokens, and a long sequence cut into par
   }
 }
 
+/// Gradients within clusters are held for two of three batch entries, or heads, at a time.
+TEST_ONCE("CAST gradient: batch entries in groups, heads in waves") {
+  for (int64_t batch : {1, 3}) {
+    const Scope scope(std::to_string(batch) + " entries");
+    Case which = find_case("usual");
+    which.batch = batch;
+    which.heads = 4 - batch;
+    which.query_length = which.key_length = 100;
+    which.head_dim = 3;
+    which.value_dim = 70;
+    which.clusters = which.cluster_size = 100;
+    CastGradientArrays fixture(which, Selection::top_k, Activation::softmax);
+    check_reference(fixture);
+  }
+}
+
 TEST("CAST gradient: what is not wanted does not change the others") {
   CastGradientArrays fixture(find_case("ragged"), Selection::top_k, Activation::softmax);
   const auto run = [&](const CastAttentionGradientProblem& problem) {

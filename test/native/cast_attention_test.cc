@@ -81,6 +81,35 @@ TEST("CAST: matches the reference") {
   }
 }
 
+/// Affinities of two of three batch entries are held at a time, and clusters of two of three heads.
+std::vector<Case> grouped_cases() {
+  Case one = find_case("usual");
+  one.batch = 3;
+  one.heads = 1;
+  one.query_length = one.key_length = 1000;
+  one.head_dim = one.value_dim = 2;
+  one.clusters = 1000;
+  one.cluster_size = 1;
+  Case other = find_case("usual");
+  other.batch = 1;
+  other.heads = 3;
+  other.query_length = other.key_length = 100;
+  other.head_dim = 3;
+  other.value_dim = 70;
+  other.clusters = other.cluster_size = 100;
+  one.name = "entries in groups";
+  other.name = "heads in waves";
+  return {one, other};
+}
+
+TEST_ONCE("CAST: batch entries in groups, heads in waves") {
+  for (const Case& one : grouped_cases()) {
+    const Scope scope(one.name);
+    Fixture fixture(one, Selection::top_k, Activation::softmax);
+    check_reference(fixture);
+  }
+}
+
 TEST("CAST: scales of any size and sign") {
   for (float scale : {0.0f, -0.5f, 1.0f, 4.0f}) {
     for (Selection selection : kSelections) {

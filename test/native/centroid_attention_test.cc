@@ -126,6 +126,22 @@ TEST("centroid attention: neighbors that list every input change nothing") {
   }
 }
 
+/// Scores of so many pairs are held for two sequences at a time: one is left.
+TEST_ONCE("centroid attention: many neighbors, sequences in groups") {
+  Case which = find_case("usual");
+  which.batch = 1;
+  which.heads = 3;
+  which.query_length = 1400;
+  which.key_length = 500;
+  which.head_dim = 3;
+  which.value_dim = 2;
+  which.top_k = 1000;
+  for (Normalize normalize : {Normalize::centroids, Normalize::inputs}) {
+    CentroidArrays fixture(which, {normalize, Collect::sum, true, true});
+    check_reference(fixture);
+  }
+}
+
 TEST("centroid attention: neighbors outside their range are named") {
   for (int32_t bad : {-2, 53}) {
     CentroidArrays fixture(find_case("prime"), {Normalize::centroids, Collect::sum, false, true});
