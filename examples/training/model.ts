@@ -1,4 +1,8 @@
-/** A transformer encoder with a classifier on top, of every token or of the whole sequence. */
+/**
+ * A transformer encoder with a classifier on top, of every token or of the whole sequence. Its
+ * layers are those of PyTorch's `nn.TransformerEncoder` with `norm_first`, and their parameters have
+ * the names and shapes that they have there, so that the weights of one fit the other.
+ */
 import { makeAttention, type Attend, type AttentionSizes, type Kind } from './attention';
 import {
   add,
@@ -10,7 +14,7 @@ import {
   relu,
   type Verdict,
 } from './layers';
-import { Parameters, type Parameter } from './parameters';
+import { Parameters, rowsOf, type Parameter } from './parameters';
 import type { Random } from './random';
 
 /** What a task asks of a model. */
@@ -35,26 +39,22 @@ export interface ModelSizes {
   readonly layers: number;
 }
 
+/** A matrix and what is added to its product; of a layer norm, scale and shift. */
 interface Affine {
   readonly weight: Parameter;
   readonly bias: Parameter;
 }
 
-interface Norm {
-  readonly scale: Parameter;
-  readonly shift: Parameter;
-}
-
 interface EncoderLayer {
   readonly attend: Attend;
-  readonly before: Norm;
+  readonly norm1: Affine;
   readonly query: Affine;
   readonly key: Affine;
   readonly value: Affine;
-  readonly output: Affine;
-  readonly between: Norm;
-  readonly widen: Affine;
-  readonly narrow: Affine;
+  readonly outProj: Affine;
+  readonly norm2: Affine;
+  readonly linear1: Affine;
+  readonly linear2: Affine;
 }
 
 export class Model {
@@ -64,7 +64,7 @@ export class Model {
   readonly #tokens: Parameter;
   readonly #positions: Parameter;
   readonly #layers: EncoderLayer[] = [];
-  readonly #after: Norm;
+  readonly #norm: Affine;
   readonly #classifier: Affine;
 
   constructor(kind: Kind, question: Question, sizes: ModelSizes, random: Random) {
@@ -72,11 +72,10 @@ export class Model {
     this.#question = question;
     this.#sizes = sizes;
     const { dim } = sizes;
-    this.#tokens = this.parameters.normal('tokens', [question.vocabulary, dim], 1);
-    this.#positions = this.parameters.normal('positions', [question.length, dim], 1);
-    for (let l = 0; l < sizes.layers; ++l)
-      this.#layers.push(this.#encoderLayer(kind, `layer.${l}`));
-    this.#after = this.#norm('norm');
+    this.#tokens = this.parameters.normal('tokens.weight', [question.vocabulary, dim], 1);
+    this.#positions = this.parameters.normal('positions.weight', [question.length, dim], 1);
+    for (let l = 0; l < sizes.layers; ++l) this.#layers.push(this.#encoderLayer(kind, l));
+    this.#norm = this.#layerNorm('norm');
     this.#classifier = this.#affine('classifier', question.classes, dim);
   }
 
@@ -93,7 +92,7 @@ export class Model {
       x = step.output;
       return step;
     });
-    const norm = normalise(x, this.#after);
+    const norm = normalise(x, this.#norm);
     const lengths = batch.lengths ?? new Int32Array(count).fill(length);
     const pooled = perToken ? undefined : meanOfRows(norm.output, lengths, dim);
     const { weight, bias } = this.#classifier;
@@ -108,20 +107,30 @@ export class Model {
     return verdict;
   }
 
-  #encoderLayer(kind: Kind, name: string): EncoderLayer {
+  #encoderLayer(kind: Kind, number: number): EncoderLayer {
     const { dim, heads, hidden } = this.#sizes;
     const { length } = this.#question;
     const sizes: AttentionSizes = { batch: 1, length, heads, headDim: dim / heads };
+    const name = `layers.${number}`;
+    const attend = makeAttention(kind, this.parameters, `attention.${number}`, sizes);
+    const norm1 = this.#layerNorm(`${name}.norm1`);
+    // One matrix holds the projections to query, key and value, in this order.
+    const weight = this.parameters.weight(`${name}.self_attn.in_proj_weight`, 3 * dim, dim);
+    const bias = this.parameters.vector(`${name}.self_attn.in_proj_bias`, 3 * dim, 0);
+    const projection = (i: number): Affine => ({
+      weight: rowsOf(weight, i * dim, dim),
+      bias: rowsOf(bias, i * dim, dim),
+    });
     return {
-      attend: makeAttention(kind, this.parameters, `${name}.attention`, sizes),
-      before: this.#norm(`${name}.before`),
-      query: this.#affine(`${name}.query`, dim, dim),
-      key: this.#affine(`${name}.key`, dim, dim),
-      value: this.#affine(`${name}.value`, dim, dim),
-      output: this.#affine(`${name}.output`, dim, dim),
-      between: this.#norm(`${name}.between`),
-      widen: this.#affine(`${name}.widen`, hidden, dim),
-      narrow: this.#affine(`${name}.narrow`, dim, hidden),
+      attend,
+      norm1,
+      query: projection(0),
+      key: projection(1),
+      value: projection(2),
+      outProj: this.#affine(`${name}.self_attn.out_proj`, dim, dim),
+      norm2: this.#layerNorm(`${name}.norm2`),
+      linear1: this.#affine(`${name}.linear1`, hidden, dim),
+      linear2: this.#affine(`${name}.linear2`, dim, hidden),
     };
   }
 
@@ -132,16 +141,16 @@ export class Model {
     };
   }
 
-  #norm(name: string): Norm {
+  #layerNorm(name: string): Affine {
     const { dim } = this.#sizes;
     return {
-      scale: this.parameters.vector(`${name}.scale`, dim, 1),
-      shift: this.parameters.vector(`${name}.shift`, dim, 0),
+      weight: this.parameters.vector(`${name}.weight`, dim, 1),
+      bias: this.parameters.vector(`${name}.bias`, dim, 0),
     };
   }
 }
 
-const normalise = (x: Float32Array, { scale, shift }: Norm) => layerNorm(x, scale, shift);
+const normalise = (x: Float32Array, { weight, bias }: Affine) => layerNorm(x, weight, bias);
 const apply = (x: Float32Array, { weight, bias }: Affine) => linear(x, weight, bias);
 
 /** x + attention(norm(x)), then y + feed-forward(norm(y)). */
@@ -151,29 +160,29 @@ function encode(
   x: Float32Array,
   lengths: Int32Array | undefined,
 ) {
-  const before = normalise(x, layer.before);
-  const query = apply(before.output, layer.query);
-  const key = apply(before.output, layer.key);
-  const value = apply(before.output, layer.value);
+  const norm1 = normalise(x, layer.norm1);
+  const query = apply(norm1.output, layer.query);
+  const key = apply(norm1.output, layer.key);
+  const value = apply(norm1.output, layer.value);
   const projections = { query: query.output, key: key.output, value: value.output };
-  const attention = layer.attend(sizes, projections, before.output, lengths);
-  const mixed = apply(attention.output, layer.output);
+  const attention = layer.attend(sizes, projections, norm1.output, lengths);
+  const mixed = apply(attention.output, layer.outProj);
   const y = add(x, mixed.output);
 
-  const between = normalise(y, layer.between);
-  const widened = apply(between.output, layer.widen);
+  const norm2 = normalise(y, layer.norm2);
+  const widened = apply(norm2.output, layer.linear1);
   const active = relu(widened.output);
-  const narrowed = apply(active.output, layer.narrow);
+  const narrowed = apply(active.output, layer.linear2);
   const output = add(y, narrowed.output);
 
   const backward = (gradient: Float32Array): Float32Array => {
     const inner = widened.backward(active.backward(narrowed.backward(gradient)));
-    const byY = add(gradient, between.backward(inner));
+    const byY = add(gradient, norm2.backward(inner));
     const by = attention.backward(mixed.backward(byY));
     let hidden = add(query.backward(by.query), key.backward(by.key));
     hidden = add(hidden, value.backward(by.value));
     if (by.hidden !== undefined) hidden = add(hidden, by.hidden);
-    return add(byY, before.backward(hidden));
+    return add(byY, norm1.backward(hidden));
   };
   return { output, backward };
 }

@@ -10,6 +10,19 @@ export interface Parameter {
   readonly decays: boolean;
 }
 
+/** `count` rows of a parameter from row `first` on, in the same memory. */
+export function rowsOf(parameter: Parameter, first: number, count: number): Parameter {
+  const { shape, value, gradient } = parameter;
+  const width = value.length / shape[0]!;
+  const [begin, end] = [first * width, (first + count) * width];
+  return {
+    ...parameter,
+    shape: [count, ...shape.slice(1)],
+    value: value.subarray(begin, end),
+    gradient: gradient.subarray(begin, end),
+  };
+}
+
 export class Parameters {
   readonly all = new Map<string, Parameter>();
   readonly #random: Random;
