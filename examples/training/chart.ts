@@ -35,7 +35,7 @@ export function cells(outcome: Outcome): string[] {
     outcome.attention,
     `${(100 * outcome.accuracy).toFixed(2)} %`,
     outcome.loss.toFixed(4),
-    outcome.millisecondsPerStep.toFixed(1),
+    outcome.millisecondsPerStep?.toFixed(1) ?? '–',
     outcome.megabytes.toFixed(0),
     String(outcome.parameters),
   ];

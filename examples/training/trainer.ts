@@ -44,7 +44,8 @@ export interface Outcome {
   /** On batches that were never trained on. */
   readonly accuracy: number;
   readonly loss: number;
-  readonly millisecondsPerStep: number;
+  /** Median; null when a resumed run had no step left to make. */
+  readonly millisecondsPerStep: number | null;
   /** The most memory that the process held. */
   readonly megabytes: number;
   readonly history: readonly Record[];
@@ -138,6 +139,6 @@ function evaluate(model: Model, draw: Task['batch'], { batch, length, seed }: Op
   return { loss, accuracy: correct / asked };
 }
 
-function medianOf(values: readonly number[]): number {
-  return values.toSorted((a, b) => a - b)[Math.floor(values.length / 2)] ?? NaN;
+function medianOf(values: readonly number[]): number | null {
+  return values.toSorted((a, b) => a - b)[Math.floor(values.length / 2)] ?? null;
 }

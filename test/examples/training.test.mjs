@@ -155,6 +155,15 @@ describe('program', () => {
     expect(() => train({ ...other, checkpoint: file }, () => {})).toThrow('is of another run');
   });
 
+  test('ends with a table also when a resumed run has no step left', () => {
+    const folder = mkdtempSync(join(tmpdir(), 'training-'));
+    const args = [...small, '--steps', '2', '--output', folder];
+    expect(program(...args).status).toBe(0);
+    const { status, stdout } = program(...args, '--resume');
+    expect(status).toBe(0);
+    expect(stdout).toMatch(/improved-clustered +\d+\.\d\d % +\d+\.\d{4} +–/);
+  });
+
   test('ends with a table and a page', () => {
     const folder = mkdtempSync(join(tmpdir(), 'training-'));
     const args = [...small, '--task', 'listops', '--steps', '30', '--output', folder];
