@@ -1,6 +1,6 @@
 /** A training run on disk: weights and moments as safetensors, the rest as metadata. */
 import {
-  readSafetensors,
+  SafetensorsError,
   SafetensorsFile,
   writeSafetensors,
   type Tensor,
@@ -16,7 +16,7 @@ export interface Record {
 }
 
 /** What must be the same for a run to be continued. */
-export type Settings = Readonly<{ [name: string]: string | number }>;
+export type Settings = Readonly<{ [name: string]: string | number | undefined }>;
 
 /** Each parameter with its moments, under the names they have in a file. */
 function* stored(parameters: Parameters, optimiser: AdamW): Generator<[string, Tensor]> {
@@ -42,6 +42,23 @@ export function saveCheckpoint(
   });
 }
 
+/**
+ * Fills each of `targets` with the tensor of its name. All are read and their shapes compared before
+ * the first is overwritten.
+ */
+export function fill(targets: Iterable<[string, Tensor]>, file: SafetensorsFile): void {
+  const filled = Array.from(targets, ([name, { shape, data }]) => {
+    const values = file.read(name);
+    const found = file.tensors.get(name)!.shape;
+    if (String(found) !== String(shape)) {
+      const problem = `${name} has the shape (${found}): expected (${shape})`;
+      throw new SafetensorsError(file.path, problem);
+    }
+    return { data, values };
+  });
+  for (const { data, values } of filled) data.set(values);
+}
+
 /** Fills parameters and optimiser with what a file holds; returns the run's history. */
 export function loadCheckpoint(
   path: string,
@@ -50,18 +67,15 @@ export function loadCheckpoint(
   settings: Settings,
 ): Record[] {
   const file = new SafetensorsFile(path);
-  const metadata = file.metadata;
-  file.close();
-  const found = metadata.get('settings');
-  if (found !== JSON.stringify(settings)) {
-    throw new Error(`${path} is of another run: ${found ?? 'no run of this program'}`);
+  try {
+    const found = file.metadata.get('settings');
+    if (found !== JSON.stringify(settings)) {
+      throw new Error(`${path} is of another run: ${found ?? 'no run of this program'}`);
+    }
+    fill(stored(parameters, optimiser), file);
+    optimiser.step = Number(file.metadata.get('step'));
+    return JSON.parse(file.metadata.get('history') ?? '[]') as Record[];
+  } finally {
+    file.close();
   }
-  const tensors = readSafetensors(path);
-  for (const [name, { data }] of stored(parameters, optimiser)) {
-    const tensor = tensors.get(name);
-    if (tensor?.data.length !== data.length) throw new Error(`${path} does not hold ${name}`);
-    data.set(tensor.data);
-  }
-  optimiser.step = Number(metadata.get('step'));
-  return JSON.parse(metadata.get('history') ?? '[]') as Record[];
 }

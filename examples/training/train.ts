@@ -2,6 +2,7 @@
  * Trains a small transformer encoder with one of the package's attention kinds, or with all of them:
  *   npm run train -- --task copy --attention improved-clustered [--length 64] [--steps 600]
  *   npm run train -- --task listops --attention all --length 256 --resume
+ *   npm run train -- --attention clustered --pretrained weights.safetensors [--prefix encoder.]
  * Ends with a table of all runs of that task and length, and a page with their learning curves.
  */
 import { spawnSync } from 'node:child_process';
@@ -36,9 +37,13 @@ function readArguments(args: string[]) {
   const names = Object.keys(DEFAULTS) as Name[];
   const options = Object.fromEntries(names.map((name) => [name, text(name)]));
   try {
-    const flags = { resume: { type: 'boolean' as const, default: false } };
-    const { values } = parseArgs({ args, options: { ...options, ...flags } });
-    return values as { [name in Name]: string } & { resume: boolean };
+    const others = {
+      resume: { type: 'boolean' as const, default: false },
+      pretrained: { type: 'string' as const },
+      prefix: { type: 'string' as const },
+    };
+    const { values } = parseArgs({ args, options: { ...options, ...others } });
+    return values as { [name in Name]: string } & Pick<Options, 'resume' | 'pretrained' | 'prefix'>;
   } catch (error) {
     throw new UsageError((error as Error).message);
   }
@@ -51,7 +56,7 @@ function integer(name: string, text: string, minimum: number): number {
 }
 
 function optionsOf(values: ReturnType<typeof readArguments>, attention: Kind): Options {
-  const { task } = values;
+  const { task, pretrained, prefix } = values;
   const count = (name: Name): number => integer(name, values[name], 1);
   const [length, dim, heads] = [count('length'), count('dim'), count('heads')];
   const learningRate = Number(values['learning-rate']);
@@ -62,6 +67,13 @@ function optionsOf(values: ReturnType<typeof readArguments>, attention: Kind): O
   if (dim % heads !== 0) throw new UsageError('--dim must be a multiple of --heads');
   if (length < 8 || length % 2 !== 0) {
     throw new UsageError('--length must be even and at least 8');
+  }
+  const checkpoint = join(values.output, `${task}-${length}-${attention}.safetensors`);
+  if (prefix !== undefined && pretrained === undefined) {
+    throw new UsageError('--prefix is of the names in the file of --pretrained');
+  }
+  if (pretrained !== undefined && resolve(pretrained) === resolve(checkpoint)) {
+    throw new UsageError(`the run would overwrite ${pretrained}: give it another --output`);
   }
   return {
     task,
@@ -75,7 +87,9 @@ function optionsOf(values: ReturnType<typeof readArguments>, attention: Kind): O
     heads,
     hidden: count('hidden'),
     layers: count('layers'),
-    checkpoint: join(values.output, `${task}-${length}-${attention}.safetensors`),
+    pretrained,
+    prefix,
+    checkpoint,
     resume: values.resume,
   };
 }

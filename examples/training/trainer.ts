@@ -4,6 +4,7 @@ import type { Kind } from './attention';
 import { loadCheckpoint, saveCheckpoint, type Record, type Settings } from './checkpoint';
 import { Model, type Batch, type Question } from './model';
 import { AdamW } from './parameters';
+import { loadPretrained } from './pretrained';
 import { Random } from './random';
 import { copyBatch, copyQuestion } from './tasks/copy';
 import { listOpsBatch, listOpsQuestion } from './tasks/list-ops';
@@ -30,6 +31,9 @@ export interface Options {
   readonly heads: number;
   readonly hidden: number;
   readonly layers: number;
+  /** A file of weights to start from, and what the encoder's names start with in it. */
+  readonly pretrained: string | undefined;
+  readonly prefix: string | undefined;
   /** Where weights are saved, and resumed from if `resume`. */
   readonly checkpoint: string;
   readonly resume: boolean;
@@ -87,10 +91,12 @@ export function train(
   );
   const optimiser = new AdamW(model.parameters);
   const settings = settingsOf(options);
-  const history: Record[] =
-    options.resume && existsSync(checkpoint)
-      ? loadCheckpoint(checkpoint, model.parameters, optimiser, settings)
-      : [];
+  let history: Record[] = [];
+  if (options.resume && existsSync(checkpoint)) {
+    history = loadCheckpoint(checkpoint, model.parameters, optimiser, settings);
+  } else if (options.pretrained !== undefined) {
+    loadPretrained(options.pretrained, options.prefix ?? '', model.parameters);
+  }
   const save = (): void =>
     saveCheckpoint(checkpoint, model.parameters, optimiser, settings, history);
 

@@ -6,6 +6,9 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { beforeAll, describe, expect, test } from 'vitest';
+import { writeSafetensors } from '../../dist/safetensors.js';
+import { rowsAt, softmax } from '../lib/oracle/rows.mjs';
+import { affine, encode, stateShapes } from './encoder-reference.mjs';
 
 const root = fileURLToPath(new URL('../..', import.meta.url));
 const require = createRequire(import.meta.url);
@@ -126,6 +129,138 @@ const program = (...args) => {
 };
 const small = ['--length', '16', '--dim', '8', '--heads', '2', '--hidden', '8', '--batch', '2'];
 
+describe('pretrained weights', () => {
+  const PREFIX = 'model.encoder.';
+
+  /** A random state dict of PyTorch for an encoder of these sizes: name → data. */
+  function stateOf(sizes) {
+    const random = randomOf(9);
+    return stateShapes(sizes).map(([name, shape]) => {
+      const length = shape.reduce((product, axis) => product * axis, 1);
+      const data = Float32Array.from({ length }, () => 0.3 * random.normal());
+      return [name, { shape, data }];
+    });
+  }
+
+  function fileOf(tensors, prefix = PREFIX) {
+    const path = join(mkdtempSync(join(tmpdir(), 'training-')), 'pretrained.safetensors');
+    writeSafetensors(path, new Map(tensors.map(([name, tensor]) => [prefix + name, tensor])));
+    return path;
+  }
+
+  const snapshot = (model) =>
+    Array.from(model.parameters.all, ([name, { value }]) => [name, Array.from(value)]);
+
+  test('give what an encoder of PyTorch computes from the same state dict', () => {
+    const state = stateOf(TINY);
+    const question = { vocabulary: 5, classes: 4, length: 6, perToken: true };
+    const model = new (load('model').Model)('exact', question, TINY, randomOf(1));
+    load('pretrained').loadPretrained(fileOf(state), PREFIX, model.parameters);
+    const tokens = Int32Array.of(3, 1, 0, 4, 2, 1, 2, 2, 0, 1, 3, 4);
+    const targets = new Int32Array(12);
+    const { gradient } = model.run({ tokens, targets }, false);
+
+    const own = (name) => model.parameters.all.get(name).value;
+    const data = new Map(state.map(([name, tensor]) => [name, tensor.data]));
+    for (let b = 0; b < 2; ++b) {
+      const embedded = Array.from({ length: 6 }, (_, l) => {
+        const [token] = rowsAt(own('tokens.weight'), tokens[6 * b + l], 1, TINY.dim);
+        return token.map((x, d) => x + own('positions.weight')[l * TINY.dim + d]);
+      });
+      const encoded = encode(data, TINY, embedded);
+      const logits = affine(encoded, own('classifier.weight'), own('classifier.bias'));
+      // The model shows its outputs as the gradient of the mean of −log softmax.
+      const wanted = logits.flatMap((row) =>
+        Array.from(softmax(row), (share, c) => (share - (c === 0 ? 1 : 0)) / 12),
+      );
+      wanted.forEach((x, i) => expect(gradient[24 * b + i]).toBeCloseTo(x, 6));
+    }
+  });
+
+  test.each(KINDS)('fill the encoder under %s attention, and leave the rest', (kind) => {
+    const state = stateOf(TINY);
+    const model = modelOf('copy', kind, 16);
+    const before = new Map(snapshot(model));
+    const decoder = [['other.layers.0.linear1.bias', { shape: [1], data: Float32Array.of(7) }]];
+    const file = fileOf([
+      ...state,
+      ['mask', { shape: [0], data: new Float32Array(0) }],
+      ...decoder,
+    ]);
+    load('pretrained').loadPretrained(file, PREFIX, model.parameters);
+    const wanted = new Map(state.map(([name, { data }]) => [name, Array.from(data)]));
+    expect(new Map(snapshot(model))).toEqual(new Map([...before, ...wanted]));
+  });
+
+  test('are also those of a run here, embeddings and classifier included', () => {
+    const trained = modelOf('copy', 'exact', 16);
+    const { AdamW } = load('parameters');
+    const file = join(mkdtempSync(join(tmpdir(), 'training-')), 'exact.safetensors');
+    const save = load('checkpoint').saveCheckpoint;
+    save(file, trained.parameters, new AdamW(trained.parameters), {}, []);
+    const question = load('trainer').TASKS.copy.question(16);
+    const model = new (load('model').Model)('clustered', question, TINY, randomOf(2));
+    load('pretrained').loadPretrained(file, '', model.parameters);
+    expect(snapshot(model)).toEqual(snapshot(trained));
+  });
+
+  const bias = 'layers.1.norm2.bias';
+  test.each([
+    [
+      'a missing tensor',
+      (state) => state.filter(([name]) => name !== bias),
+      `no tensor "${PREFIX}${bias}"`,
+    ],
+    [
+      'another shape',
+      (state) =>
+        state.map(([name, tensor]) => [
+          name,
+          name === bias ? { shape: [2, 4], data: tensor.data } : tensor,
+        ]),
+      `${PREFIX}${bias} has the shape (2,4): expected (8)`,
+    ],
+    [
+      'a layer more',
+      () => stateOf({ ...TINY, layers: 3 }),
+      'the encoder has no parameter for model.encoder.layers.2.',
+    ],
+    ['fewer layers', () => stateOf({ ...TINY, layers: 1 }), 'no tensor "model.encoder.layers.1.'],
+    [
+      'another width',
+      () => stateOf({ ...TINY, hidden: 13 }),
+      'linear1.weight has the shape (13,8): expected (12,8)',
+    ],
+    [
+      'another prefix',
+      (state) => state.map(([name, tensor]) => [`x.${name}`, tensor]),
+      'no tensor "model.encoder.layers.0.',
+    ],
+  ])('are refused with %s, before anything changes', (_, change, message) => {
+    const model = modelOf('copy', 'exact', 16);
+    const before = snapshot(model);
+    const file = fileOf(change(stateOf(TINY)));
+    const { loadPretrained } = load('pretrained');
+    expect(() => loadPretrained(file, PREFIX, model.parameters)).toThrow(message);
+    expect(snapshot(model)).toEqual(before);
+  });
+
+  test('are an option of the program, and of the run that it resumes', () => {
+    const output = mkdtempSync(join(tmpdir(), 'training-'));
+    const file = fileOf(stateOf({ dim: 8, hidden: 8, layers: 2 }));
+    const args = [...small, '--steps', '2', '--output', output];
+    const pretrained = ['--pretrained', file, '--prefix', PREFIX];
+    expect(program(...args, ...pretrained).status).toBe(0);
+    expect(program(...args, ...pretrained, '--resume').status).toBe(0);
+    expect(program(...args, '--resume').stderr).toContain('is of another run');
+    const { status, stderr } = program(...args, '--pretrained', file);
+    expect(status).toBe(1);
+    expect(stderr).toContain('no tensor "layers.0.norm1.weight"');
+    const own = join(output, 'copy-16-improved-clustered.safetensors');
+    expect(program(...args, '--pretrained', own).stderr).toContain('the run would overwrite');
+  });
+});
+
 describe('program', () => {
   test('gives the same weights again, also when it is resumed half-way', () => {
     const { train } = load('trainer');
@@ -183,6 +318,7 @@ describe('program', () => {
     [['--heads', '3'], 'multiple of --heads'],
     [['--steps', '1e99'], '--steps must be an integer'],
     [['--learning-rate', 'high'], '--learning-rate must be a positive number'],
+    [['--prefix', 'encoder.'], '--prefix is of the names in the file of --pretrained'],
     [['--fast'], "'--fast'"],
   ])('refuses %j', (args, message) => {
     const { status, stderr } = program(...args);
