@@ -4,6 +4,7 @@ import { readFileSync } from 'node:fs';
 import path from 'node:path';
 import { describe, expect, test } from 'vitest';
 import { writeReport } from '../../dist/bench/report.js';
+import { root } from '../lib/support/package.mjs';
 import { run, temporaryFolder } from './support/cli.mjs';
 import { recording, result, store } from './support/recording.mjs';
 
@@ -61,6 +62,20 @@ describe('the command', () => {
     const out = path.join(folder, 'page.html');
     expect(run('report', a, b, '--out', out)).toEqual({ status: 0, stdout: '', stderr: '' });
     expect(dataOf(readFileSync(out, 'utf8')).points).toHaveLength(2);
+  });
+
+  test('docs/scaling.html is what the command in docs/benchmark.md makes', () => {
+    const text = readFileSync(path.join(root, 'docs', 'benchmark.md'), 'utf8');
+    const [, parameters] = /^node dist\/cli\.js (report [^`]+ docs\/scaling\.html)$/m.exec(text);
+    const out = path.join(temporaryFolder(), 'page.html');
+    const words = parameters
+      .split(/[\s\\]+/)
+      .map((word) =>
+        word.endsWith('.json') ? path.join(root, word) : word.replace('docs/scaling.html', out),
+      );
+    expect(run(...words)).toEqual({ status: 0, stdout: '', stderr: '' });
+    const page = path.join(root, 'docs', 'scaling.html');
+    expect(readFileSync(out).equals(readFileSync(page))).toBe(true);
   });
 
   test.each([
