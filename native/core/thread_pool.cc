@@ -265,12 +265,12 @@ void fail_thread_starts(bool fail) { thread_starts_fail.store(fail, std::memory_
 int default_thread_count() {
   const int hardware = std::max(1u, std::thread::hardware_concurrency());
   const char* wanted = std::getenv("CLUSTER_ATTENTION_NUM_THREADS");
-  if (wanted == nullptr) return hardware;
+  // Digits alone: strtol() would also take a sign and spaces before them.
+  if (wanted == nullptr || *wanted < '0' || *wanted > '9') return hardware;
   char* end = nullptr;
   const long count = std::strtol(wanted, &end, 10);
-  return end != wanted && *end == '\0' && count > 0
-             ? static_cast<int>(std::min<long>(count, kMaximumThreads))
-             : hardware;
+  return *end == '\0' && count > 0 ? static_cast<int>(std::min<long>(count, kMaximumThreads))
+                                   : hardware;
 }
 
 }  // namespace cluster_attention

@@ -47,7 +47,8 @@ class ThreadPool {
 /// For fault tests: while set, no thread can be started.
 void fail_thread_starts(bool fail);
 
-/// CLUSTER_ATTENTION_NUM_THREADS if that is set to a positive number, else the hardware threads.
+/// CLUSTER_ATTENTION_NUM_THREADS if that is a positive number in digits alone, else the hardware
+/// threads.
 int default_thread_count();
 
 }  // namespace cluster_attention

@@ -86,6 +86,15 @@ describe('a process', () => {
     expect(await run('console.log(ca.getNumThreads());', environment)).toEqual(clean(`${count}`));
   });
 
+  test.each([' 17', '+17', '17 ', '17x', '0x11', '17.0'])(
+    'ignores CLUSTER_ATTENTION_NUM_THREADS=%o: more than digits',
+    async (value) => {
+      const count = (environment) => run('console.log(ca.getNumThreads());', environment);
+      const unset = await count({ CLUSTER_ATTENTION_NUM_THREADS: '' });
+      expect(await count({ CLUSTER_ATTENTION_NUM_THREADS: value })).toEqual(unset);
+    },
+  );
+
   test.each(['', '0', '-4', 'many', '99999999999999999999'])(
     'is not upset by CLUSTER_ATTENTION_NUM_THREADS=%o',
     async (value) => {
