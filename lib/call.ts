@@ -261,9 +261,9 @@ export class Call {
   }
 
   /**
-   * The array that the native code writes: `out` itself, or a private one where the call must not
-   * write `out` before it has succeeded. To be asked for after all inputs. `accumulate` says that
-   * the native code adds to what `out` holds.
+   * The array that the native code writes: `out` itself, which it fills with NaN when it fails in
+   * the middle, or a private one where the call must not write `out` before it has succeeded. To be
+   * asked for after all inputs. `accumulate` says that the native code adds to what `out` holds.
    */
   output(axes: Axes, accumulate = false): Floats {
     this.#outputAxes = axes;
@@ -334,15 +334,6 @@ export class Call {
     }
     intrinsics.copyInto(out, output as Float32Array);
     return out;
-  }
-
-  /** After a failure: what was written must not look like a result. */
-  spoil(): void {
-    this.discard();
-    const out = this.#out;
-    if (out === this.#output && intrinsics.kindOf(out) !== undefined) {
-      intrinsics.fill(out as Float32Array, NaN);
-    }
   }
 
   /** Frees what is on the device for this call, after a failure all of it. */

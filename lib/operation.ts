@@ -58,7 +58,7 @@ export function named<Callable>(
 export function runSync({ native }: Operation, call: Call, { request }: Prepared): void {
   const error = computeSync(native, call, request);
   if (error === undefined) return;
-  call.spoil();
+  call.discard();
   throw error;
 }
 

@@ -27,7 +27,18 @@ namespace cluster_attention {
 
 namespace {
 
-/// Precision, kernel, then the cause of a non-finite result.
+/// Kernel, then the cause of a non-finite result.
+template <typename Problem>
+Status run_kernel(const Problem& problem, const ProblemArrays& arrays, const CallSettings& settings,
+                  Context& context, Status (*kernel)(const Problem&, Context&)) {
+  CA_RETURN_IF_ERROR(kernel(problem, context));
+  if (settings.non_finite == NonFinite::error && context.saw_non_finite()) {
+    return arrays.find_non_finite();
+  }
+  return Status::success();
+}
+
+/// Precision, kernel, and NaN in what it may have half written when it fails.
 template <typename Problem>
 Status execute(Problem problem, const CallSettings& settings, Context& context,
                Status (*kernel)(const Problem&, Context&)) {
@@ -38,11 +49,9 @@ Status execute(Problem problem, const CallSettings& settings, Context& context,
     CA_RETURN_IF_ERROR(arrays.round(context));
     context.set_bfloat16_operands();
   }
-  CA_RETURN_IF_ERROR(kernel(problem, context));
-  if (settings.non_finite == NonFinite::error && context.saw_non_finite()) {
-    return arrays.find_non_finite();
-  }
-  return Status::success();
+  const Status status = run_kernel(problem, arrays, settings, context, kernel);
+  if (!status.ok() && !status.refuses_arguments()) arrays.spoil_results();
+  return status;
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "native/core/shape.h"
 #include "native/dispatch_reads.h"
@@ -45,6 +46,11 @@ void* ProblemArray::data() const {
 }
 
 void ProblemArray::redirect(const void* data) const { std::memcpy(slot, &data, sizeof data); }
+
+void ProblemArray::spoil(void* data) const {
+  if (type != ElementType::float32) return;
+  std::fill_n(static_cast<float*>(data), elements, std::numeric_limits<float>::quiet_NaN());
+}
 
 bool ProblemArrays::has_results() const {
   return std::any_of(begin(), end(), [](const ProblemArray& array) {
@@ -94,6 +100,12 @@ Status ProblemArrays::find_non_finite() const {
     if (first >= 0) return {StatusCode::non_finite, input.name, first};
   }
   return {StatusCode::overflow, nullptr, -1};
+}
+
+void ProblemArrays::spoil_results() const {
+  for (const ProblemArray& array : *this) {
+    if (array.is_result) array.spoil(array.data());
+  }
 }
 
 ProblemArray& ProblemArrays::append(const char* name, void* slot, ElementType type, bool is_result,

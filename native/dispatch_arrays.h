@@ -66,6 +66,9 @@ struct ProblemArray {
   void* data() const;
   /// Points the problem elsewhere.
   void redirect(const void* data) const;
+  /// Fills a result of floats that lies at `data`: what a failed call may have half written must
+  /// not look like a result.
+  void spoil(void* data) const;
 };
 
 /// The arrays of a problem that are there; float arguments in the order in which faults are
@@ -89,6 +92,8 @@ class ProblemArrays {
   Status round(Context& context) const;
   /// The first NaN or Inf in a row that is read; StatusCode::overflow when there is none.
   Status find_non_finite() const;
+  /// After a failure in the middle of the call.
+  void spoil_results() const;
 
  private:
   /// The forward problem of a gradient problem, else the problem itself.

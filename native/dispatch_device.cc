@@ -94,18 +94,31 @@ class PlainArrays {
     return Status::success();
   }
 
-  /// Copies the results back to where the problem pointed.
+  /// Copies the results back to where the problem pointed; nothing is written there before.
   Status fetch() const {
+    const Status status = for_each_result([this](const ProblemArray& array, void* host) {
+      return download(session_, array, call_, host, array.data());
+    });
+    if (status.ok()) return status;
+    for_each_result([](const ProblemArray& array, void* host) {
+      array.spoil(host);
+      return Status::success();
+    });
+    return status;
+  }
+
+ private:
+  /// body(array, where it belongs in plain memory), until one fails.
+  template <typename Body>
+  Status for_each_result(Body&& body) const {
     int index = 0;
     for (const ProblemArray& array : arrays_) {
       void* host = host_[index++];
-      if (host == nullptr) continue;
-      CA_RETURN_IF_ERROR(download(session_, array, call_, host, array.data()));
+      if (host != nullptr) CA_RETURN_IF_ERROR(body(array, host));
     }
     return Status::success();
   }
 
- private:
   int64_t reserved(const ProblemArray& array) const {
     return divide_up(bytes_on_device(array, call_), kAlignment) * kAlignment;
   }

@@ -28,6 +28,11 @@ struct Status {
   int64_t index = -1;
 
   bool ok() const { return code == StatusCode::ok; }
+  /// Whether the arguments are at fault, which a kernel finds out before it writes any result.
+  bool refuses_arguments() const {
+    return code == StatusCode::out_of_range || code == StatusCode::duplicate ||
+           code == StatusCode::shape_mismatch || code == StatusCode::unsupported;
+  }
   static Status success() { return {}; }
   static Status out_of_memory() { return {StatusCode::out_of_memory, nullptr, -1}; }
   static Status cancelled() { return {StatusCode::cancelled, nullptr, -1}; }

@@ -26,6 +26,18 @@ Status broadcast(const BroadcastProblem& problem, Context& context) {
   if (all_seen == nullptr) return Status::out_of_memory();
 
   FirstIndex bad_label;
+  const auto check = [&](int64_t task, int) {
+    const int64_t b = task / chunks;
+    const int64_t begin = b * length + task % chunks * kRowsPerTask;
+    for (int64_t i = begin; i < std::min(begin + kRowsPerTask, (b + 1) * length); ++i) {
+      const int32_t label = problem.labels[i];
+      if (label < -1 || label >= clusters) return bad_label.report(i);
+    }
+  };
+  CA_RETURN_IF_ERROR(
+      context.parallel(problem.batch * chunks, check, static_cast<double>(problem.batch * length)));
+  CA_RETURN_IF_ERROR(bad_label.status("labels"));
+
   const auto copy_rows = [&](int64_t task, int worker) {
     const int64_t b = task / chunks;
     const float* inputs = problem.inputs + b * clusters * dim;
@@ -35,8 +47,7 @@ Status broadcast(const BroadcastProblem& problem, Context& context) {
     for (int64_t i = begin; i < std::min(begin + kRowsPerTask, length); ++i) {
       const int32_t label = problem.labels[b * length + i];
       float* output = problem.output + (b * length + i) * dim;
-      if (label < 0 || label >= clusters) {
-        if (label != -1) return bad_label.report(b * length + i);
+      if (label < 0) {
         std::fill(output, output + dim, 0.0f);
         continue;
       }
@@ -48,9 +59,8 @@ Status broadcast(const BroadcastProblem& problem, Context& context) {
       std::copy(row, row + dim, output);
     }
   };
-  CA_RETURN_IF_ERROR(context.parallel(problem.batch * chunks, copy_rows,
-                                      static_cast<double>(problem.batch * length * dim)));
-  return bad_label.status("labels");
+  return context.parallel(problem.batch * chunks, copy_rows,
+                          static_cast<double>(problem.batch * length * dim));
 }
 
 Status broadcast_gradient(const BroadcastGradientProblem& problem, Context& context) {

@@ -96,6 +96,7 @@ Status EncodeGradient::find_states() {
       checked_size(std::max<int64_t>(forward_.steps, 1), rows_, forward_.dim));
   gradient_ = context_.workspace().allocate_zeroed<float>(size);
   if (states_ == nullptr || gradient_ == nullptr) return Status::out_of_memory();
+  CA_RETURN_IF_ERROR(encoding_.find_active());
   CA_RETURN_IF_ERROR(encoding_.start(states_));
   for (int64_t b = 0; b < forward_.batch; ++b) {
     const int64_t first = b * forward_.centroids * forward_.dim;

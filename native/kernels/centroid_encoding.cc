@@ -4,19 +4,26 @@
 
 namespace cluster_attention::kernels {
 
-Status CentroidEncoding::start(float* centroids) {
-  const int64_t length = problem_.length;
+Status CentroidEncoding::find_active() {
   CA_RETURN_IF_ERROR(
-      active_.find(problem_.batch, length, nullptr, problem_.weights, false, context_));
+      active_.find(problem_.batch, problem_.length, nullptr, problem_.weights, false, context_));
+  centroids_ = context_.workspace().allocate<int32_t>(problem_.batch);
+  if (centroids_ == nullptr) return Status::out_of_memory();
+  const bool given = problem_.start == PoolStart::given;
+  for (int64_t b = 0; b < problem_.batch; ++b) {
+    const int64_t limit = given ? problem_.centroids : active_.count(b);
+    centroids_[b] = static_cast<int32_t>(std::min(problem_.centroids, limit));
+  }
+  return Status::success();
+}
+
+Status CentroidEncoding::start(float* centroids) {
   bool any_removed = false;
   for (int64_t b = 0; b < problem_.batch; ++b) any_removed |= active_.index(b) != nullptr;
   Workspace& workspace = context_.workspace();
-  centroids_ = workspace.allocate<int32_t>(problem_.batch);
   chosen_ = workspace.allocate<int64_t>(rows_);
-  float* gathered = workspace.allocate<float>(any_removed ? length * problem_.dim : 0);
-  if (centroids_ == nullptr || chosen_ == nullptr || gathered == nullptr) {
-    return Status::out_of_memory();
-  }
+  float* gathered = workspace.allocate<float>(any_removed ? problem_.length * problem_.dim : 0);
+  if (chosen_ == nullptr || gathered == nullptr) return Status::out_of_memory();
   for (int64_t b = 0; b < problem_.batch; ++b) {
     CA_RETURN_IF_ERROR(
         start_sequence(b, gathered, centroids + b * problem_.centroids * problem_.dim));
@@ -37,10 +44,8 @@ CentroidStart CentroidEncoding::start_of(int64_t batch) const {
 Status CentroidEncoding::start_sequence(int64_t batch, float* gathered, float* centroids) {
   const int64_t dim = problem_.dim;
   CentroidStart sequence = start_of(batch);
-  int64_t count = std::min(problem_.centroids, sequence.length);
   if (problem_.start == PoolStart::given) {
     sequence.initial = problem_.initial + batch * problem_.centroids * dim;
-    count = problem_.centroids;
   } else if (const int32_t* index = active_.index(batch)) {
     for (int64_t i = 0; i < sequence.length; ++i) {
       const float* row = sequence.inputs + index[i] * dim;
@@ -48,7 +53,7 @@ Status CentroidEncoding::start_sequence(int64_t batch, float* gathered, float* c
     }
     sequence.inputs = gathered;
   }
-  centroids_[batch] = static_cast<int32_t>(count);
+  const int64_t count = centroids_[batch];
   std::fill(centroids + count * dim, centroids + problem_.centroids * dim, 0.0f);
   return start_centroids(sequence, count, chosen_ + batch * problem_.centroids, context_,
                          centroids);

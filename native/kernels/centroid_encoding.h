@@ -22,7 +22,9 @@ class CentroidEncoding {
         rows_(problem.batch * problem.centroids),
         absorbed_(absorbed) {}
 
-  /// u⁰ into `centroids`, which also says how many of them are real.
+  /// Which inputs take part, and so how many centroids are real. To be called first.
+  Status find_active();
+  /// u⁰ into `centroids`.
   Status start(float* centroids);  // (batch,M,d)
   /// Everything that the steps share. `with_state`: attend() also finds what the backward of the
   /// attention reads.

@@ -102,7 +102,9 @@ describe.each(names)('%s', (name) => {
   });
 
   test.each(Object.entries(known))('refuses a wrong %s', async (path, argument) => {
-    const options = () => ({ ...minimal(), ...argument.with });
+    // A refused call leaves `out` as it was: see expectBothRefuse().
+    const out = () => known.out && { out: known.out.valid().fill(5) };
+    const options = () => ({ ...minimal(), ...argument.with, ...out() });
     const valid = optionAt(minimal(), path) ?? argument.valid?.();
     for (const [refusal, value] of wrongValues(argument, valid)) {
       try {
@@ -211,8 +213,22 @@ describe('device', () => {
     if (cuda?.available) return;
     const { minimal } = operations.attention;
     const refusal = { type: Error, codes: ['ERR_CUDA_UNAVAILABLE'] };
+    const out = operations.attention.arguments.out.valid;
     for (const device of ['cuda', 'cuda:0', 'cuda:7']) {
-      await expectBothRefuse('attention', () => ({ ...minimal(), device }), refusal, 'device');
+      const options = () => ({ ...minimal(), device, out: out().fill(5) });
+      await expectBothRefuse('attention', options, refusal, 'device');
+      for (const form of [required.attentionVjpSync, imported.attentionVjp]) {
+        const { out: given, ...rest } = options();
+        expectRefused(await errorOf(() => form({ ...rest, out: given })), refusal, 'device');
+        expect(given).toEqual(out().fill(5));
+      }
+      const sum = () => ({
+        ...operations.matmul.minimal(),
+        device,
+        out: operations.matmul.arguments.out.valid().fill(5),
+        accumulate: true,
+      });
+      await expectBothRefuse('matmul', sum, refusal, 'device');
     }
   });
 });

@@ -195,7 +195,7 @@ describe('a device that fails', () => {
     `;
     const { code, output } = await runOnDevice(script, { wishes: 'lost=1,report=1' });
     const [first, after, fine, other, end] = output.split('\n');
-    expect(first).toMatch(/^ERR_DEVICE_LOST: .*'cuda:0'.*cudaErrorIllegalAddress.* NaN,NaN$/);
+    expect(first).toMatch(/^ERR_DEVICE_LOST: .*'cuda:0'.*cudaErrorIllegalAddress.* 5,5$/);
     for (const said of JSON.parse(after).slice(0, -1)) expect(said).toMatch(/^ERR_DEVICE_LOST/);
     expect(JSON.parse(after).at(-1)).toMatch(/cudaErrorIllegalAddress/);
     expect([code, fine, other, end]).toEqual([
@@ -204,6 +204,21 @@ describe('a device that fails', () => {
       '2',
       'stub: 0 bytes, 0 sessions, 3 operations',
     ]);
+  });
+
+  test('while a result is copied back: a given out holds NaN, not half of the result', async () => {
+    const script = `
+      const out = new Float32Array(2).fill(5);
+      const options = { ...plain(), device: 'cuda', out };
+      console.log(attempt(() => ca.attentionSync({ ...options, details: true })), out.join());
+      console.log(ca.attentionSync(options) === out, out.join() === ca.attentionSync(plain()).join());
+    `;
+    for (const torn of [1, 2]) {
+      const { output } = await runOnDevice(script, { wishes: `torn=${torn}` });
+      const [first, second] = output.split('\n');
+      expect(first).toMatch(/^ERR_CUDA_UNAVAILABLE: .*cudaErrorInvalidValue NaN,NaN$/);
+      expect(second).toBe('true true');
+    }
   });
 
   test('index faults come from the device with their place', async () => {

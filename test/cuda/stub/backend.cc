@@ -44,6 +44,7 @@ struct Wishes {
   int64_t deaf = 0;           // milliseconds after that, as of a kernel that has been launched
   int64_t report = 0;         // 1: says at the end of the process what is left
   int64_t capacity = 0;       // MiB of memory that a device has
+  int64_t torn = 0;           // the n-th copy from a device stops half-way
 };
 
 int64_t wish(const char* name) {
@@ -62,7 +63,8 @@ int64_t wish(const char* name) {
 const Wishes& wishes() {
   static const Wishes all = {wish("other_version"), wish("no_driver"), wish("out_of_memory"),
                              wish("error"),         wish("lost"),      wish("slow"),
-                             wish("deaf"),          wish("report"),    wish("capacity")};
+                             wish("deaf"),          wish("report"),    wish("capacity"),
+                             wish("torn")};
   return all;
 }
 
@@ -77,6 +79,7 @@ struct World {
   int64_t sessions = 0;
   int64_t allocations = 0;
   int64_t operations = 0;
+  std::atomic<int64_t> downloads{0};
   std::vector<const char*> misuse;
   std::atomic<bool> lost[kDevices] = {};
 };
@@ -236,7 +239,9 @@ Status download_bytes(Session* session, void* host, const void* device, int64_t 
   CA_RETURN_IF_ERROR(use.status());
   if (raised(abort)) return Status::cancelled();
   check_owned(device, bytes);
-  std::memcpy(host, device, static_cast<size_t>(bytes));
+  const bool torn = ++world().downloads == wishes().torn;
+  std::memcpy(host, device, static_cast<size_t>(torn ? bytes / 2 : bytes));
+  if (torn) return {StatusCode::cuda_unavailable, "cudaErrorInvalidValue", -1};
   return Status::success();
 }
 
