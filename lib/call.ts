@@ -3,6 +3,7 @@
  * what it needs by name; arrays come back as the native code may use them (a private copy when the
  * work is asynchronous or the memory is shared with other threads).
  */
+import { readSignal } from './abort';
 import { allocate, type Axes, checkedArray, copyOf, elementCount } from './arrays';
 import { NonFinite, Precision } from './binding';
 import {
@@ -12,14 +13,7 @@ import {
   newTensor,
   shareTensor,
 } from './device-tensor';
-import {
-  invalidType,
-  outOfRange,
-  overlapping,
-  shapeMismatch,
-  unsupported,
-  wrongTensor,
-} from './errors';
+import { outOfRange, overlapping, shapeMismatch, unsupported, wrongTensor } from './errors';
 import * as intrinsics from './intrinsics';
 import type { TypedArray, TypedArrayKind, TypedArrays } from './intrinsics';
 import * as options from './options';
@@ -85,10 +79,8 @@ export class Call {
   }
 
   #readSignal(name: string): AbortSignal | undefined {
-    const signal = this.#values['signal'];
-    if (isAbsent(signal)) return undefined;
-    if (!(signal instanceof AbortSignal)) throw invalidType('signal', 'an AbortSignal', signal);
-    if (this.#form === 'async') return signal;
+    const signal = readSignal(this.#values['signal']);
+    if (signal === undefined || this.#form === 'async') return signal;
     throw unsupported(
       'signal',
       `signal must be absent, received an AbortSignal: ${name} cannot be interrupted`,

@@ -12,27 +12,30 @@ export type TypedArrayKind = 'Float32Array' | 'Float64Array' | 'Int32Array' | 'B
 const prototype = Object.getPrototypeOf(Int8Array.prototype) as object;
 const { call } = Function.prototype;
 
-function getter<Result>(name: string | symbol): (array: unknown) => Result {
-  const { get } = Object.getOwnPropertyDescriptor(prototype, name)!;
-  return call.bind(get as never) as unknown as (array: unknown) => Result;
+/** A getter of a prototype as a function of the object. */
+export function getterOf<Result>(owner: object, name: string | symbol): (from: unknown) => Result {
+  const { get } = Object.getOwnPropertyDescriptor(owner, name)!;
+  return call.bind(get as never) as unknown as (from: unknown) => Result;
 }
 
-function method<Arguments extends unknown[]>(
-  name: string,
-): (array: TypedArray, ...values: Arguments) => void {
-  const { value } = Object.getOwnPropertyDescriptor(prototype, name)!;
-  return call.bind(value as never) as never;
+/** A method of a prototype as a function of the object. */
+export function methodOf<Method>(owner: object, name: string): Method {
+  // Not its descriptor: with --frozen-intrinsics a getter stands in the place of a method.
+  const method = (owner as Readonly<Record<string, unknown>>)[name];
+  return call.bind(method as never) as Method;
 }
 
 /** 'Float32Array' and so on; undefined for everything that is not a typed array. */
-export const kindOf = getter<string | undefined>(Symbol.toStringTag);
+export const kindOf = getterOf<string | undefined>(prototype, Symbol.toStringTag);
 /** Number of elements; 0 when the memory is detached. */
-export const lengthOf = getter<number>('length');
-export const byteOffsetOf = getter<number>('byteOffset');
-export const byteLengthOf = getter<number>('byteLength');
-export const bufferOf = getter<ArrayBufferLike>('buffer');
-export const copyInto = method<[source: TypedArray]>('set');
-export const fill = method<[value: number]>('fill');
+export const lengthOf = getterOf<number>(prototype, 'length');
+export const byteOffsetOf = getterOf<number>(prototype, 'byteOffset');
+export const byteLengthOf = getterOf<number>(prototype, 'byteLength');
+export const bufferOf = getterOf<ArrayBufferLike>(prototype, 'buffer');
+export const copyInto = methodOf<(target: TypedArray, source: TypedArray) => void>(
+  prototype,
+  'set',
+);
 
 const { isSharedArrayBuffer } = types;
 const constructors = { Float32Array, Float64Array, Int32Array, BigUint64Array };

@@ -2,6 +2,7 @@
  * Makes both forms of an operation from one description: `prepare` reads the options, checks them
  * and allocates the results; what follows is the same for all operations.
  */
+import { throwIfAborted } from './abort';
 import type { NativeOperation } from './binding';
 import { Call, type KnownNames } from './call';
 import { isDeviceTensor } from './device-tensor';
@@ -39,7 +40,7 @@ export function asynchronous<Callable>(operation: Operation): Callable {
   const { name } = operation;
   return named(name, async (options: unknown): Promise<unknown> => {
     const call = new Call(name, 'async', options, operation);
-    call.signal?.throwIfAborted();
+    throwIfAborted(call.signal);
     const prepared = operation.prepare(call);
     await runAsync(operation, call, prepared);
     return deliver(call, prepared);

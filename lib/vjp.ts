@@ -9,6 +9,7 @@
  * shared: what is theirs cannot be written but as the `out` of another call, which takes floats
  * alone.
  */
+import { throwIfAborted } from './abort';
 import type { NativeOperation } from './binding';
 import { type Axes, copyOf } from './arrays';
 import { Call, type Floats, type Form } from './call';
@@ -53,7 +54,7 @@ export function asynchronousVjp<Callable>(operation: DifferentiableOperation): C
   const name = `${operation.name}Vjp`;
   return named(name, async (options: unknown): Promise<unknown> => {
     const call = new Call(name, 'async', options, operation, { differentiable: true });
-    call.signal?.throwIfAborted();
+    throwIfAborted(call.signal);
     const prepared = prepare(operation, call);
     await runAsync(operation, call, prepared);
     return withGradients(operation, call, prepared, 'async');
@@ -178,7 +179,7 @@ class SavedState {
     const { call, request, gradients } = this.#prepare('async', gradOutput, options);
     const { native } = this.#operation.gradient;
     try {
-      call.signal?.throwIfAborted();
+      throwIfAborted(call.signal);
       const error = await computeAsync(native, this.#settings, request, call.signal);
       if (error !== undefined) throw error;
     } catch (error) {

@@ -297,15 +297,24 @@ describe('signal', () => {
   const { minimal } = operations.attention;
 
   test.each([
-    [{}],
-    [{ aborted: true, reason: 1 }],
-    ['abort'],
-    [5],
-    [true],
-    [new AbortController()],
-  ])('refuses %o', async (signal) => {
-    const error = await errorOf(() => imported.attention({ ...minimal(), signal }));
-    expectRefused(error, WRONG_KIND, 'signal');
+    ['an object', {}],
+    ['what looks like one', { aborted: true, reason: 1 }],
+    ['a text', 'abort'],
+    ['a number', 5],
+    ['a flag', true],
+    ['a controller', new AbortController()],
+    ['another target of events', new EventTarget()],
+    ['an object with its methods', Object.create(AbortSignal.prototype)],
+  ])('refuses %s', async (_what, signal) => {
+    const { backward, output } = await imported.attentionVjp(minimal());
+    const calls = [
+      () => imported.attention({ ...minimal(), signal }),
+      () => required.attention({ ...minimal(), signal }),
+      () => imported.attentionVjp({ ...minimal(), signal }),
+      () => required.attentionSync({ ...minimal(), signal }),
+      () => backward(output, { signal }),
+    ];
+    for (const call of calls) expectRefused(await errorOf(call), WRONG_KIND, 'signal');
   });
 });
 

@@ -20,9 +20,10 @@ const shortCall = `
 `;
 
 /** Runs a script in a fresh Node; a script that does not end within half a minute is killed. */
-function run(script, environment = {}) {
+function run(script, environment = {}, flags = []) {
   return new Promise((resolve) => {
-    const child = spawn(process.execPath, ['-e', `${load}${longCall}${shortCall}${script}`], {
+    const text = `${load}${longCall}${shortCall}${script}`;
+    const child = spawn(process.execPath, [...flags, '-e', text], {
       env: { ...process.env, ...environment },
       timeout: 30_000,
       killSignal: 'SIGKILL',
@@ -103,6 +104,27 @@ describe('a process', () => {
       expect(await run(script, environment)).toEqual(clean('true'));
     },
   );
+
+  test('computes with frozen intrinsics, in both forms and gradients', async () => {
+    const script = `
+      const rows = Float32Array.of(3, 4);
+      const product = { a: rows, b: rows, shape: { rows: 1, columns: 1, depth: 2 } };
+      const out = new Float32Array(1);
+      const say = async ({ matmul, matmulSync }) => {
+        const sum = await matmul({ ...product, out, accumulate: true });
+        console.log(sum === out, sum[0], matmulSync(product)[0]);
+      };
+      (async () => {
+        await say(ca);
+        await say(await import(${JSON.stringify(entry)}));
+        const shape = { batch: 1, heads: 1, queryLength: 2, headDim: 1 };
+        const { backward } = await ca.attentionVjp({ query: rows, key: rows, value: rows, shape });
+        console.log((await backward(rows)).value.length);
+      })();
+    `;
+    const flags = ['--frozen-intrinsics', '--no-warnings'];
+    expect(await run(script, {}, flags)).toEqual(clean('true 25 25\ntrue 50 25\n2'));
+  });
 
   test('works after the package was loaded twice', async () => {
     const script = `
