@@ -237,7 +237,10 @@ function wantedNames(wanted: unknown, known: readonly string[]): readonly string
   if (!Array.isArray(wanted)) throw invalidType('gradients', 'an array of option names', wanted);
   const names = Array.from(wanted as unknown[]);
   names.forEach((name, index) => {
-    if (known.includes(name as string)) return;
+    if (typeof name !== 'string') {
+      throw invalidType(`gradients[${index}]`, 'the name of an option', name);
+    }
+    if (known.includes(name)) return;
     throw outOfRange('gradients', `filled with names out of ${known.join(', ')}`, name, index);
   });
   return names as string[];

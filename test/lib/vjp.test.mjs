@@ -67,7 +67,8 @@ describe.each(differentiable)('%s', (name) => {
       const refused = [
         ['labels', WRONG_KIND],
         [['labels'], WRONG_VALUE],
-        [[7], WRONG_VALUE],
+        [[7], WRONG_KIND],
+        [[Object.keys(all)[0], null], WRONG_KIND],
       ];
       for (const [gradients, refusal] of refused) {
         const error = await errorOf(() => state.backward(gradOutput, { gradients }));
