@@ -24,6 +24,8 @@ export interface BroadcastOptions extends OutputOptions {
   shape: { batch: number; length: number; dim: number };
   /** C ≥ 1 */
   clusters: number;
+  /** Says nothing here: the options of {@link aggregate} serve the way back too. */
+  reduce?: 'mean' | 'sum' | undefined;
 }
 
 /** Options of {@link aggregate}. */
@@ -45,7 +47,15 @@ export interface AggregateGradients {
   inputs: Float32Array;
 }
 
-const OPTIONS = [...CALL_OPTIONS, 'out', 'inputs', 'labels', 'shape', 'clusters'] as const;
+const OPTIONS = [
+  ...CALL_OPTIONS,
+  'out',
+  'inputs',
+  'labels',
+  'shape',
+  'clusters',
+  'reduce',
+] as const;
 const SHAPE = ['batch', 'length', 'dim'] as const;
 
 function readSizes(call: Call) {
@@ -55,16 +65,18 @@ function readSizes(call: Call) {
   return { batch, length, dim, clusters: call.count('clusters') };
 }
 
+const readReduce = (call: Call) => call.choice('reduce', Reduce, Reduce.mean);
+
 const aggregateOperation: DifferentiableOperation = {
   name: 'aggregate',
   native: 'aggregate',
   gradient: { native: 'aggregateGradient', options: ['inputs'] },
-  options: [...OPTIONS, 'reduce'],
+  options: OPTIONS,
   shape: SHAPE,
   prepare(call: Call): PreparedGradient {
     const sizes = readSizes(call);
     const { batch, length, dim, clusters } = sizes;
-    const reduce = call.choice('reduce', Reduce, Reduce.mean);
+    const reduce = readReduce(call);
     const inputs = call.floats('inputs', { batch, length, dim });
     const labels = call.integers('labels', { batch, length });
     const output = call.output({ batch, clusters, dim });
@@ -85,6 +97,7 @@ const broadcastOperation: DifferentiableOperation = {
   prepare(call: Call): PreparedGradient {
     const sizes = readSizes(call);
     const { batch, length, dim, clusters } = sizes;
+    readReduce(call);
     const inputs = call.floats('inputs', { batch, clusters, dim });
     const labels = call.integers('labels', { batch, length });
     const output = call.output({ batch, length, dim });

@@ -17,7 +17,7 @@ import { outOfRange, overlapping, shapeMismatch, unsupported, wrongTensor } from
 import * as intrinsics from './intrinsics';
 import type { TypedArray, TypedArrayKind, TypedArrays } from './intrinsics';
 import * as options from './options';
-import { isAbsent, MAXIMUM_DIMENSION, type Values } from './options';
+import { isAbsent, type KnownNames, MAXIMUM_DIMENSION, type Values } from './options';
 import { checkDevices, type Place, readPlace } from './place';
 
 export type Form = 'sync' | 'async';
@@ -66,9 +66,9 @@ export class Call {
     this.name = name;
     this.#form = form;
     this.differentiable = differentiable;
-    this.#values = options.readOwn('options', source, known.options);
+    this.#values = options.readOptions(source, known);
     this.#shape = known.shape
-      ? options.readOwn('shape', this.#values['shape'], known.shape)
+      ? options.readShape(this.#values['shape'], known.shape)
       : this.#values;
     this.signal = this.#readSignal(name);
     this.place = place ?? readPlace(this.#values);
@@ -332,10 +332,4 @@ export class Call {
   discard(kept: ReadonlySet<unknown> = NOTHING): void {
     for (const tensor of this.#tensors) if (!kept.has(tensor)) tensor.dispose();
   }
-}
-
-/** The option names of an operation, and the dimensions of its `shape`. */
-export interface KnownNames {
-  readonly options: readonly string[];
-  readonly shape?: readonly string[];
 }

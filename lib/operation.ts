@@ -4,10 +4,10 @@
  */
 import { throwIfAborted } from './abort';
 import type { NativeOperation } from './binding';
-import { Call, type KnownNames } from './call';
+import { Call } from './call';
 import { isDeviceTensor } from './device-tensor';
 import { computeAsync, computeSync } from './native-call';
-import { declareNames } from './options';
+import { declareNames, type KnownNames } from './options';
 
 /** A call that is ready to run. */
 export interface Prepared {
@@ -25,7 +25,7 @@ export interface Operation extends KnownNames {
 
 /** The form that computes on the calling thread. */
 export function synchronous<Callable>(operation: Operation): Callable {
-  declareNames([...operation.options, ...(operation.shape ?? [])]);
+  declareNames(operation);
   const name = `${operation.name}Sync`;
   return named(name, (options: unknown): unknown => {
     const call = new Call(name, 'sync', options, operation);

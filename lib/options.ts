@@ -14,13 +14,21 @@ export const MAXIMUM_DIMENSION = 2 ** 31 - 1;
 const { create, getOwnPropertyNames, hasOwn } = Object;
 const { isSafeInteger, isFinite } = Number;
 
+/** The option names of an operation, and the dimensions of its `shape`. */
+export interface KnownNames {
+  readonly options: readonly string[];
+  readonly shape?: readonly string[];
+}
+
 /** The names that any operation knows. */
 const everyName = new Set<string>();
 
-/** Options that mask, order, weight or place data: to pass them over would change the result. */
+/** Options that mask, order, weight, place or add data: passing them over would change the result. */
 const MEANINGFUL: ReadonlySet<string> = new Set([
+  'accumulate',
   'causal',
   'hashBias',
+  'indices',
   'initial',
   'keyLengths',
   'labels',
@@ -34,36 +42,71 @@ const MEANINGFUL: ReadonlySet<string> = new Set([
   'weights',
 ]);
 
-/** Says that `names` are options (or dimensions of `shape`) of some operation. */
-export function declareNames(names: readonly string[]): void {
-  for (const name of names) everyName.add(name);
+/** Names of one thing: whoever gives one to an operation that has the other means that. */
+const SAME_THING: readonly (readonly string[])[] = [
+  ['iterations', 'steps'],
+  ['k', 'topK'],
+  ['metric', 'similarity'],
+];
+
+/** Says that an operation has these names. */
+export function declareNames({ options, shape = [] }: KnownNames): void {
+  for (const name of [...options, ...shape]) everyName.add(name);
 }
 
 /**
- * Copies the own properties of `source` whose names are `known`. Names that only other operations
- * know are passed over, so that one options object can serve several, unless they would change the
- * result; any other name is an error, most likely a misspelling.
+ * The options of an operation. Names that only other operations know are passed over, so that one
+ * options object can serve several, unless they would change the result.
  */
-export function readOwn(argument: string, source: unknown, known: readonly string[]): Values {
+export function readOptions(source: unknown, known: KnownNames): Values {
+  return readOwn('options', source, known.options, (name) => faultOf(name, known));
+}
+
+/** The option `shape`; dimensions that only other operations know are passed over. */
+export function readShape(source: unknown, known: readonly string[]): Values {
+  return readOwn('shape', source, known, (name) => faultOf(name, { options: known }));
+}
+
+/** Why an operation must not pass over an option that it does not have; undefined when it may. */
+function faultOf(name: string, { options, shape = [] }: KnownNames): string | undefined {
+  if (shape.includes(name)) return 'the operation has it in shape';
+  const names: readonly string[] = SAME_THING.find((pair) => pair.includes(name)) ?? [];
+  const other = names.find((one) => options.includes(one));
+  if (other !== undefined) return `the operation has ${other} instead`;
+  return MEANINGFUL.has(name) ? 'the operation has no such option' : undefined;
+}
+
+/**
+ * Copies the own properties of `source` whose names are `known`. Any other name is an error, most
+ * likely a misspelling; with `fault`, one that some operation knows is an error only for the reason
+ * that this gives.
+ */
+export function readOwn(
+  argument: string,
+  source: unknown,
+  known: readonly string[],
+  fault?: (name: string) => string | undefined,
+): Values {
   if (typeof source !== 'object' || source === null) {
     throw invalidType(argument, 'an object', source);
   }
   const values = create(null) as Record<string, unknown>;
   for (const name of getOwnPropertyNames(source)) {
-    if (!known.includes(name)) {
-      if (!everyName.has(name)) throw unknownName(argument, name, known);
-      if (MEANINGFUL.has(name)) refuse(name, (source as Record<string, unknown>)[name]);
+    if (known.includes(name)) {
+      values[name] = (source as Values)[name];
       continue;
     }
-    values[name] = (source as Record<string, unknown>)[name];
+    if (fault === undefined || !everyName.has(name)) throw unknownName(argument, name, known);
+    const reason = fault(name);
+    if (reason !== undefined) refuse(name, (source as Values)[name], reason);
   }
   return values;
 }
 
 /** An option that the operation does not have, given a value that says something. */
-function refuse(name: string, value: unknown): void {
+function refuse(name: string, value: unknown, reason: string): void {
   if (isAbsent(value) || value === false) return;
-  throw unsupported(name, `${name} must be absent: the operation has no such option`);
+  throw unsupported(name, `${name} must be absent: ${reason}`);
 }
 
 function unknownName(argument: string, name: string, known: readonly string[]): Error {

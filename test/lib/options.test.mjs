@@ -39,6 +39,81 @@ describe('options of other operations', () => {
     expect(library[`${name}Sync`]({ ...options, [argument]: undefined })).toBeDefined();
   });
 
+  const inputs = () => ({ inputs: ramp(18), shape: rows });
+  const encode = () => ({
+    inputs: ramp(18),
+    shape: { ...rows, heads: 1, headDim: 1 },
+    centroids: 2,
+    ...Object.fromEntries(['query', 'key', 'value', 'output'].map((w) => [`${w}Weight`, ramp(3)])),
+  });
+  const scores = () => ({ scores: ramp(6), shape: { rows: 1, columns: 6 }, k: 2 });
+  const { query, key } = attention();
+  const dot = () => ({ query, key, shape, indices: new Int32Array(12), k: 1 });
+  const hashing = () => ({
+    inputs: ramp(18),
+    planes: ramp(16),
+    shape: { rows: 6, dim: 3, bits: 4 },
+  });
+  const clustered = () => ({ ...attention(), clusters: 2 });
+
+  test.each([
+    ['centroidEncode', encode, { iterations: 3 }, 'the operation has steps instead'],
+    ['centroidPool', inputs, { centroids: 2, steps: 3 }, 'the operation has iterations instead'],
+    ['kMeans', inputs, { clusters: 2, steps: 3 }, 'the operation has iterations instead'],
+    [
+      'centroidPool',
+      inputs,
+      { centroids: 2, metric: 'cosine' },
+      'the operation has similarity instead',
+    ],
+    ['kMeans', inputs, { clusters: 2, similarity: 'cosine' }, 'the operation has metric instead'],
+    ['improvedClusteredAttention', clustered, { k: 3 }, 'the operation has topK instead'],
+    ['topK', scores, { topK: 3 }, 'the operation has k instead'],
+    ['sparseDot', dot, { topK: 3 }, 'the operation has k instead'],
+    ['hash', hashing, { bits: 4 }, 'the operation has it in shape'],
+    ['attention', attention, { keyLength: 3 }, 'the operation has it in shape'],
+    [
+      'clusteredAttention',
+      clustered,
+      { indices: new Int32Array(4) },
+      'the operation has no such option',
+    ],
+    [
+      'improvedClusteredAttention',
+      clustered,
+      { indices: new Int32Array(4) },
+      'the operation has no such option',
+    ],
+    [
+      'attention',
+      attention,
+      { out: new Float32Array(36), accumulate: true },
+      'the operation has no such option',
+    ],
+  ])('%s refuses what it has by another name or not at all', async (name, make, more, reason) => {
+    const argument = Object.keys(more).at(-1);
+    const options = { ...make(), ...more };
+    const refusal = { code: 'ERR_UNSUPPORTED', argument };
+    const message = `${argument} must be absent: ${reason}`;
+    expect(() => library[`${name}Sync`](options)).toThrow(expect.objectContaining(refusal));
+    expect(() => library[`${name}Sync`](options)).toThrow(message);
+    const { [name]: operation } = await import('../../dist/index.js');
+    await expect(operation(options)).rejects.toMatchObject({ ...refusal, message });
+    expect(library[`${name}Sync`]({ ...options, [argument]: undefined })).toBeDefined();
+  });
+
+  test('reduce serves the way back as well', () => {
+    const way = { labels: Int32Array.of(0, 1, 0, 1, 0, 1), shape: rows, clusters: 2 };
+    const back = { ...way, inputs: ramp(6) };
+    for (const reduce of ['mean', 'sum']) {
+      expect(library.broadcastSync({ ...back, reduce })).toEqual(library.broadcastSync(back));
+    }
+    const refusal = { code: 'ERR_OUT_OF_RANGE', argument: 'reduce' };
+    expect(() => library.broadcastSync({ ...back, reduce: 'max' })).toThrow(
+      expect.objectContaining(refusal),
+    );
+  });
+
   test('nobody knows are errors that name the nearest one', () => {
     const misspelt = { ...attention(), clusters: 2, itterations: 3 };
     expect(() => library.clusteredAttentionSync(misspelt)).toThrow(/itterations.*iterations/);
@@ -54,6 +129,20 @@ describe('details', () => {
     const output = library[`${name}Sync`](options);
     expect(library[`${name}Sync`]({ ...options, details: true })).toEqual({ output });
     expect(await library[name]({ ...options, details: true })).toEqual({ output });
+  });
+});
+
+describe('sizes past the range of labels and indices', () => {
+  test.each([
+    ['clusteredAttention', { ...attention() }, 'clusters'],
+    ['improvedClusteredAttention', { ...attention(), clusters: 2 }, 'topK'],
+    ['topK', { scores: ramp(6), shape: { rows: 1, columns: 6 } }, 'k'],
+  ])('%s: clamped up to 2^31 - 1, refused from there on: %s', (name, options, argument) => {
+    const call = (size) => library[`${name}Sync`]({ ...options, [argument]: size });
+    expect(call(2 ** 31 - 1)).toEqual(call(6));
+    expect(() => call(2 ** 31)).toThrow(
+      expect.objectContaining({ code: 'ERR_OUT_OF_RANGE', argument }),
+    );
   });
 });
 

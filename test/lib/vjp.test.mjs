@@ -97,8 +97,10 @@ describe.each(differentiable)('%s', (name) => {
         const error = await errorOf(() => state.backward(state.output, bad));
         expectRefused(error, WRONG_KIND, 'options');
       }
-      const error = await errorOf(() => state.backward(state.output, { gradient: ['query'] }));
-      expect(error.code).toBe('ERR_INVALID_ARG_TYPE');
+      for (const unknown of [{ gradient: ['query'] }, { precision: 'bfloat16' }]) {
+        const error = await errorOf(() => state.backward(state.output, unknown));
+        expect(error.code).toBe('ERR_INVALID_ARG_TYPE');
+      }
     });
 
     test.each([NaN, Infinity])('names %d in gradOutput', async (bad) => {

@@ -145,6 +145,7 @@ export const clusteringOperations = {
       labels: ints(undefined, -1, 2),
       ...shapeArguments('batch', 'length', 'dim'),
       clusters: size(1, { fits: true }),
+      reduce: choice('mean', 'sum'),
       out: floats(() => new Float32Array(2 * 6 * 4)),
     },
     batched: ['inputs', 'labels'],
