@@ -1,13 +1,13 @@
 /// <reference lib="esnext.disposable" preserve="true" />
+import { readSignal, throwIfAborted } from './abort';
 import { allocate, type Axes, checkedArray, copyOf, elementCount } from './arrays';
 import { readDevice } from './device';
-import { CPU, deviceName } from './device-name';
+import { deviceName } from './device-name';
 import { allocateFor, free, memoryOf, shareWith } from './device-memory';
 import {
   disposed,
   disposedTensor,
   invalidType,
-  outOfRange,
   shapeMismatch,
   unsupported,
   wrongTensor,
@@ -176,26 +176,26 @@ export class DeviceTensor<Dtype extends DeviceDtype = DeviceDtype> {
 
   /** Sizes, outermost first. */
   get shape(): readonly number[] {
-    return this.#shape;
+    return checkedThis(this).#shape;
   }
 
   /** Number of elements. */
   get length(): number {
-    return this.#length;
+    return checkedThis(this).#length;
   }
 
   get dtype(): Dtype {
-    return this.#dtype;
+    return checkedThis(this).#dtype;
   }
 
   /** 'cuda:0' and so on. */
   get device(): `cuda:${number}` {
-    return deviceName(this.#device) as `cuda:${number}`;
+    return deviceName(checkedThis(this).#device) as `cuda:${number}`;
   }
 
   /** Whether it was disposed of; shape, dtype and device are known all the same. */
   get disposed(): boolean {
-    return memoryOf(this) === 0;
+    return memoryOf(checkedThis(this)) === 0;
   }
 
   /**
@@ -204,9 +204,11 @@ export class DeviceTensor<Dtype extends DeviceDtype = DeviceDtype> {
    * @throws ERR_UNSUPPORTED after dispose(), ERR_OUT_OF_MEMORY, ERR_DEVICE_LOST
    */
   async toArray(options?: ToArrayOptions): Promise<HostArray<Dtype>> {
-    const signal = readSignal(options);
-    signal?.throwIfAborted();
-    const array = this.#hostArray('toArray');
+    const tensor = checkedThis(this);
+    const known = readOwn('options', options ?? {}, ['signal']);
+    const signal = readSignal(known['signal']);
+    throwIfAborted(signal);
+    const array = tensor.#hostArray('toArray');
     const error = await transferAsync('download', 'toArray', this, array, signal);
     if (error !== undefined) throw error;
     return array;
@@ -214,7 +216,7 @@ export class DeviceTensor<Dtype extends DeviceDtype = DeviceDtype> {
 
   /** {@link DeviceTensor.toArray} on the calling thread, which it blocks. */
   toArraySync(): HostArray<Dtype> {
-    const array = this.#hostArray('toArraySync');
+    const array = checkedThis(this).#hostArray('toArraySync');
     const error = transferSync('download', 'toArraySync', this, array);
     if (error !== undefined) throw error;
     return array;
@@ -225,7 +227,7 @@ export class DeviceTensor<Dtype extends DeviceDtype = DeviceDtype> {
    * afterwards is an error; a second dispose does nothing.
    */
   dispose(): void {
-    free(this);
+    free(checkedThis(this));
   }
 
   /** The same, for `using`. */
@@ -252,6 +254,12 @@ export function isDeviceTensor(value: unknown): value is DeviceTensor {
   return memoryOf(value) !== undefined;
 }
 
+/** Methods can be called on anything. */
+function checkedThis<Tensor extends DeviceTensor>(tensor: Tensor): Tensor {
+  if (isDeviceTensor(tensor)) return tensor;
+  throw invalidType('this', 'a DeviceTensor', tensor);
+}
+
 interface Source {
   readonly array: TypedArray;
   readonly device: number;
@@ -261,8 +269,7 @@ interface Source {
 
 function readSource(array: unknown, options: unknown): Source {
   const known = readOwn('options', options ?? {}, ['shape', 'device', 'dtype']);
-  const device = readDevice(known['device']) ?? 0;
-  if (device === CPU) throw outOfRange('device', "'cuda' or 'cuda:N'", 'cpu');
+  const device = readDevice(known['device'], { cpu: false }) ?? 0;
   const given = isAbsent(known['shape']) ? undefined : readShape(known['shape']);
   // From here on no code of the caller runs.
   const kind = intrinsics.kindOf(array);
@@ -289,13 +296,6 @@ function readDtype(value: unknown, dtypes: readonly DeviceDtype[]): DeviceDtype 
   if (isAbsent(value)) return dtypes[0]!;
   const choices = Object.fromEntries(dtypes.map((dtype, i) => [dtype, i]));
   return dtypes[asChoice('dtype', value, choices)]!;
-}
-
-function readSignal(options: unknown): AbortSignal | undefined {
-  const { signal } = readOwn('options', options ?? {}, ['signal']);
-  if (isAbsent(signal)) return undefined;
-  if (!(signal instanceof AbortSignal)) throw invalidType('signal', 'an AbortSignal', signal);
-  return signal;
 }
 
 // ---- transfers --------------------------------------------------------------------------------

@@ -226,6 +226,15 @@ describe('out', () => {
     }
   });
 
+  test('alone on a device takes the call there', async () => {
+    for (const [, call] of forms('attention')) {
+      const out = target('float32');
+      expect(await call({ ...minimal(), out })).toBe(out);
+      expectSameResult(out.toArraySync(), required.attentionSync(minimal()));
+      out.dispose();
+    }
+  });
+
   test('in plain memory takes what a GPU made of plain arrays', async () => {
     const expected = required.attentionSync(minimal());
     for (const [, call] of forms('attention')) {

@@ -35,7 +35,8 @@ describe.each(makers)('DeviceTensor.%s', (_name, make) => {
   });
 
   test('has defaults: one dimension on the first device', async () => {
-    for (const options of [undefined, {}, { device: 'cuda' }, { device: 'auto' }]) {
+    const nothing = { shape: null, device: null, dtype: undefined };
+    for (const options of [undefined, null, {}, nothing, { device: 'cuda' }, { device: 'auto' }]) {
       const tensor = await make(Float32Array.of(1, 2, 3), options);
       expect([tensor.shape, tensor.device, tensor.dtype]).toEqual([[3], 'cuda:0', 'float32']);
       tensor.dispose();
@@ -81,9 +82,19 @@ describe.each(makers)('DeviceTensor.%s', (_name, make) => {
     expectRefused(error, { type, codes: [code] }, argument);
   });
 
-  test('refuses a misspelt option', async () => {
-    const error = await errorOf(() => make(new Float32Array(2), { dtyp: 'float32' }));
-    expect(error.code).toBe('ERR_INVALID_ARG_TYPE');
+  test('refuses options that it does not have', async () => {
+    for (const options of [{ dtyp: 'float32' }, { signal: AbortSignal.abort() }, { seed: 1 }]) {
+      const error = await errorOf(() => make(new Float32Array(2), options));
+      const [argument] = Object.keys(options);
+      expect(error).toMatchObject({ code: 'ERR_INVALID_ARG_TYPE', argument });
+    }
+  });
+
+  test('names the devices that can have one', async () => {
+    for (const device of ['cuda:x', 'cpu']) {
+      const error = await errorOf(() => make(new Float32Array(2), { device }));
+      expect(error.message).toBe(`device must be 'auto', 'cuda' or 'cuda:N', received "${device}"`);
+    }
   });
 
   test('is not upset by a getter that detaches the array', async () => {
@@ -118,6 +129,19 @@ describe('the life of a tensor', () => {
     expect(() => required.attentionSync({ ...minimal(), query: 1 })).toThrow(
       expect.objectContaining({ code: 'ERR_INVALID_ARG_TYPE' }),
     );
+  });
+
+  test('its methods refuse what is none', async () => {
+    const pretender = Object.create(DeviceTensor.prototype);
+    const uses = [
+      ...['shape', 'length', 'dtype', 'device', 'disposed'].map((name) => () => pretender[name]),
+      ...['toArray', 'toArraySync', 'dispose', Symbol.dispose].map(
+        (name) => () => pretender[name](),
+      ),
+    ];
+    for (const use of uses) {
+      expectRefused(await errorOf(use), { type: TypeError, codes: ['ERR_INVALID_ARG_TYPE'] });
+    }
   });
 
   test('is called by its name in errors', () => {

@@ -360,7 +360,8 @@ const STEPS = {
   exchange({ options, tensors, exchanged }, { victim, how }) {
     if (!holds(options, victim, tensors[victim])) return;
     const value = OTHER_TENSORS[how](tensors[victim]);
-    exchanged.push(value);
+    // What only looks like one has nothing to free.
+    if (!['proxy', 'heir'].includes(how)) exchanged.push(value);
     place(options, victim, { value, writable: true });
   },
   unknown: ({ options }, { name }) => place(options, name, { value: 1, writable: true }),
