@@ -2,6 +2,7 @@
 /** `npx cluster-attention …`: what a person runs before trusting the package with a service. */
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { Arguments } from './bench/arguments';
 import type { CudaDevice, CudaInfo } from './info';
 
 const HELP = `Usage: cluster-attention <command>
@@ -18,6 +19,11 @@ Commands:
 Options:
   --help      this text
   --version   version of the package
+`;
+
+const INFO_HELP = `Usage: cluster-attention info
+
+Prints version, instruction sets, threads, build and CUDA of this installation.
 `;
 
 function packageVersion(): string {
@@ -38,8 +44,8 @@ function describeDevice(device: CudaDevice): string {
 }
 
 function printInfo(): void {
-  const { info } = require('./info') as typeof import('./info'); // here: it loads the addon
-  const { instructionSets, threads, build, cuda, version } = info();
+  const library = require('./info') as typeof import('./info'); // here: it loads the addon
+  const { instructionSets, threads, build, cuda, version } = library.info();
   const lines = [
     ['version', version],
     ['node', `${process.version} ${process.platform}-${process.arch}`],
@@ -52,12 +58,19 @@ function printInfo(): void {
   for (const [name, value] of lines) console.log(`${name!.padEnd(18)}${value}`);
 }
 
+function info(parameters: readonly string[]): number {
+  const options = new Arguments(parameters, [], ['help']);
+  if (options.flag('help')) process.stdout.write(INFO_HELP);
+  else printInfo();
+  return 0;
+}
+
 function refuse(problem: string): number {
   console.error(`cluster-attention: ${problem}; see cluster-attention --help`);
   return 2;
 }
 
-/** A command without parameters. */
+/** What stands alone. */
 function alone(surplus: readonly string[], run: () => void): number {
   if (surplus.length > 0) return refuse(`unexpected "${surplus[0]}"`);
   run();
@@ -68,7 +81,7 @@ function alone(surplus: readonly string[], run: () => void): number {
 async function main(command: string | undefined, parameters: readonly string[]): Promise<number> {
   switch (command) {
     case 'info':
-      return alone(parameters, printInfo);
+      return info(parameters);
     case 'bench':
       return (require('./bench/bench') as typeof import('./bench/bench')).bench(parameters);
     case 'tune':

@@ -31,6 +31,20 @@ test('--version and --help', () => {
   expect(stdout).toContain('info');
 });
 
+test.each(['info', 'bench', 'tune', 'compare', 'report'])('%s --help', (command) => {
+  const { status, stdout, stderr } = run(command, '--help');
+  expect([status, stderr]).toEqual([0, '']);
+  expect(stdout).toMatch(new RegExp(`^Usage: cluster-attention ${command}`));
+});
+
+test('info takes nothing else', () => {
+  for (const surplus of ['more', '--more']) {
+    const { status, stdout, stderr } = run('info', surplus);
+    expect([status, stdout]).toEqual([2, '']);
+    expect(stderr).toContain(surplus);
+  }
+});
+
 test.each([[[]], [['nonsense']], [['__proto__']]])('%o is refused with a hint', (parameters) => {
   const { status, stdout, stderr } = run(...parameters);
   expect(status).not.toBe(0);
