@@ -6,6 +6,7 @@
  */
 import { closeSync, fstatSync, openSync, readSync, statSync } from 'node:fs';
 import { endianness } from 'node:os';
+import { invalidType } from './errors';
 import { replaceFile, writeAll } from './replace-file';
 
 /** What a file says about one of its tensors. */
@@ -26,7 +27,7 @@ export class SafetensorsError extends Error {
   readonly code = 'ERR_INVALID_FILE';
   readonly path: string;
 
-  constructor(path: string, problem: string, options?: ErrorOptions) {
+  constructor(path: string, problem: string, options?: { cause?: unknown }) {
     super(`${path}: ${problem}`, options);
     this.name = 'SafetensorsError';
     this.path = path;
@@ -306,7 +307,19 @@ export function readSafetensors(path: string): Map<string, Tensor> {
 
 // ---- writing ----------------------------------------------------------------------------------
 
-function checkTensor(path: string, name: string, { shape, data }: Tensor): void {
+/** Whether it looks like a tensor; its numbers may be wrong. */
+function isTensor(value: unknown): value is Tensor {
+  if (!isObject(value)) return false;
+  const { shape } = value;
+  return Array.isArray(shape) && shape.every((axis) => typeof axis === 'number');
+}
+
+function checkTensor(path: string, name: unknown, tensor: unknown): void {
+  if (typeof name !== 'string') throw invalidType('tensors', 'tensors by name', name);
+  if (!isTensor(tensor)) {
+    throw invalidType(`tensors[${quote(name)}]`, 'an object with shape and data', tensor);
+  }
+  const { shape, data } = tensor;
   const elements = shape.reduce((product, axis) => product * axis, 1);
   if (!(data instanceof Float32Array) || !shape.every(isSize) || elements !== data.length) {
     const problem = `tensor ${quote(name)} of shape [${shape.join(',')}] needs a Float32Array of ${elements} elements`;
@@ -332,13 +345,14 @@ function headerOf(tensors: ReadonlyMap<string, Tensor>, metadata: Fields | undef
 /**
  * Writes tensors as F32. The file appears whole or not at all.
  * @throws SafetensorsError for a tensor whose data do not fit its shape, and for metadata that are
- * no texts
+ * no texts; ERR_INVALID_ARG_TYPE for what are no tensors
  */
 export function writeSafetensors(
   path: string,
   tensors: ReadonlyMap<string, Tensor> | Readonly<Record<string, Tensor>>,
   metadata?: Readonly<Record<string, string>>,
 ): void {
+  if (!isObject(tensors)) throw invalidType('tensors', 'a Map or an object of tensors', tensors);
   const all = tensors instanceof Map ? tensors : new Map(Object.entries(tensors));
   if (all.has('__metadata__')) throw new SafetensorsError(path, '__metadata__ names no tensor');
   for (const [name, tensor] of all) checkTensor(path, name, tensor);

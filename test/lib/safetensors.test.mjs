@@ -210,6 +210,20 @@ describe('writes', () => {
     expect(readFileSync(file).readBigUInt64LE() % 8n).toBe(0n);
   });
 
+  test('no things that are no tensors', () => {
+    const file = path.join(folder, 'kinds.safetensors');
+    const data = new Float32Array(1);
+    const all = [undefined, null, 5, 'text', [], [{ shape: [1], data }]];
+    const one = [null, 5, {}, { data }, { shape: 1, data }, { shape: ['1'], data }];
+    const named = new Map([[5, { shape: [1], data }]]);
+    for (const tensors of [...all, ...one.map((a) => ({ a })), named]) {
+      expect(() => writeSafetensors(file, tensors)).toThrow(
+        expect.objectContaining({ name: 'TypeError', code: 'ERR_INVALID_ARG_TYPE' }),
+      );
+    }
+    expect(existsSync(file)).toBe(false);
+  });
+
   test('nothing that would not be read, and nothing where there is no place', () => {
     const tensor = { shape: [3], data: new Float32Array(2) };
     const file = path.join(folder, 'refused.safetensors');
