@@ -4,7 +4,13 @@ import { CPU } from './device-name';
 import { computeSync } from './native-call';
 import { asynchronous, synchronous, type Operation, type Prepared } from './operation';
 import { MAXIMUM_DIMENSION } from './options';
-import type { AsyncOperation, CallOptions, OutputOptions, SyncOperation } from './types';
+import type {
+  AsyncOperation,
+  CallOptions,
+  OutputOptions,
+  SyncOperation,
+  SyncOptions,
+} from './types';
 
 /** Options of {@link lshPlanes}. */
 export interface LshPlanesOptions extends OutputOptions {
@@ -97,7 +103,7 @@ export const lshPlanes =
 
 /** {@link lshPlanes} on the calling thread, which it blocks. */
 export const lshPlanesSync =
-  synchronous<(options: LshPlanesOptions) => Float32Array>(planesOperation);
+  synchronous<(options: SyncOptions<LshPlanesOptions>) => Float32Array>(planesOperation);
 
 /**
  * Locality-sensitive hash of each row: bit b is 1 when the row's product with plane b is larger

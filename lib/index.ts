@@ -123,6 +123,7 @@ export type {
   OnDevice,
   OutputOptions,
   SyncOperation,
+  SyncOptions,
   TensorLayout,
   Vjp,
   VjpOperation,

@@ -95,10 +95,10 @@ type TensorOf<Value> = Value extends Float32Array
         : never;
 
 /**
- * The options of an operation with at least one DeviceTensor in place of an array: all of them on
- * one device; query, key, value, inputs, scores, a and b of one dtype, the other arrays of floats
- * 'float32'. Arrays that stay plain are copied to the device for the call; lengths always are
- * plain. `out` is a DeviceTensor too, undefined in content after a call that failed.
+ * The options of an operation with at least one DeviceTensor in place of an array, be it `out`: all
+ * of them on one device; query, key, value, inputs, scores, a and b of one dtype, the other arrays
+ * of floats 'float32'. Arrays that stay plain are copied to the device for the call; lengths always
+ * are plain. `out` is a DeviceTensor too, undefined in content after a call that failed.
  */
 export type OnDevice<Options> = {
   [Name in keyof Options]: Name extends 'lengths' | 'queryLengths' | 'keyLengths'
@@ -115,6 +115,9 @@ export type DeviceResult<Result> = [TensorOf<Result>] extends [never]
 
 type DeviceFields<Result> = { [Name in keyof Result]: TensorOf<Result[Name]> };
 
+/** The options of a synchronous form, which nothing can interrupt. */
+export type SyncOptions<Options> = Omit<Options, 'signal'>;
+
 /** The asynchronous form of an operation. */
 export interface AsyncOperation<Options, Result> {
   (options: Options): Promise<Result>;
@@ -123,8 +126,8 @@ export interface AsyncOperation<Options, Result> {
 
 /** The synchronous form of an operation. */
 export interface SyncOperation<Options, Result> {
-  (options: Options): Result;
-  (options: OnDevice<Options>): DeviceResult<Result>;
+  (options: SyncOptions<Options>): Result;
+  (options: OnDevice<SyncOptions<Options>>): DeviceResult<Result>;
 }
 
 /** The asynchronous form of an operation that returns more with `details: true`. */
@@ -140,11 +143,13 @@ export interface DetailedOperation<Options, Details> {
 
 /** The synchronous form of an operation that returns more with `details: true`. */
 export interface DetailedOperationSync<Options, Details> {
-  (options: Options & { details: true }): Details;
-  (options: Options & { details?: false | undefined }): Float32Array;
-  (options: Options & { details?: boolean | undefined }): Float32Array | Details;
-  (options: OnDevice<Options> & { details: true }): DeviceResult<Details>;
-  (options: OnDevice<Options> & { details?: false | undefined }): DeviceResult<Float32Array>;
+  (options: SyncOptions<Options> & { details: true }): Details;
+  (options: SyncOptions<Options> & { details?: false | undefined }): Float32Array;
+  (options: SyncOptions<Options> & { details?: boolean | undefined }): Float32Array | Details;
+  (options: OnDevice<SyncOptions<Options>> & { details: true }): DeviceResult<Details>;
+  (
+    options: OnDevice<SyncOptions<Options>> & { details?: false | undefined },
+  ): DeviceResult<Float32Array>;
 }
 
 /** Options of the `backward` of the synchronous Vjp forms. */
@@ -247,12 +252,12 @@ export interface VjpOperation<Options, Details, Gradients> {
 
 /** The synchronous Vjp form of an operation; `details: true` adds what else it knows. */
 export interface VjpOperationSync<Options, Details, Gradients> {
-  (options: Options & { details: true }): Details & VjpSync<Gradients>;
-  (options: Options): VjpSync<Gradients>;
+  (options: SyncOptions<Options> & { details: true }): Details & VjpSync<Gradients>;
+  (options: SyncOptions<Options>): VjpSync<Gradients>;
   (
-    options: OnDevice<Options> & { details: true },
+    options: OnDevice<SyncOptions<Options>> & { details: true },
   ): DeviceResult<Details> & DeviceVjpSync<Gradients>;
-  (options: OnDevice<Options>): DeviceVjpSync<Gradients>;
+  (options: OnDevice<SyncOptions<Options>>): DeviceVjpSync<Gradients>;
 }
 
 /** Gradients of the inputs that all attention kinds share, in the layout of the call. */

@@ -14,6 +14,7 @@ import {
   info,
 } from 'cluster-attention';
 import type { AttentionOptions, DeviceTensor } from 'cluster-attention';
+import { SafetensorsError, type Tensor, writeSafetensors } from 'cluster-attention/safetensors';
 
 const shape = { batch: 1, heads: 2, queryLength: 4, headDim: 4 };
 const rows = new Float32Array(32);
@@ -32,6 +33,15 @@ const { labels }: { labels: Int32Array } = improvedClusteredAttentionSync({
 improvedClusteredAttentionSync(options);
 // @ts-expect-error no such layout
 attentionSync({ ...options, layout: 'LBHD' });
+const { signal } = new AbortController();
+export const interruptible = [attention({ ...options, signal }), attentionVjp({ ...options, signal })];
+// @ts-expect-error nothing can interrupt it
+attentionSync({ ...options, signal });
+// @ts-expect-error nor this
+attentionVjpSync({ ...options, signal, details: true });
+const tensor: Tensor = { shape: [32], data: rows };
+writeSafetensors('rows', { tensor });
+export const { path }: SafetensorsError = new SafetensorsError('rows', 'none', { cause: 1 });
 
 type DeviceFloats = DeviceTensor<'float32' | 'bfloat16'>;
 export async function onDevice(query: DeviceTensor<'float32'>): Promise<void> {
@@ -63,13 +73,13 @@ test.each([
   const file = `${moduleResolution}.${extension}`;
   writeFileSync(join(folder, file), code);
   const compilerOptions = {
-    lib: ['ES2022', 'DOM'],
+    lib: ['ES2020', 'DOM'], // the oldest that will do
     module,
     moduleResolution,
     noEmit: true,
     skipLibCheck: false,
     strict: true,
-    target: 'ES2022',
+    target: 'ES2020',
     types: [],
   };
   const settings = join(folder, `${file}.json`);
