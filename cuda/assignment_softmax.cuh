@@ -134,7 +134,10 @@ struct InputSums {
         total += exp2_fast((scores[n][2 * half] - largest) * exponent);
         total += exp2_fast((scores[n][2 * half + 1] - largest) * exponent);
       }
-      if (largest == -INFINITY) continue;  // only columns past the last centroid so far
+      if (largest == -INFINITY) {  // only NaN, or columns past the last centroid so far
+        if (has_nan(scores, half)) sum[half] = nanf("");
+        continue;
+      }
       sum[half] = sum[half] * rescale(maximum[half], largest, exponent) + total;
       maximum[half] = largest;
     }
@@ -170,6 +173,19 @@ struct InputSums {
   }
 
  private:
+  __device__ static bool has_nan(const TileSums& scores, int half) {
+    bool found = false;
+#pragma unroll
+    for (int n = 0; n < kTileColumns; ++n) {
+#pragma unroll
+      for (int side = 0; side < 2; ++side) {
+        const float score = scores[n][2 * half + side];
+        found = found || score != score;
+      }
+    }
+    return found;
+  }
+
   __device__ static float largest_of(const TileSums& scores, int half) {
     float largest = -INFINITY;
 #pragma unroll

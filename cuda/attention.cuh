@@ -43,6 +43,7 @@ __device__ inline TileTask attention_task(const AttentionParams& params, int64_t
   task.causal = params.causal;
   task.causal_offset = keys - task.queries;
   task.end_key = task.first_query < task.queries ? keys : 0;
+  task.blind_queries = keys > 0 ? 0 : task.queries;
   if (params.causal) {
     task.blind_queries = task.causal_offset < 0 ? -task.causal_offset : 0;
     const int64_t last = task.first_query + tile_rows;
@@ -70,12 +71,24 @@ __device__ bool load_task_queries(const Tile& tile, const AttentionParams& param
   });
 }
 
+/// What a query gets where the sum of its weights is 0: it sees no key, or all its logits are -Inf.
+__device__ inline float without_weights(const TileTask& task, int64_t query) {
+  return query >= task.blind_queries && query < task.queries ? nanf("") : 0.0f;
+}
+
+/// Its log-sum-exp.
+__device__ inline float logsumexp_of(const TileTask& task, int64_t query,
+                                     const SoftmaxState& state) {
+  return state.sum == 0.0f ? state.logsumexp() + without_weights(task, query) : state.logsumexp();
+}
+
 /// Output and log-sum-exp of a query, by the four lanes that have its sums as products leave them:
 /// sum(n, i) is that of column 8 n + 2 (lane % 4) + i. True where a number is not finite.
 template <int kTiles, typename Sum>
 __device__ bool write_query(const AttentionParams& params, const TileTask& task, int64_t query,
                             const SoftmaxState& state, Sum sum) {
   const float normalizer = state.normalizer();
+  const float none = without_weights(task, query);
   const int64_t output = params.output.offset(task.batch, task.head, query);
   bool bad = false;
 #pragma unroll
@@ -85,14 +98,14 @@ __device__ bool write_query(const AttentionParams& params, const TileTask& task,
     float pair[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      pair[i] = state.sum == 0.0f ? 0.0f : sum(n, i) * normalizer;
+      pair[i] = state.sum == 0.0f ? none : sum(n, i) * normalizer;
       bad = bad || !(fabsf(pair[i]) < HUGE_VALF);
     }
     store_pair(params.output, output + column, params.value_dim - column, pair[0], pair[1]);
   }
   if (params.logsumexp != nullptr && lane_index() % 4 == 0) {
     const int64_t sequence = task.batch * params.heads + task.head;
-    params.logsumexp[sequence * params.query_length + query] = state.logsumexp();
+    params.logsumexp[sequence * params.query_length + query] = logsumexp_of(task, query, state);
   }
   return bad;
 }

@@ -82,6 +82,7 @@ void gradient_sources(const AttentionInputs& inputs, const InputRows& output_gra
     sources[i].length = empty ? 0 : of_keys ? shape.key_length : shape.query_length;
     sources[i].lengths = of_keys ? inputs.key_lengths : inputs.query_lengths;
     sources[i].other_lengths = of_keys ? inputs.query_lengths : inputs.key_lengths;
+    sources[i].other_length = of_keys ? shape.query_length : shape.key_length;
   }
 }
 
@@ -106,6 +107,7 @@ Status attention_gradient(Session& session, const AttentionGradientProblem& prob
   CA_RETURN_IF_ERROR(scope.allocate(&offset, queries));
   OperandSource sources[kGradientSources];
   gradient_sources(inputs, problem.output_gradient, call, sources);
+  sources[0].causal = sources[1].causal = problem.forward.causal;
   Operand operands[kGradientSources];
   CA_RETURN_IF_ERROR(make_operands(session, scope, sources, kGradientSources, shape.batch,
                                    shape.heads, cut_in_two(call), operands));

@@ -45,15 +45,18 @@ __global__ void __launch_bounds__(kTermWarps* kWarp)
   if (row >= real_length(params.query_lengths, batch, params.query_length)) return;
   const int64_t gradient = params.gradient.offset(batch, head, row);
   const int64_t output = params.output.offset(batch, head, row);
+  const float maximum = maximum_of(params.logsumexp[query]);
   float sum = 0.0f;
-  for (int column = lane_index(); column < params.value_dim; column += kWarp) {
+  // A row without keys has weights of 0, and may be NaN.
+  const int columns = maximum == HUGE_VALF ? 0 : params.value_dim;
+  for (int column = lane_index(); column < columns; column += kWarp) {
     float value = params.gradient.load(gradient + column);
     if (params.round_gradient) value = round_to_bfloat16(value);
     sum = fmaf(value, params.output.load(output + column), sum);
   }
   sum = warp_sum(sum);
   if (lane_index() != 0) return;
-  params.maximum[query] = maximum_of(params.logsumexp[query]);
+  params.maximum[query] = maximum;
   params.offset[query] = sum;
 }
 

@@ -205,6 +205,10 @@ class HopperConsumer {
     }
   }
 
+  __device__ static uint32_t bits_of(float value) {
+    return static_cast<uint32_t>(__float_as_int(value));
+  }
+
   /// -Inf for keys that a row does not see.
   __device__ void mask(int block) {
     const int64_t first_key = int64_t{block} * kKeys;
@@ -232,17 +236,21 @@ class HopperConsumer {
   __device__ void enter_softmax(int block) {
     // Never 0, so that a product of -Inf stays what it is.
     const float scale = copysignf(fmaxf(fabsf(task_.scale_log2), FLT_MIN), task_.scale_log2);
+    uint32_t lowest = 0;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const float base = base_[half] == -HUGE_VALF ? 0.0f : base_[half];
 #pragma unroll
       for (int n = 0; n < kKeys / 8; ++n) {
-#pragma unroll
-        for (int i = 2 * half; i < 2 * half + 2; ++i) {
-          scores_[4 * n + i] = fmaf(scores_[4 * n + i], scale, -base);
-        }
+        float(&pair)[2] = *reinterpret_cast<float(*)[2]>(scores_ + 4 * n + 2 * half);
+        pair[0] = fmaf(pair[0], scale, -base);
+        pair[1] = fmaf(pair[1], scale, -base);
+        lowest = largest_of(lowest, bits_of(pair[0]), bits_of(pair[1]));
       }
     }
+    // A logit of -Inf shows in no result. Hidden ones count too: to tell them apart takes
+    // registers.
+    lowest_ = lowest_ > lowest ? lowest_ : lowest;
     if (block >= whole_blocks_) mask(block);
     raised_ = any(some_base_is_low());
     if (raised_) {
@@ -323,7 +331,7 @@ class HopperConsumer {
 
   /// True where a result is not finite.
   __device__ bool store() {
-    bool bad = false;
+    bool bad = lowest_ >= bits_of(-HUGE_VALF);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int64_t query = task_.first_query + row_of(half);
@@ -353,8 +361,9 @@ class HopperConsumer {
   float base_[2];  // of scores in base 2
   float sum_[2];
   float factor_[2];
-  float before_[2];     // with kSplit: the factors of the block before
-  bool raised_ = true;  // factor_ is not 1
+  float before_[2];      // with kSplit: the factors of the block before
+  uint32_t lowest_ = 0;  // of the logits that are below 0: the bits of the lowest one
+  bool raised_ = true;   // factor_ is not 1
 };
 
 #endif  // sm_90a

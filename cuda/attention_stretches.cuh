@@ -124,19 +124,20 @@ __global__ void __launch_bounds__(kStretchJoinWarps* kWarp)
     }
   }
   const float normalizer = joint.normalizer();
+  const float none = without_weights(task, query);
   const int64_t output = attention.output.offset(task.batch, task.head, query);
   bool bad = false;
 #pragma unroll
   for (int c = 0; c < kColumns; ++c) {
     const int column = c * kWarp + lane_index();
     if (column >= attention.value_dim) continue;
-    const float value = sums[c] * normalizer;
+    const float value = joint.sum == 0.0f ? none : sums[c] * normalizer;
     bad = bad || !(fabsf(value) < HUGE_VALF);
     attention.output.store(output + column, value);
   }
   if (bad) mark_non_finite(attention.flags);
   if (attention.logsumexp != nullptr && lane_index() == 0) {
-    attention.logsumexp[row] = joint.logsumexp();
+    attention.logsumexp[row] = logsumexp_of(task, query, joint);
   }
 }
 

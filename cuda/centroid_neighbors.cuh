@@ -113,6 +113,14 @@ __device__ void write_neighbor_output(const NeighborParams& params, int64_t sequ
   if (bad) mark_non_finite(params.flags);
 }
 
+/// A centroid that lists an input, which keeps the best one; NaN is passed over where there is
+/// more.
+__device__ inline void offer_centroid(unsigned long long* best, float score, int64_t centroid) {
+  const Candidate candidate =
+      make_candidate(score == score ? score : -INFINITY, static_cast<int32_t>(centroid));
+  atomicMax(best, static_cast<unsigned long long>(candidate));
+}
+
 /// Scores of a list; over the inputs everything else of its centroid, too.
 __global__ void __launch_bounds__(kNeighborThreads) score_neighbors(const NeighborParams params) {
   // query: (M,D), key: (K of N,D) -> scores: (M,K); over the inputs: output: (M,E)
@@ -144,8 +152,7 @@ __global__ void __launch_bounds__(kNeighborThreads) score_neighbors(const Neighb
       if (params.over_inputs) continue;
       const int64_t place = sequence * params.inputs + inputs.input[i];
       atomicMax(params.maximum + place, ordered_key(score));
-      atomicMax(params.best + place, static_cast<unsigned long long>(
-                                         make_candidate(score, static_cast<int32_t>(centroid))));
+      offer_centroid(params.best + place, score, centroid);
     }
   }
   if (bad && writes) mark_non_finite(params.flags);
@@ -179,9 +186,7 @@ __global__ void __launch_bounds__(kNeighborThreads) score_neighbors(const Neighb
   for (int64_t slot = lane_index(); slot < params.slots; slot += kWarp) {
     if (list[slot] < 0) continue;
     const float rank = scores[slot] - maximum - static_cast<float>(logarithm);
-    atomicMax(
-        params.best + sequence * params.inputs + list[slot],
-        static_cast<unsigned long long>(make_candidate(rank, static_cast<int32_t>(centroid))));
+    offer_centroid(params.best + sequence * params.inputs + list[slot], rank, centroid);
   }
 }
 

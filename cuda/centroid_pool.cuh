@@ -19,18 +19,9 @@
 
 #include "cuda/assignment.cuh"
 #include "cuda/pool_params.cuh"
+#include "native/core/coarse_rounding.h"
 
 namespace cluster_attention::cuda {
-
-/// The nearest number with three significant bits: differences of such an origin and short binary
-/// fractions are exact, so exact ties between distances stay ties. 0 where that is no number: a
-/// centroid that is NaN shall not reach the others by the origin.
-__device__ inline float round_coarsely(double value) {
-  int exponent = 0;
-  const double fraction = frexp(value, &exponent);
-  const auto rounded = static_cast<float>(ldexp(nearbyint(fraction * 8.0), exponent - 3));
-  return is_number(rounded) ? rounded : 0.0f;
-}
 
 /// 1 / |u| for the cosine, 1 otherwise; by a warp.
 __device__ inline double centroid_factor(const PoolParams& params, const float* centroid) {
@@ -91,12 +82,15 @@ __global__ void __launch_bounds__(kPoolThreads) open_pool(const PoolParams param
   }
   __syncthreads();
   for (int64_t d = threadIdx.x; d < dim; d += kPoolThreads) {
-    double sum = 0.0;
-    for (int64_t j = 0; j < centroids; ++j) {
-      sum += params.centroids[(first + j) * dim + d] * params.inverse_norm[first + j];
-    }
-    params.origin[batch * dim + d] =
-        centroids > 0 ? round_coarsely(sum / static_cast<double>(centroids)) : 0.0f;
+    const auto element = [&](int64_t j) {
+      return params.centroids[(first + j) * dim + d] * params.inverse_norm[first + j];
+    };
+    double mean = 0.0;
+    for (int64_t j = 0; j < centroids; ++j) mean += element(j);
+    mean /= static_cast<double>(centroids);
+    double spread = 0.0;
+    for (int64_t j = 0; j < centroids; ++j) spread = fmax(spread, fabs(element(j) - mean));
+    params.origin[batch * dim + d] = centroids > 0 ? round_coarsely(mean, spread) : 0.0f;
   }
   __syncthreads();
   for (int64_t j = warp_index(); j < centroids; j += kPoolWarps) open_centroid(params, batch, j);

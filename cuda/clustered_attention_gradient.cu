@@ -133,6 +133,7 @@ class ClusteredGradient {
   Status make_all_operands() {
     OperandSource inputs[kGradientSources];
     gradient_sources(forward_.inputs, problem_.output_gradient, call_, inputs);
+    inputs[0].labels = inputs[1].labels = forward_.labels;
     const OperandSource sources[kMostOperands] = {inputs[2],
                                                   inputs[3],
                                                   cluster_rows(groups_.means, shape_.head_dim),

@@ -324,7 +324,8 @@ class ImproveTile {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const SoftmaxState state{maximum_[half], warp_sum(sum_[half], 4)};
-      factor[half] = state.normalizer() * mass_;
+      // With keys, only logits of -Inf have no sum.
+      factor[half] = count_ > 0 && state.sum == 0.0f ? nanf("") : state.normalizer() * mass_;
     }
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {

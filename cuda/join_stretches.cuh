@@ -155,6 +155,8 @@ class ClusterJoin {
     float factors[2];
     join_states(factors);
     if (members_ == 0) state_ = SoftmaxState();  // what was read says nothing
+    // With members and keys, only logits of -Inf have no sum.
+    if (members_ > 0 && keys_ > 0 && state_.sum == 0.0f) state_.sum = nanf("");
     float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {

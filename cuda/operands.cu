@@ -30,6 +30,9 @@ Status prepare(DeviceWorkspace::Scope& scope, const OperandSource& source, int64
   tensor->length = source.length;
   tensor->lengths = source.lengths;
   tensor->other_lengths = source.other_lengths;
+  tensor->other_length = source.other_length;
+  tensor->causal = source.causal;
+  tensor->labels = source.labels;
   tensor->dim = static_cast<int32_t>(source.dim);
   tensor->chunks = static_cast<int32_t>(chunks);
   if (chunks > 0) {

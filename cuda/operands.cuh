@@ -16,6 +16,9 @@ struct PackParams {
     int64_t length;
     const int32_t* lengths;        // (batch) of these rows
     const int32_t* other_lengths;  // (batch); without the rows that they meet nothing is read
+    int64_t other_length;
+    bool causal;            // the first rows, where there are more than others, meet none
+    const int32_t* labels;  // (batch, heads, length) or null: below 0, a row meets none
     int32_t dim;
     int32_t chunks;     // of 8 columns, in a row
     int32_t tile_rows;  // that a block packs together
@@ -80,8 +83,12 @@ __device__ inline void pack_tile(const PackParams& params, const PackParams::Ten
   const int64_t first_row = int64_t{number - sequence * tiles} * tensor.tile_rows;
   const uint32_t batch = sequence / heads;
   const int64_t left = real_length(tensor.lengths, batch, tensor.length) - first_row;
-  if (left <= 0 || real_length(tensor.other_lengths, batch, 1) <= 0) return;
+  const int64_t others = real_length(tensor.other_lengths, batch, tensor.other_length);
+  if (left <= 0 || others <= 0) return;
   const int rows = left < tensor.tile_rows ? static_cast<int>(left) : tensor.tile_rows;
+  const int64_t blind = tensor.causal ? left - others : 0;  // rows of the tile that meet none
+  const int32_t* labels =
+      tensor.labels != nullptr ? tensor.labels + sequence * tensor.length + first_row : nullptr;
   const int chunks = tensor.chunks;
   const int64_t from = tensor.rows.offset(batch, sequence - batch * heads, first_row);
   const int64_t to = (sequence * tensor.length + first_row) * chunks;
@@ -95,7 +102,11 @@ __device__ inline void pack_tile(const PackParams& params, const PackParams::Ten
       if (chunk >= rows * chunks) break;
       const int row = chunk / chunks;
       const int column = (chunk - row * chunks) * 8;
-      load_chunk(tensor, from + row * tensor.rows.row_stride + column, column, values[i]);
+      if (row >= blind && (labels == nullptr || labels[row] >= 0)) {
+        load_chunk(tensor, from + row * tensor.rows.row_stride + column, column, values[i]);
+      } else {
+        for (float& value : values[i]) value = 0.0f;
+      }
     }
 #pragma unroll
     for (int i = 0; i < kPackedAtOnce; ++i) {

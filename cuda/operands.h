@@ -30,8 +30,14 @@ struct OperandSource {
   int64_t length = 0;
   int64_t dim = 0;
   const int32_t* lengths = nullptr;  // (batch): the real rows
-  /// (batch) of the rows that they meet: where there are none, nothing is read.
+  /// (batch) of the rows that they meet, other_length where it is null: where there are none,
+  /// nothing is read.
   const int32_t* other_lengths = nullptr;
+  int64_t other_length = 1;
+  /// The last row meets all others, each one before it one less; the first ones may meet none.
+  bool causal = false;
+  /// (batch, heads, length) or null: below 0, a row meets none.
+  const int32_t* labels = nullptr;
 };
 constexpr int kMostOperands = 6;
 
@@ -39,7 +45,8 @@ constexpr int kMostOperands = 6;
 struct PackParams;
 
 /// Finds `count` operands, at most kMostOperands, in place or in memory of `scope`, which `packing`
-/// says how to fill. Real rows alone are read; a NaN or Inf there is marked in the session's flags.
+/// says how to fill. Of what is copied, only rows that meet others are read, and the rest becomes
+/// 0; a NaN or Inf there is marked in the session's flags.
 Status plan_operands(Session& session, DeviceWorkspace::Scope& scope, const OperandSource* sources,
                      int count, int64_t batch, int64_t heads, bool two_parts, Operand* operands,
                      PackParams* packing);

@@ -48,17 +48,17 @@ struct ScoreRow {
 
   __device__ float score(int64_t i) const { return read<kRead>(scores, base + i); }
 
-  /// body(candidate) for every candidate below `limit`.
+  /// body(candidate) for every candidate up to `limit`.
   template <typename Body>
-  __device__ void for_each_below(Candidate limit, Body&& body) const {
+  __device__ void for_each_up_to(Candidate limit, Body&& body) const {
     for (int64_t i = threadIdx.x; i < columns; i += kTopKThreads) {
       const Candidate candidate = make_candidate(score(i), static_cast<int32_t>(i));
-      if (candidate < limit) body(candidate);
+      if (candidate <= limit) body(candidate);
     }
   }
 };
 
-/// The least of the `wanted` best candidates below `limit`, of which there are more than `wanted`.
+/// The least of the `wanted` best candidates up to `limit`, of which there are more than `wanted`.
 template <Read kRead>
 __device__ Candidate select_candidate(const ScoreRow<kRead>& row, Candidate limit, int64_t wanted,
                                       int32_t* counts, int64_t* scratch) {
@@ -68,7 +68,7 @@ __device__ Candidate select_candidate(const ScoreRow<kRead>& row, Candidate limi
     __syncthreads();
     // The digits above this one; a shift by 64 is undefined.
     const Candidate above = shift == 56 ? 0 : ~Candidate{0} << (shift + 8);
-    row.for_each_below(limit, [&](Candidate candidate) {
+    row.for_each_up_to(limit, [&](Candidate candidate) {
       if ((candidate & above) != prefix) return;
       // Larger digits first.
       atomicAdd(&counts[kDigits - 1 - static_cast<int>(candidate >> shift & 0xff)], 1);
@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(kTopKThreads) top_k_kernel(const TopKParams pa
     for (int i = threadIdx.x; i < params.page; i += kTopKThreads) candidates[i] = 0;
     if (threadIdx.x == 0) counts[0] = 0;
     __syncthreads();
-    row.for_each_below(limit, [&](Candidate candidate) {
+    row.for_each_up_to(limit, [&](Candidate candidate) {
       if (candidate >= least) candidates[atomicAdd(&counts[0], 1)] = candidate;
     });
     __syncthreads();
@@ -118,7 +118,7 @@ __global__ void __launch_bounds__(kTopKThreads) top_k_kernel(const TopKParams pa
       problem.indices[index * problem.k + first + i] = column;
       write<kRead>(problem.values, index * problem.k + first + i, row.score(column));
     }
-    limit = candidates[wanted - 1];
+    limit = candidates[wanted - 1] - 1;
     __syncthreads();
   }
   for (int64_t i = count + threadIdx.x; i < problem.k; i += kTopKThreads) {

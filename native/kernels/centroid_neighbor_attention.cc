@@ -15,6 +15,7 @@ namespace cluster_attention::kernels {
 
 namespace {
 
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr int64_t kCentroidsPerTask = 32;
 constexpr int64_t kInputsPerTask = 512;
 constexpr int64_t kRowsPerProduct = 64;
@@ -24,7 +25,7 @@ constexpr int64_t kGroupScores = int64_t{1} << 22;
 /// Turns logits in base 2 into exponentials relative to their maximum, which it returns. A NaN
 /// makes all of them NaN.
 float exponentiate(float* terms, int64_t count) {
-  float maximum = -std::numeric_limits<float>::infinity();
+  float maximum = -kInfinity;
   for (int64_t i = 0; i < count; ++i) {
     if (!(terms[i] <= maximum)) maximum = terms[i];
   }
@@ -180,12 +181,16 @@ int64_t NeighborAttention::gather(const CentroidSequence& sequence, int64_t inpu
   return count;
 }
 
-/// The centroid of the largest score among the places that list an input, the lowest of equals.
+/// The centroid of the largest score among the places that list an input, the lowest of equals; NaN
+/// is passed over.
 void NeighborAttention::label(const CentroidSequence& sequence, int64_t input, const float* scores,
                               const Scratch& scratch) const {
   const int64_t count = gather(sequence, input, scores, scratch);
   if (count == 0) return;
-  const int64_t best = std::max_element(scratch.terms, scratch.terms + count) - scratch.terms;
+  const auto rank = [](float score) { return score == score ? score : -kInfinity; };
+  const auto worse = [&](float a, float b) { return rank(a) < rank(b); };
+  const int64_t best =
+      std::max_element(scratch.terms, scratch.terms + count, worse) - scratch.terms;
   const int64_t place = lists_.places_of(sequence.batch, input)[best];
   sequence.labels[input] = static_cast<int32_t>(place / lists_.slots);
 }
@@ -214,7 +219,7 @@ double NeighborAttention::normalize_over_inputs(const CentroidSequence& sequence
   const int32_t* list = lists_.list(sequence.batch, centroid);
   const int64_t count = lists_.count(sequence.batch, centroid);
   if (sequence.logsumexp != nullptr) {
-    sequence.logsumexp[centroid] = -std::numeric_limits<float>::infinity();
+    sequence.logsumexp[centroid] = -kInfinity;
   }
   if (count == 0) return 0.0;
   std::copy(scores, scores + count, scratch.terms);

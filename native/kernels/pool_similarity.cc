@@ -5,6 +5,7 @@
 #include <limits>
 #include <numeric>
 
+#include "native/core/coarse_rounding.h"
 #include "native/core/shape.h"
 #include "native/core/tensor.h"
 #include "native/kernels/finite.h"
@@ -22,16 +23,6 @@ double inverse_norm(const float* row, int64_t dim) {
   for (int64_t d = 0; d < dim; ++d) squared += static_cast<double>(row[d]) * row[d];
   const double norm = std::sqrt(squared);
   return norm < std::numeric_limits<float>::min() ? 0.0 : 1.0 / norm;
-}
-
-/// The nearest number with three significant bits: differences of such an origin and short
-/// binary fractions are exact, so exact ties between distances stay ties. 0 where that is no
-/// number: a centroid that is NaN shall not reach the others by the origin.
-float round_coarsely(double value) {
-  int exponent = 0;
-  const double fraction = std::frexp(value, &exponent);
-  const auto rounded = static_cast<float>(std::ldexp(std::nearbyint(fraction * 8.0), exponent - 3));
-  return all_finite(&rounded, 1) ? rounded : 0.0f;
 }
 
 /// gradient (+)= what the gradient by row / |row| means for the row: nothing along it.
@@ -77,19 +68,28 @@ Status PoolSimilarity::find_origins(const float* starts, Context& context) {
   const CentroidPoolProblem& problem = *problem_;
   const int64_t dim = problem.dim;
   origin_ = context.workspace().allocate_zeroed<float>(problem.batch * dim);
-  double* sums = context.workspace().allocate_zeroed<double>(problem.batch * dim);
+  double* sums = context.workspace().allocate_zeroed<double>(problem.batch * 2 * dim);
   if (origin_ == nullptr || sums == nullptr) return Status::out_of_memory();
   return context.parallel(problem.batch, [&](int64_t batch, int) {
     const int64_t centroids =
         std::min(problem.centroids, int64_t{real_length(problem.lengths, batch, problem.length)});
-    double* sum = sums + batch * dim;
-    for (int64_t j = 0; j < centroids; ++j) {
-      const float* row = starts + (batch * problem.centroids + j) * dim;
-      const double factor = centroid_factor(row);
-      for (int64_t d = 0; d < dim; ++d) sum[d] += row[d] * factor;
-    }
+    double* sum = sums + batch * 2 * dim;
+    double* spread = sum + dim;
+    // body(element of a centroid, column)
+    const auto for_each = [&](const auto& body) {
+      for (int64_t j = 0; j < centroids; ++j) {
+        const float* row = starts + (batch * problem.centroids + j) * dim;
+        const double factor = centroid_factor(row);
+        for (int64_t d = 0; d < dim; ++d) body(row[d] * factor, d);
+      }
+    };
+    const auto mean = [&](int64_t d) { return sum[d] / static_cast<double>(centroids); };
+    for_each([&](double element, int64_t d) { sum[d] += element; });
+    for_each([&](double element, int64_t d) {
+      spread[d] = std::max(spread[d], std::fabs(element - mean(d)));
+    });
     for (int64_t d = 0; d < dim && centroids > 0; ++d) {
-      origin_[batch * dim + d] = round_coarsely(sum[d] / static_cast<double>(centroids));
+      origin_[batch * dim + d] = round_coarsely(mean(d), spread[d]);
     }
     if (leaves_origin(batch)) std::fill_n(origin_ + batch * dim, dim, 0.0f);
   });

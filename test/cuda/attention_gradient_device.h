@@ -2,6 +2,9 @@
 
 // The backwards of exact and of clustered attention on the device.
 
+#include <algorithm>
+#include <limits>
+
 #include "test/cuda/promises.h"
 #include "test/native/attention_gradients.h"
 
@@ -112,6 +115,28 @@ void check_notices_inputs(Fixture& fixture, Precision precision = Precision::flo
       }
     }
   }
+}
+
+/// Queries and gradients of these rows of a sequence may be NaN: they are not read.
+template <typename Fixture>
+void check_unread_rows(Fixture& fixture, int64_t sequence, const std::vector<int64_t>& rows,
+                       Precision precision) {
+  Device clean;
+  CHECK_EQUAL(describe(run(fixture, clean, precision)), "ok");
+  const auto expected = fixture.outputs.snapshot();
+  const AttentionShape& shape = fixture.inputs.shape;
+  const int64_t batch = sequence / shape.heads;
+  const int64_t head = sequence % shape.heads;
+  for (int64_t row : rows) {
+    std::fill_n(const_cast<float*>(fixture.inputs.query.row(batch, head, row)), shape.head_dim,
+                std::numeric_limits<float>::quiet_NaN());
+    std::fill_n(const_cast<float*>(fixture.made.output_gradient.row(batch, head, row)),
+                shape.value_dim, std::numeric_limits<float>::quiet_NaN());
+  }
+  Device device;
+  CHECK_EQUAL(describe(run(fixture, device, precision)), "ok");
+  CHECK(!device.non_finite());
+  check_same_bytes(fixture.outputs.snapshot(), expected, "rows that are not read");
 }
 
 /// Widths that no kernel holds, and cancellation; `fixture` is of the case "prime".

@@ -1,3 +1,5 @@
+#include <numeric>
+
 #include "cuda/attention_gradient.h"
 #include "test/cuda/attention_gradient_device.h"
 #include "test/cuda/tile_cases.h"
@@ -195,6 +197,18 @@ TEST_ONCE("CUDA attention gradient: NaN and Inf are noticed, in padding they are
     for (Precision precision : {Precision::float32, Precision::bfloat16}) {
       check_notices_inputs(fixture, precision);
     }
+  }
+}
+
+TEST_ONCE("CUDA attention gradient: queries that see no key are not read") {
+  for (Precision precision : {Precision::float32, Precision::bfloat16}) {
+    Case one = find_case("usual");
+    one.query_length = 150;
+    one.key_length = 3;
+    Fixture fixture(one, true);
+    std::vector<int64_t> blind(static_cast<size_t>(one.query_length - one.key_length));
+    std::iota(blind.begin(), blind.end(), 0);
+    check_unread_rows(fixture, 1, blind, precision);
   }
 }
 

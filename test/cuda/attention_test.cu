@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 #include "cuda/attention.h"
@@ -296,11 +297,12 @@ TEST_ONCE("CUDA attention: NaN and Inf are noticed, in padding they are not read
 
 TEST_ONCE("CUDA attention: queries that see no key are not read") {
   on_every_kind_of_device([](int32_t index) {
-    for (const Case& one : {few_queries_case(70, 30, 64, 64), few_queries_case(600, 300, 20, 8),
-                            few_queries_case(70, 30, 130, 16),
-                            few_queries_case(100, 4000, 8, 8, {70, 3}, {30, 4000})}) {
+    for (const Case& one :
+         {few_queries_case(70, 30, 64, 64), few_queries_case(600, 300, 20, 8),
+          few_queries_case(70, 30, 130, 16), few_queries_case(100, 4000, 8, 8, {70, 3}, {30, 4000}),
+          few_queries_case(100, 40, 64, 8, {70, 3}, {0, 40})}) {
       const Scope scope(one.name);
-      Fixture fixture(one, true);
+      Fixture fixture(one, one.key_lengths.empty() || one.key_lengths[0] > 0);
       const int64_t queries = real_length(fixture.inputs.query_lengths, 0, one.query_length);
       const int64_t keys = real_length(fixture.inputs.key_lengths, 0, one.key_length);
       Device clean(Storage::float32, index);
@@ -314,6 +316,29 @@ TEST_ONCE("CUDA attention: queries that see no key are not read") {
       CHECK_EQUAL(describe(fixture.run(device)), "ok");
       CHECK(!device.non_finite());
       CHECK_SAME(fixture.result(), expected);
+    }
+  });
+}
+
+TEST_ONCE("CUDA attention: products below the range of float32 are noticed") {
+  on_every_kind_of_device([](int32_t index) {
+    for (Storage storage : {Storage::float32, Storage::bfloat16}) {
+      for (const Case& one : {find_case("tile-129"), few_queries_cases()[0]}) {
+        for (bool all : {false, true}) {
+          const Scope scope(one.name + (all ? " all" : ""));
+          Fixture fixture(one);
+          const AttentionShape& shape = fixture.inputs.shape;
+          const int64_t sequences = shape.batch * shape.heads;
+          fill_column(fixture.query, sequences * shape.query_length, shape.head_dim, 0, 1e20f);
+          fill_column(fixture.key, sequences * shape.key_length, shape.head_dim, 0,
+                      all ? -1e20f : 0.0f);
+          fixture.key[20 * shape.head_dim] = -1e20f;
+          Device device(storage, index);
+          CHECK_EQUAL(describe(fixture.run(device)), "ok");
+          CHECK(device.non_finite());
+          if (all) CHECK(std::isnan(fixture.result()[0]) && std::isnan(fixture.logsumexp()[0]));
+        }
+      }
     }
   });
 }

@@ -41,6 +41,29 @@ TEST_ONCE("CUDA CAST: NaN and Inf in rows that are read show") {
   }
 }
 
+/// NaN in a surrogate: every score of every token is NaN, and tokens go by their index.
+TEST_ONCE("CUDA CAST: a surrogate that is NaN leaves the order of the tokens") {
+  for (int64_t clusters : {3, 65, 66}) {
+    for (Selection selection : {Selection::top_k, Selection::single_assignment}) {
+      const Scope scope(std::to_string(clusters) + " clusters");
+      Case one = find_case("prime");
+      one.clusters = clusters;
+      CastArrays fixture(one, selection);
+      fixture.surrogates[(clusters - 1) * one.head_dim] = std::numeric_limits<float>::quiet_NaN();
+      fixture.arrays.poison();
+      Context context(1);
+      CallSettings settings;
+      settings.non_finite = NonFinite::propagate;
+      CHECK_EQUAL(describe(run(fixture.problem, settings, context)), "ok");
+      const std::vector<int32_t> expected = fixture.indices();
+      bool non_finite = false;
+      CHECK_EQUAL(describe(run_there(fixture, &non_finite)), "ok");
+      CHECK(non_finite);
+      CHECK_SAME(fixture.indices(), expected);
+    }
+  }
+}
+
 /// Results of the GPU are NaN where the CPU's are, and close to them elsewhere.
 void check_reach(CastArrays& fixture, Precision precision) {
   fixture.arrays.poison();

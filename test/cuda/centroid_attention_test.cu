@@ -136,6 +136,20 @@ TEST_ONCE("CUDA centroid attention: labels equal the CPU's on integers, ties inc
   }
 }
 
+TEST_ONCE("CUDA centroid attention: labels pass over a centroid that is NaN, with neighbors too") {
+  for (Normalize normalize : {Normalize::centroids, Normalize::inputs}) {
+    for (int64_t bad : {0, 3}) {
+      CentroidArrays fixture = all_listed(normalize);
+      fixture.query[bad * fixture.inputs.shape.head_dim] = std::numeric_limits<float>::quiet_NaN();
+      const CallSettings settings = {NonFinite::propagate, {}};
+      CHECK_EQUAL(describe(run_fresh(fixture.problem, fixture.arrays, 2, settings)), "ok");
+      const std::vector<int32_t> expected = fixture.labels();
+      CHECK_EQUAL(describe(run_there(fixture)), "ok");
+      CHECK_SAME(fixture.labels(), expected);
+    }
+  }
+}
+
 TEST_ONCE("CUDA centroid attention: scales of any size and sign") {
   for (float scale : {0.0f, -0.5f, 8.0f, 100.0f, 1.3e9f, -1e12f, 1e30f}) {
     for (const CentroidOptions& options : all_centroid_options()) {

@@ -260,6 +260,17 @@ TEST_ONCE("CUDA centroid pool: optional outputs, NaN, bfloat16") {
   }
 }
 
+TEST_ONCE("CUDA centroid pool: small integers that are equally far go to the lowest centroid") {
+  for (Similarity similarity : {Similarity::dot, Similarity::euclidean}) {
+    for (int64_t centroids : {5, 37, 73}) {
+      const Scope scope(std::to_string(centroids) + " centroids");
+      PoolArrays tied = tied_pool(similarity, centroids);
+      CHECK_EQUAL(describe(run_there(tied)), "ok");
+      CHECK_SAME(tied.labels(), reference::centroid_pool(tied.problem).labels);
+    }
+  }
+}
+
 TEST_ONCE(
     "CUDA centroid pool: in hard assignments a centroid that is NaN leaves the others alone") {
   for (Similarity similarity : kSimilarities) {

@@ -162,6 +162,23 @@ TEST_ONCE("CUDA clustered attention gradient: NaN and Inf are noticed") {
   }
 }
 
+TEST_ONCE("CUDA clustered attention gradient: queries in no cluster are not read") {
+  for (int64_t top_k : {0, 5}) {
+    for (Precision precision : {Precision::float32, Precision::bfloat16}) {
+      Fixture fixture(find_case("prime"), Grouping::given, top_k);
+      const int64_t sequence = 1;
+      const int64_t queries = fixture.inputs.shape.query_length;
+      const int32_t* labels = fixture.problem.forward.labels + sequence * queries;
+      std::vector<int64_t> unlabelled;
+      for (int64_t row = 0; row < queries; ++row) {
+        if (labels[row] < 0) unlabelled.push_back(row);
+      }
+      CHECK(!unlabelled.empty());
+      check_unread_rows(fixture, sequence, unlabelled, precision);
+    }
+  }
+}
+
 TEST_ONCE("CUDA clustered attention gradient: wrong choices are named") {
   Fixture fixture(find_case("prime"), Grouping::given, 5);
   const auto refused = [&](int32_t* element, int32_t wrong, const char* expected) {

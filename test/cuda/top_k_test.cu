@@ -89,6 +89,13 @@ TEST_ONCE("CUDA top-k: NaN and Inf are noticed, NaN is above everything") {
   CHECK_EQUAL(problem.indices[3 * problem.k], 11);
   CHECK(std::isnan(problem.values[3 * problem.k]));
   CHECK_EQUAL(problem.indices[3 * problem.k + 1], 16);
+  // The best candidate of all: nothing is above a NaN in the first column.
+  fixture.scores[0] = fixture.scores[problem.columns * 3] = fixture.scores[index];
+  CHECK_EQUAL(device_status(problem, fixture.arrays, kTopK, on_device(fixture)), "ok");
+  CHECK_EQUAL(problem.indices[0], 0);
+  CHECK(std::isnan(problem.values[0]));
+  CHECK_EQUAL(problem.indices[3 * problem.k], 0);
+  CHECK_EQUAL(problem.indices[3 * problem.k + 1], 11);
   const volatile int32_t abort = 1;
   CHECK_EQUAL(device_status(problem, fixture.arrays, kTopK, on_device(fixture), &abort),
               "cancelled");

@@ -72,6 +72,17 @@ void CentroidArrays::add_neighbors(const Case& which) {
   problem.neighbors = neighbors;
 }
 
+CentroidArrays all_listed(Normalize normalize, Fill fill) {
+  Case which = find_case("tile-25");
+  which.top_k = which.key_length;
+  CentroidArrays made(which, {normalize, Collect::sum, false, true}, fill);
+  const int64_t keys = which.key_length;
+  for (int64_t i = 0; i < which.batch * which.query_length * keys; ++i) {
+    made.neighbors[i] = static_cast<int32_t>(keys - 1 - i % keys);
+  }
+  return made;
+}
+
 CentroidAttentionProblem one_centroid_batch(CentroidAttentionProblem problem, int64_t b) {
   const AttentionShape shape = problem.inputs.shape;
   problem.inputs = alone(problem.inputs, b);

@@ -43,6 +43,9 @@ struct CentroidArrays : AttentionArrays {
   void add_neighbors(const Case& which);
 };
 
+/// A problem ("tile-25") whose centroids list every input, in descending order.
+CentroidArrays all_listed(Normalize normalize, Fill fill = Fill::integer);
+
 /// The part of a problem that is batch entry b.
 CentroidAttentionProblem one_centroid_batch(CentroidAttentionProblem problem, int64_t b);
 

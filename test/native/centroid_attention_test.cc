@@ -1,6 +1,8 @@
 #include "native/reference/centroid_attention.h"
 
+#include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "native/reference/attention.h"
 #include "test/native/centroid_arrays.h"
@@ -111,12 +113,7 @@ TEST("centroid attention: the masses of all centroids are the weights of all inp
 
 TEST("centroid attention: neighbors that list every input change nothing") {
   for (Normalize normalize : {Normalize::centroids, Normalize::inputs}) {
-    Case which = find_case("tile-25");
-    which.top_k = which.key_length;
-    CentroidArrays fixture(which, {normalize, Collect::sum, false, true});
-    for (int64_t i = 0; i < which.query_length * which.key_length; ++i) {
-      fixture.neighbors[i] = static_cast<int32_t>(which.key_length - 1 - i % which.key_length);
-    }
+    CentroidArrays fixture = all_listed(normalize, Fill::gaussian);
     CHECK_RUNS(fixture.problem, fixture.arrays);
     const std::vector<float> listed = fixture.result();
     fixture.problem.neighbors = nullptr;
@@ -139,6 +136,23 @@ TEST_ONCE("centroid attention: many neighbors, sequences in groups") {
   for (Normalize normalize : {Normalize::centroids, Normalize::inputs}) {
     CentroidArrays fixture(which, {normalize, Collect::sum, true, true});
     check_reference(fixture);
+  }
+}
+
+TEST("centroid attention: labels pass over a centroid that is NaN, with neighbors too") {
+  for (Normalize normalize : {Normalize::centroids, Normalize::inputs}) {
+    for (int64_t bad : {0, 3}) {
+      CentroidArrays fixture = all_listed(normalize);
+      fixture.query[bad * fixture.inputs.shape.head_dim] = std::numeric_limits<float>::quiet_NaN();
+      const CallSettings settings = {NonFinite::propagate, {}};
+      CHECK_EQUAL(describe(run_fresh(fixture.problem, fixture.arrays, 2, settings)), "ok");
+      const std::vector<int32_t> listed = fixture.labels();
+      fixture.problem.neighbors = nullptr;
+      CHECK_EQUAL(describe(run_fresh(fixture.problem, fixture.arrays, 2, settings)), "ok");
+      CHECK_SAME(listed, fixture.labels());
+      const int64_t inputs = fixture.inputs.shape.key_length;
+      CHECK(std::find(listed.begin(), listed.begin() + inputs, bad) == listed.begin() + inputs);
+    }
   }
 }
 

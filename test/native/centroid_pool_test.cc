@@ -124,6 +124,17 @@ TEST("centroid pool: equal inputs and ties go to the lowest centroid") {
   }
 }
 
+TEST("centroid pool: small integers that are equally far go to the lowest centroid") {
+  for (Similarity similarity : {Similarity::dot, Similarity::euclidean}) {
+    for (int64_t centroids : {5, 37, 73}) {
+      const Scope scope(std::to_string(centroids) + " centroids");
+      PoolArrays tied = tied_pool(similarity, centroids);
+      CHECK_RUNS(tied.problem, tied.arrays);
+      CHECK_SAME(tied.labels(), reference::centroid_pool(tied.problem).labels);
+    }
+  }
+}
+
 TEST("centroid pool: rows of zeros under the cosine") {
   Fixture fixture(find_case("prime"), Similarity::cosine, PoolStart::given);
   std::fill_n(fixture.inputs, 3 * 17, 0.0f);

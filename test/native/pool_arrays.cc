@@ -35,6 +35,23 @@ PoolArrays::PoolArrays(const Case& which, Similarity similarity, PoolStart start
   problem.masses = arrays.output<float>(problem.batch * problem.centroids);
 }
 
+PoolArrays tied_pool(Similarity similarity, int64_t centroids) {
+  Case which = find_case("usual");
+  which.batch = 60;
+  which.key_length = 40;
+  which.head_dim = 3;
+  which.clusters = centroids;
+  PoolArrays pool(which, similarity, PoolStart::given);
+  pool.problem.iterations = 0;
+  Random random(static_cast<uint64_t>(centroids));
+  const auto fill = [&](float* rows, int64_t count) {
+    std::generate_n(rows, count, [&] { return static_cast<float>(random.below(3) - 1); });
+  };
+  fill(pool.inputs, which.batch * which.key_length * which.head_dim);
+  fill(pool.initial, which.batch * which.clusters * which.head_dim);
+  return pool;
+}
+
 PoolArrays planted_pool(Similarity similarity) {
   const Case& which = find_case("prime");
   PoolArrays pool(

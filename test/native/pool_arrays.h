@@ -32,6 +32,9 @@ struct PoolArrays {
   }
 };
 
+/// Rows and given centroids of -1, 0 and 1, of which many are equally far apart; no steps.
+PoolArrays tied_pool(Similarity similarity, int64_t centroids);
+
 /// A hard assignment to planted clusters ("prime"), from a row of each.
 PoolArrays planted_pool(Similarity similarity);
 /// Elements of it that shall be NaN: of a first centroid and of a later one, and of inputs.
