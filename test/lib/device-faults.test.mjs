@@ -283,7 +283,7 @@ describe('while a device is at work', () => {
       });
       setTimeout(() => controller.abort('enough'), 20);
     `;
-    const { output } = await runOnDevice(script, { wishes: 'deaf=300,report=1' });
+    const { output } = await runOnDevice(script, { wishes: 'deaf=1000,report=1' });
     expect(output).toBe('enough true\nstub: 0 bytes, 0 sessions, 2 operations');
   });
 
