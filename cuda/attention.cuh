@@ -43,9 +43,9 @@ __device__ inline TileTask attention_task(const AttentionParams& params, int64_t
   task.causal = params.causal;
   task.causal_offset = keys - task.queries;
   task.end_key = task.first_query < task.queries ? keys : 0;
-  task.blind_queries = keys > 0 ? 0 : task.queries;
+  task.masked_queries = keys > 0 ? 0 : task.queries;
   if (params.causal) {
-    task.blind_queries = task.causal_offset < 0 ? -task.causal_offset : 0;
+    task.masked_queries = task.causal_offset < 0 ? -task.causal_offset : 0;
     const int64_t last = task.first_query + tile_rows;
     const int64_t seen = (last < task.queries ? last : task.queries) + task.causal_offset;
     if (seen < task.end_key) task.end_key = seen > 0 ? seen : 0;
@@ -73,7 +73,7 @@ __device__ bool load_task_queries(const Tile& tile, const AttentionParams& param
 
 /// What a query gets where the sum of its weights is 0: it sees no key, or all its logits are -Inf.
 __device__ inline float without_weights(const TileTask& task, int64_t query) {
-  return query >= task.blind_queries && query < task.queries ? nanf("") : 0.0f;
+  return query >= task.masked_queries && query < task.queries ? nanf("") : 0.0f;
 }
 
 /// Its log-sum-exp.

@@ -242,10 +242,11 @@ class HopperConsumer {
       const float base = base_[half] == -HUGE_VALF ? 0.0f : base_[half];
 #pragma unroll
       for (int n = 0; n < kKeys / 8; ++n) {
-        float(&pair)[2] = *reinterpret_cast<float(*)[2]>(scores_ + 4 * n + 2 * half);
-        pair[0] = fmaf(pair[0], scale, -base);
-        pair[1] = fmaf(pair[1], scale, -base);
-        lowest = largest_of(lowest, bits_of(pair[0]), bits_of(pair[1]));
+        float& left = scores_[4 * n + 2 * half];
+        float& right = scores_[4 * n + 2 * half + 1];
+        left = fmaf(left, scale, -base);
+        right = fmaf(right, scale, -base);
+        lowest = largest_of(lowest, bits_of(left), bits_of(right));
       }
     }
     // A logit of -Inf shows in no result. Hidden ones count too: to tell them apart takes

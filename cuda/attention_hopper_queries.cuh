@@ -20,7 +20,7 @@ __device__ bool load_hopper_queries(const AttentionParams& params, const TileTas
     const int column = i % kChunks * 8;
     const int64_t query = task.first_query + warpgroup * kConsumerRows + row;
     float values[8] = {};
-    if (query >= task.blind_queries && query < task.queries) {
+    if (query >= task.masked_queries && query < task.queries) {
       const int64_t at = params.query.offset(task.batch, task.head, query) + column;
       load_eight(params.query, at, params.head_dim - column, values);
     }

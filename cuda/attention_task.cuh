@@ -45,9 +45,9 @@ struct TileSizes {
 struct TileTask {
   int64_t batch = 0;
   int64_t head = 0;
-  int64_t first_query = 0;    // of the block
-  int64_t blind_queries = 0;  // of the sequence, the first ones: they see no key, and are not read
-  int64_t queries = 0;        // real ones of the sequence
+  int64_t first_query = 0;     // of the block
+  int64_t masked_queries = 0;  // of the sequence, the first ones: they see no key, and are not read
+  int64_t queries = 0;         // real ones of the sequence
   int64_t first_key = 0;
   int64_t end_key = 0;        // of the stretch
   int64_t causal_offset = 0;  // query l sees keys up to l + causal_offset

@@ -97,7 +97,7 @@ class AttentionTile {
       const int column = i % kChunks * 8;
       float values[8] = {};
       const int64_t query = task_.first_query + row;
-      if (query >= task_.blind_queries && query < task_.queries) load(row, column, values);
+      if (query >= task_.masked_queries && query < task_.queries) load(row, column, values);
       uint32_t high[4];
       uint32_t low[4];
 #pragma unroll

@@ -82,14 +82,18 @@ __global__ void __launch_bounds__(kPoolThreads) open_pool(const PoolParams param
   }
   __syncthreads();
   for (int64_t d = threadIdx.x; d < dim; d += kPoolThreads) {
-    const auto element = [&](int64_t j) {
-      return params.centroids[(first + j) * dim + d] * params.inverse_norm[first + j];
-    };
-    double mean = 0.0;
-    for (int64_t j = 0; j < centroids; ++j) mean += element(j);
-    mean /= static_cast<double>(centroids);
-    double spread = 0.0;
-    for (int64_t j = 0; j < centroids; ++j) spread = fmax(spread, fabs(element(j) - mean));
+    double sum = 0.0;
+    double lowest = HUGE_VAL;
+    double highest = -HUGE_VAL;
+    for (int64_t j = 0; j < centroids; ++j) {
+      const double element =
+          params.centroids[(first + j) * dim + d] * params.inverse_norm[first + j];
+      sum += element;
+      lowest = fmin(lowest, element);
+      highest = fmax(highest, element);
+    }
+    const double mean = sum / static_cast<double>(centroids);
+    const double spread = fmax(highest - mean, mean - lowest);
     params.origin[batch * dim + d] = centroids > 0 ? round_coarsely(mean, spread) : 0.0f;
   }
   __syncthreads();

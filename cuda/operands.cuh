@@ -86,7 +86,7 @@ __device__ inline void pack_tile(const PackParams& params, const PackParams::Ten
   const int64_t others = real_length(tensor.other_lengths, batch, tensor.other_length);
   if (left <= 0 || others <= 0) return;
   const int rows = left < tensor.tile_rows ? static_cast<int>(left) : tensor.tile_rows;
-  const int64_t blind = tensor.causal ? left - others : 0;  // rows of the tile that meet none
+  const int64_t masked = tensor.causal ? left - others : 0;  // rows of the tile that meet none
   const int32_t* labels =
       tensor.labels != nullptr ? tensor.labels + sequence * tensor.length + first_row : nullptr;
   const int chunks = tensor.chunks;
@@ -102,7 +102,7 @@ __device__ inline void pack_tile(const PackParams& params, const PackParams::Ten
       if (chunk >= rows * chunks) break;
       const int row = chunk / chunks;
       const int column = (chunk - row * chunks) * 8;
-      if (row >= blind && (labels == nullptr || labels[row] >= 0)) {
+      if (row >= masked && (labels == nullptr || labels[row] >= 0)) {
         load_chunk(tensor, from + row * tensor.rows.row_stride + column, column, values[i]);
       } else {
         for (float& value : values[i]) value = 0.0f;

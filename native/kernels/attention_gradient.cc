@@ -67,11 +67,11 @@ class AttentionGradientKernel {
     rows.batch = (first + place) / shape_.heads;
     rows.head = (first + place) % shape_.heads;
     rows.keys = real_length(inputs.key_lengths, rows.batch, shape_.key_length);
-    const int64_t blind = blind_queries(rows.batch, rows.keys);
-    rows.rows = queries(rows.batch) - blind;
-    rows.query = inputs.query.row(rows.batch, rows.head, blind);
+    const int64_t masked = masked_queries(rows.batch, rows.keys);
+    rows.rows = queries(rows.batch) - masked;
+    rows.query = inputs.query.row(rows.batch, rows.head, masked);
     rows.query_stride = inputs.query.row_stride;
-    rows.gradient = problem_.output_gradient.row(rows.batch, rows.head, blind);
+    rows.gradient = problem_.output_gradient.row(rows.batch, rows.head, masked);
     rows.gradient_stride = problem_.output_gradient.row_stride;
     rows.maximum = maximum_ + place * shape_.query_length;
     rows.offset = offset_ + place * shape_.query_length;
@@ -84,21 +84,21 @@ class AttentionGradientKernel {
     return real_length(problem_.forward.inputs.query_lengths, batch, shape_.query_length);
   }
   /// The first queries of a sequence, which see no key: they are not read.
-  int64_t blind_queries(int64_t batch, int64_t keys) const {
+  int64_t masked_queries(int64_t batch, int64_t keys) const {
     return problem_.forward.causal ? std::max<int64_t>(queries(batch) - keys, 0) : 0;
   }
 
   void find_offsets(int64_t first, int64_t place, int64_t chunk) {
     const AttendingRows rows = rows_of(first, place);
     const int64_t begin = chunk * kQueriesPerTask;
-    const int64_t blind = queries(rows.batch) - rows.rows;
+    const int64_t masked = queries(rows.batch) - rows.rows;
     const float* logsumexp =
-        problem_.forward.logsumexp + (first + place) * shape_.query_length + blind;
+        problem_.forward.logsumexp + (first + place) * shape_.query_length + masked;
     for (int64_t r = begin; r < std::min(begin + kQueriesPerTask, rows.rows); ++r) {
       const int64_t at = place * shape_.query_length + r;
       maximum_[at] = maximum_of(logsumexp[r]);
       offset_[at] = simd().dot(rows.gradient + r * rows.gradient_stride,
-                               problem_.forward.output.row(rows.batch, rows.head, blind + r),
+                               problem_.forward.output.row(rows.batch, rows.head, masked + r),
                                shape_.value_dim);
     }
   }
@@ -106,12 +106,12 @@ class AttentionGradientKernel {
   void write_queries(int64_t first, int64_t place, int64_t chunk) {
     const AttendingRows rows = rows_of(first, place);
     const int64_t begin = chunk * kQueriesPerTask;
-    const int64_t blind = queries(rows.batch) - rows.rows;
+    const int64_t masked = queries(rows.batch) - rows.rows;
     bool finite = true;
     for (int64_t l = begin; l < std::min(begin + kQueriesPerTask, shape_.query_length); ++l) {
       float* row = problem_.gradients.query.row(rows.batch, rows.head, l);
-      if (l >= blind && l < blind + rows.rows) {
-        key_tiles_.total(rows, place, l - blind, row);
+      if (l >= masked && l < masked + rows.rows) {
+        key_tiles_.total(rows, place, l - masked, row);
         finite = all_finite(row, shape_.head_dim) && finite;
       } else {
         std::fill_n(row, shape_.head_dim, 0.0f);

@@ -68,28 +68,28 @@ Status PoolSimilarity::find_origins(const float* starts, Context& context) {
   const CentroidPoolProblem& problem = *problem_;
   const int64_t dim = problem.dim;
   origin_ = context.workspace().allocate_zeroed<float>(problem.batch * dim);
-  double* sums = context.workspace().allocate_zeroed<double>(problem.batch * 2 * dim);
+  double* sums = context.workspace().allocate_zeroed<double>(problem.batch * 3 * dim);
   if (origin_ == nullptr || sums == nullptr) return Status::out_of_memory();
   return context.parallel(problem.batch, [&](int64_t batch, int) {
     const int64_t centroids =
         std::min(problem.centroids, int64_t{real_length(problem.lengths, batch, problem.length)});
-    double* sum = sums + batch * 2 * dim;
-    double* spread = sum + dim;
-    // body(element of a centroid, column)
-    const auto for_each = [&](const auto& body) {
-      for (int64_t j = 0; j < centroids; ++j) {
-        const float* row = starts + (batch * problem.centroids + j) * dim;
-        const double factor = centroid_factor(row);
-        for (int64_t d = 0; d < dim; ++d) body(row[d] * factor, d);
+    double* sum = sums + batch * 3 * dim;
+    double* lowest = sum + dim;
+    double* highest = lowest + dim;
+    for (int64_t j = 0; j < centroids; ++j) {
+      const float* row = starts + (batch * problem.centroids + j) * dim;
+      const double factor = centroid_factor(row);
+      for (int64_t d = 0; d < dim; ++d) {
+        const double element = row[d] * factor;
+        sum[d] += element;
+        lowest[d] = j > 0 ? std::min(lowest[d], element) : element;
+        highest[d] = j > 0 ? std::max(highest[d], element) : element;
       }
-    };
-    const auto mean = [&](int64_t d) { return sum[d] / static_cast<double>(centroids); };
-    for_each([&](double element, int64_t d) { sum[d] += element; });
-    for_each([&](double element, int64_t d) {
-      spread[d] = std::max(spread[d], std::fabs(element - mean(d)));
-    });
+    }
     for (int64_t d = 0; d < dim && centroids > 0; ++d) {
-      origin_[batch * dim + d] = round_coarsely(mean(d), spread[d]);
+      const double mean = sum[d] / static_cast<double>(centroids);
+      const double spread = std::max(highest[d] - mean, mean - lowest[d]);
+      origin_[batch * dim + d] = round_coarsely(mean, spread);
     }
     if (leaves_origin(batch)) std::fill_n(origin_ + batch * dim, dim, 0.0f);
   });

@@ -206,9 +206,9 @@ TEST_ONCE("CUDA attention gradient: queries that see no key are not read") {
     one.query_length = 150;
     one.key_length = 3;
     Fixture fixture(one, true);
-    std::vector<int64_t> blind(static_cast<size_t>(one.query_length - one.key_length));
-    std::iota(blind.begin(), blind.end(), 0);
-    check_unread_rows(fixture, 1, blind, precision);
+    std::vector<int64_t> masked(static_cast<size_t>(one.query_length - one.key_length));
+    std::iota(masked.begin(), masked.end(), 0);
+    check_unread_rows(fixture, 1, masked, precision);
   }
 }
 

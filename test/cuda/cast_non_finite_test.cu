@@ -41,6 +41,15 @@ TEST_ONCE("CUDA CAST: NaN and Inf in rows that are read show") {
   }
 }
 
+/// Runs on the CPU, where what is not finite may spread.
+void run_here(CastArrays& fixture) {
+  fixture.arrays.poison();
+  Context context(1);
+  CallSettings settings;
+  settings.non_finite = NonFinite::propagate;
+  CHECK_EQUAL(describe(run(fixture.problem, settings, context)), "ok");
+}
+
 /// NaN in a surrogate: every score of every token is NaN, and tokens go by their index.
 TEST_ONCE("CUDA CAST: a surrogate that is NaN leaves the order of the tokens") {
   for (int64_t clusters : {3, 65, 66}) {
@@ -50,11 +59,7 @@ TEST_ONCE("CUDA CAST: a surrogate that is NaN leaves the order of the tokens") {
       one.clusters = clusters;
       CastArrays fixture(one, selection);
       fixture.surrogates[(clusters - 1) * one.head_dim] = std::numeric_limits<float>::quiet_NaN();
-      fixture.arrays.poison();
-      Context context(1);
-      CallSettings settings;
-      settings.non_finite = NonFinite::propagate;
-      CHECK_EQUAL(describe(run(fixture.problem, settings, context)), "ok");
+      run_here(fixture);
       const std::vector<int32_t> expected = fixture.indices();
       bool non_finite = false;
       CHECK_EQUAL(describe(run_there(fixture, &non_finite)), "ok");
@@ -66,11 +71,7 @@ TEST_ONCE("CUDA CAST: a surrogate that is NaN leaves the order of the tokens") {
 
 /// Results of the GPU are NaN where the CPU's are, and close to them elsewhere.
 void check_reach(CastArrays& fixture, Precision precision) {
-  fixture.arrays.poison();
-  Context context(1);
-  CallSettings settings;
-  settings.non_finite = NonFinite::propagate;
-  CHECK_EQUAL(describe(run(fixture.problem, settings, context)), "ok");
+  run_here(fixture);
   const std::vector<float> expected = fixture.result();
   const bool rounds = precision == Precision::bfloat16;
   Device device(rounds ? cuda::Storage::bfloat16 : cuda::Storage::float32);

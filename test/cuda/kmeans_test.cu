@@ -69,6 +69,13 @@ TEST_ONCE("CUDA k-means: ties, equal points, empty clusters") {
   }
 }
 
+TEST_ONCE("CUDA k-means: under the cosine a mean of zero but for rounding keeps the centroid") {
+  for (uint64_t seed = 1; seed < 20; ++seed) {
+    KMeansFixture fixture = opposed_rows(seed);
+    check(fixture);
+  }
+}
+
 TEST_ONCE("CUDA k-means: a tolerance ends the iterations where it ends the CPU's") {
   for (double tolerance : {1e-3, 0.1, 10.0}) {
     for (Metric metric : {Metric::euclidean, Metric::cosine}) {

@@ -172,17 +172,17 @@ TEST("attention gradient: queries that see no key are not read") {
     Case one = find_case("usual");
     one.query_length = queries;
     one.key_length = 3;
-    const int64_t blind = queries - one.key_length;
+    const int64_t masked = queries - one.key_length;
     Fixture fixture(one, true);
     CHECK_RUNS(fixture.problem, fixture.outputs);
     const std::vector<std::vector<float>> expected = fixture.results();
     for (float bad : {std::numeric_limits<float>::quiet_NaN(), kInfinity, 3e38f}) {
       const Scope scope(std::to_string(queries) + " queries with " + std::to_string(bad));
-      std::fill_n(fixture.query, blind * one.head_dim, bad);
-      std::fill_n(fixture.made.output_gradient_data, blind * one.value_dim, bad);
+      std::fill_n(fixture.query, masked * one.head_dim, bad);
+      std::fill_n(fixture.made.output_gradient_data, masked * one.value_dim, bad);
       CHECK_RUNS(fixture.problem, fixture.outputs);
       CHECK(fixture.results() == expected);
-      const int64_t place = (blind + 1) * one.value_dim + 2;
+      const int64_t place = (masked + 1) * one.value_dim + 2;
       float& read = fixture.made.output_gradient_data[place];
       const float saved = std::exchange(read, kInfinity);
       CHECK_EQUAL(describe(run_fresh(fixture.problem, fixture.outputs)),

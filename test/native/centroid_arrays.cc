@@ -72,6 +72,18 @@ void CentroidArrays::add_neighbors(const Case& which) {
   problem.neighbors = neighbors;
 }
 
+Case many_neighbors_case(int64_t centroids) {
+  Case which = find_case("usual");
+  which.batch = 1;
+  which.heads = 3;
+  which.query_length = centroids;
+  which.key_length = 500;
+  which.head_dim = 3;
+  which.value_dim = 2;
+  which.top_k = 1000;
+  return which;
+}
+
 CentroidArrays all_listed(Normalize normalize, Fill fill) {
   Case which = find_case("tile-25");
   which.top_k = which.key_length;

@@ -43,6 +43,8 @@ struct CentroidArrays : AttentionArrays {
   void add_neighbors(const Case& which);
 };
 
+/// Three sequences of narrow rows, of whose `centroids` each lists 1000 inputs.
+Case many_neighbors_case(int64_t centroids);
 /// A problem ("tile-25") whose centroids list every input, in descending order.
 CentroidArrays all_listed(Normalize normalize, Fill fill = Fill::integer);
 

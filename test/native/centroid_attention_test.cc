@@ -125,14 +125,7 @@ TEST("centroid attention: neighbors that list every input change nothing") {
 
 /// Scores of so many pairs are held for two sequences at a time: one is left.
 TEST_ONCE("centroid attention: many neighbors, sequences in groups") {
-  Case which = find_case("usual");
-  which.batch = 1;
-  which.heads = 3;
-  which.query_length = 1400;
-  which.key_length = 500;
-  which.head_dim = 3;
-  which.value_dim = 2;
-  which.top_k = 1000;
+  const Case which = many_neighbors_case(1400);
   for (Normalize normalize : {Normalize::centroids, Normalize::inputs}) {
     CentroidArrays fixture(which, {normalize, Collect::sum, true, true});
     check_reference(fixture);

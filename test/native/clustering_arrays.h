@@ -2,6 +2,8 @@
 
 // Problems of the clustering operations (§2) from a case of the table, with all outputs.
 
+#include <cmath>
+
 #include "test/native/attention_arrays.h"
 #include "test/native/gradients.h"
 
@@ -189,5 +191,26 @@ struct BroadcastGradientFixture : BroadcastFixture {
     gradient.inputs = arrays.output<float>(problem.batch * problem.clusters * problem.dim);
   }
 };
+
+/// Rows of one column and of either sign, as many of both, whose mean is 0 under the cosine; one
+/// cluster.
+inline KMeansFixture opposed_rows(uint64_t seed) {
+  Case which = find_case("prime");
+  which.batch = which.heads = 1;
+  which.query_length = 40;
+  which.head_dim = which.value_dim = 1;
+  which.clusters = 1;
+  Random random(seed);
+  std::vector<float> rows;
+  for (int64_t i = 0; i < which.query_length; ++i) {
+    const float length = 0.1f + std::fabs(static_cast<float>(random.normal()));
+    rows.push_back(i % 2 == 0 ? length : -length);
+  }
+  KMeansFixture fixture(which, rows);
+  fixture.problem.metric = Metric::cosine;
+  fixture.problem.start = KMeansStart::given;
+  fixture.initial[0] = seed % 2 == 0 ? 1.0f : -1.0f;
+  return fixture;
+}
 
 }  // namespace cluster_attention::test
