@@ -1,5 +1,7 @@
 #include "native/reference/matmul.h"
 
+#include <algorithm>
+
 #include "test/native/checks.h"
 #include "test/native/compare.h"
 #include "test/native/matmul_arrays.h"
@@ -54,6 +56,25 @@ TEST("matmul: accumulate adds to the output") {
     fixture.arrays.snapshot();
     for (size_t i = 0; i < expected.size(); ++i) expected[i] += before[i];
     CHECK_CLOSE(read(fixture.problem.output, fixture.output_size()), expected, 1e-6);
+  }
+}
+
+TEST("matmul: accumulate rounds once, whatever the number of columns and of blocks of the depth") {
+  for (int64_t depth : {64, 256, 257, 600}) {
+    for (int64_t columns : {1, 8, 15, 16, 17, 48, 64}) {
+      const Scope scope(std::to_string(depth) + "x" + std::to_string(columns));
+      Fixture fixture({1, 2, columns, depth});
+      std::fill_n(fixture.a, 2 * depth, 0.0f);
+      std::fill_n(fixture.b, depth * columns, 3.0f);
+      for (int64_t row : {0, 1}) fixture.a[row * depth] = fixture.a[(row + 1) * depth - 1] = 1.0f;
+      // 1e8 + 6 is rounded up to the next float, 1e8 + 3 down.
+      std::fill_n(fixture.problem.output, 2 * columns, 1e8f);
+      fixture.problem.accumulate = true;
+      Context context(1);
+      CHECK_EQUAL(describe(run(fixture.problem, CallSettings{}, context)), "ok");
+      CHECK_SAME(read(fixture.problem.output, 2 * columns),
+                 std::vector<float>(static_cast<size_t>(2 * columns), 1e8f + 8.0f));
+    }
   }
 }
 

@@ -66,6 +66,7 @@ void Block::prepare(const Launch& launch, bool watched) {
   }
   for (size_t i = 0; i < count_; ++i) threads_[i]->fiber.watch(watched);
   shared_bytes_ = launch.shared_bytes;
+  read_by_others_ = launch.cluster > 1;
   allow(memory_.data(), memory_.size());
   memory_.resize(shared_bytes_ + kFence + 128);
   shared = memory_.data() + (128 - reinterpret_cast<uintptr_t>(memory_.data()) % 128) % 128;
@@ -210,7 +211,7 @@ bool Block::run(bool in_turns) {
       if (!run_warp(static_cast<size_t>(warp))) return false;
     }
   } while (can_go_on() ? !in_turns : leave_barrier());
-  if (moved_ && ended()) poison(shared_bytes_);  // it is gone with its block
+  if (read_by_others_ && moved_ && ended()) poison(shared_bytes_);  // it is gone with its block
   return true;
 }
 

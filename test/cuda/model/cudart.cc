@@ -130,9 +130,10 @@ cudaError_t allocate(Machine& now, void** memory, size_t bytes, bool on_device) 
   auto* base = static_cast<char*>(std::aligned_alloc(256, whole));
   if (base == nullptr) return cudaErrorMemoryAllocation;
   const Unwatched fresh;
-  std::fill_n(base, whole, static_cast<char>(kFenceByte));
   char* begin = base + kFence;
+  std::fill_n(base, kFence, static_cast<char>(kFenceByte));
   std::fill_n(begin, bytes, static_cast<char>(fresh_byte()));
+  std::fill(begin + bytes, base + whole, static_cast<char>(kFenceByte));
   forbid(base, kFence);
   forbid(begin + bytes, kFence);
   now.blocks[begin] = {base, bytes, on_device};

@@ -57,6 +57,27 @@ float add_in_double(float sum, const float* a, const float (*b)[kTileColumns], i
   return static_cast<float>(exact);
 }
 
+/// What a row of eight factors can give.
+struct Factors {
+  bool zero;
+  bool finite;
+};
+
+CA_PART_OF_CALLER Factors factors_of(const float* row) {
+  constexpr uint64_t kSizes = 0x7fffffff7fffffffu;
+  constexpr uint64_t kExponents = 0x7f8000007f800000u;
+  constexpr uint64_t kLowest = 0x0080000000800000u;
+  uint64_t pairs[kAtOnce / 2];
+  std::memcpy(pairs, row, sizeof pairs);
+  uint64_t any = 0;
+  uint64_t carries = 0;  // out of an exponent of ones
+  for (const uint64_t pair : pairs) {
+    any |= pair & kSizes;
+    carries |= (pair & kExponents) + kLowest;
+  }
+  return {any == 0, (carries & ~kSizes) == 0};
+}
+
 /// d += the sum of eight products, all terms cut to the places that are kept of the largest.
 CA_PART_OF_CALLER void add_eight(float (&d)[kTileColumns], const float* a,
                                  const float (*b)[kTileColumns]) {
@@ -85,8 +106,16 @@ CA_PART_OF_CALLER void add_eight(float (&d)[kTileColumns], const float* a,
 }
 
 CA_PART_OF_CALLER void multiply(TileProduct& product) {
-  for (int row = 0; row < kTileRows; ++row) {
-    for (int k = 0; k < kTileDepth; k += kAtOnce) {
+  for (int k = 0; k < kTileDepth; k += kAtOnce) {
+    Factors right = {true, true};
+    for (int i = 0; i < kAtOnce; ++i) {
+      const Factors one = factors_of(product.b[k + i]);
+      right = {right.zero && one.zero, right.finite && one.finite};
+    }
+    for (int row = 0; row < kTileRows; ++row) {
+      const Factors left = factors_of(product.a[row] + k);
+      // Three of four products of the tests are of what pads a tile.
+      if ((left.zero && right.finite) || (right.zero && left.finite)) continue;
       add_eight(product.d[row], product.a[row] + k, product.b + k);
     }
   }
