@@ -33,7 +33,7 @@ Status run_kernel(const Problem& problem, const ProblemArrays& arrays, const Cal
                   Context& context, Status (*kernel)(const Problem&, Context&)) {
   CA_RETURN_IF_ERROR(kernel(problem, context));
   if (settings.non_finite == NonFinite::error && context.saw_non_finite()) {
-    return arrays.find_non_finite();
+    return arrays.find_non_finite(context);
   }
   return Status::success();
 }

@@ -80,23 +80,36 @@ Status ProblemArrays::round(Context& context) const {
   return Status::success();
 }
 
-Status ProblemArrays::find_non_finite() const {
+Status ProblemArrays::find_in(const ProblemArray& input, Context& context, int64_t& first) const {
+  bool* read = context.workspace().allocate<bool>(input.reads != nullptr ? input.length : 0);
+  if (read == nullptr) return Status::out_of_memory();
+  for (int64_t sequence = 0; sequence < input.batch * input.heads; ++sequence) {
+    const int64_t b = sequence / input.heads;
+    const int64_t h = sequence % input.heads;
+    const int64_t length = real_length(input.lengths, b, input.length);
+    bool is_marked = input.reads == nullptr;
+    for (int64_t r = 0; r < length; ++r) {
+      if (context.cancelled()) return Status::cancelled();
+      const float* row = input.rows.row(b, h, r);
+      const int64_t column = first_non_finite(row, input.dim);
+      const int64_t index = row + column - input.rows.data;
+      if (column < 0 || (first >= 0 && index > first)) continue;
+      if (!is_marked) {
+        std::fill_n(read, length, false);
+        input.reads(problem_, b, h, length, read);
+        is_marked = true;
+      }
+      if (input.reads == nullptr || read[r]) first = index;
+    }
+  }
+  return Status::success();
+}
+
+Status ProblemArrays::find_non_finite(Context& context) const {
   for (const ProblemArray& input : *this) {
     if (!input.is_float_argument()) continue;
     int64_t first = -1;
-    for (int64_t b = 0; b < input.batch; ++b) {
-      const int64_t length = real_length(input.lengths, b, input.length);
-      for (int64_t h = 0; h < input.heads; ++h) {
-        for (int64_t r = 0; r < length; ++r) {
-          const float* row = input.rows.row(b, h, r);
-          const int64_t column = first_non_finite(row, input.dim);
-          if (column < 0) continue;
-          const int64_t index = row + column - input.rows.data;
-          if (first >= 0 && index > first) continue;
-          if (input.reads == nullptr || input.reads(problem_, b, h, r)) first = index;
-        }
-      }
-    }
+    CA_RETURN_IF_ERROR(find_in(input, context, first));
     if (first >= 0) return {StatusCode::non_finite, input.name, first};
   }
   return {StatusCode::overflow, nullptr, -1};
@@ -120,7 +133,7 @@ ProblemArray& ProblemArrays::append(const char* name, void* slot, ElementType ty
 }
 
 void ProblemArrays::add(const char* name, InputRows& rows, const AttentionShape& shape,
-                        int64_t length, int64_t dim, const int32_t* lengths, ReadsRow reads) {
+                        int64_t length, int64_t dim, const int32_t* lengths, MarkRows reads) {
   if (rows.data == nullptr) return;
   const int64_t elements = elements_of(shape, length, dim);
   ProblemArray& array = append(name, &rows.data, ElementType::float32, false, elements);
@@ -134,7 +147,7 @@ void ProblemArrays::add(const char* name, InputRows& rows, const AttentionShape&
 }
 
 void ProblemArrays::add(const char* name, const float*& data, int64_t batch, int64_t length,
-                        int64_t dim, const int32_t* lengths, ReadsRow reads) {
+                        int64_t dim, const int32_t* lengths, MarkRows reads) {
   if (data == nullptr) return;
   const int64_t elements = batch * length * dim;
   ProblemArray& array = append(name, &data, ElementType::float32, false, elements);
@@ -146,8 +159,8 @@ void ProblemArrays::add(const char* name, const float*& data, int64_t batch, int
   array.reads = reads;
 }
 
-void ProblemArrays::add_attention(AttentionInputs& inputs, ReadsRow reads_query,
-                                  ReadsRow reads_key) {
+void ProblemArrays::add_attention(AttentionInputs& inputs, MarkRows reads_query,
+                                  MarkRows reads_key) {
   const AttentionShape& shape = inputs.shape;
   add("query", inputs.query, shape, shape.query_length, shape.head_dim, inputs.query_lengths,
       reads_query);
@@ -194,7 +207,7 @@ void ProblemArrays::describe(ClusteredAttentionProblem& problem) {
 
 void ProblemArrays::describe(CentroidAttentionProblem& problem) {
   const AttentionShape& shape = problem.inputs.shape;
-  add_attention(problem.inputs, nullptr, reads<CentroidAttentionProblem, active_input>);
+  add_attention(problem.inputs, nullptr, reads<CentroidAttentionProblem, active_inputs>);
   add("weights", problem.weights, shape.batch, shape.key_length, 1, problem.inputs.key_lengths);
   add_lengths(problem.inputs);
   add("neighbors", problem.neighbors, shape.batch * shape.query_length * problem.neighbor_count);
@@ -235,7 +248,7 @@ void ProblemArrays::describe(CentroidEncodeProblem& problem) {
   const int64_t batch = problem.batch;
   const int64_t inner = problem.heads * problem.head_dim;
   add("inputs", problem.inputs, batch, problem.length, problem.dim, nullptr,
-      reads<CentroidEncodeProblem, active_row>);
+      reads<CentroidEncodeProblem, active_rows>);
   add("initial", problem.initial, batch, problem.centroids, problem.dim);
   add("queryWeight", problem.query_weight, 1, inner, problem.dim);
   add("keyWeight", problem.key_weight, 1, inner, problem.dim);

@@ -13,9 +13,10 @@
 
 namespace cluster_attention {
 
-/// Whether row `row` of (batch, head) of an argument takes part in the result of `problem`; of a
-/// gradient, `problem` is the forward problem.
-using ReadsRow = bool (*)(const void* problem, int64_t batch, int64_t head, int64_t row);
+/// Marks in read (rows), which holds false, the first rows of (batch, head) of an argument that
+/// take part in the result of `problem`; of a gradient, `problem` is the forward problem.
+using MarkRows = void (*)(const void* problem, int64_t batch, int64_t head, int64_t rows,
+                          bool* read);
 
 enum class ElementType : int32_t { float32, float64, int32, uint64 };
 
@@ -56,7 +57,7 @@ struct ProblemArray {
   int64_t length = 0;
   int64_t dim = 0;
   const int32_t* lengths = nullptr;  // (batch): rows past it are padding
-  ReadsRow reads = nullptr;          // null: every real row is read
+  MarkRows reads = nullptr;          // null: every real row is read
 
   /// Whether the kernel reads what it holds before the call.
   bool is_read() const { return !is_result || is_added_to; }
@@ -90,8 +91,9 @@ class ProblemArrays {
   bool has_results() const;
   /// Points every float argument of the problem at a copy that is rounded to bfloat16.
   Status round(Context& context) const;
-  /// The first NaN or Inf in a row that is read; StatusCode::overflow when there is none.
-  Status find_non_finite() const;
+  /// The first NaN or Inf in a row that is read; StatusCode::overflow when there is none. It may be
+  /// cancelled, and wants a byte for each row of a sequence.
+  Status find_non_finite(Context& context) const;
   /// After a failure in the middle of the call.
   void spoil_results() const;
 
@@ -106,14 +108,17 @@ class ProblemArrays {
     return &problem;
   }
 
+  /// Index of the first NaN or Inf in a row of `input` that is read; unchanged when there is none.
+  Status find_in(const ProblemArray& input, Context& context, int64_t& first) const;
+
   ProblemArray& append(const char* name, void* slot, ElementType type, bool is_result,
                        int64_t elements);
   // Float arguments.
   void add(const char* name, InputRows& rows, const AttentionShape& shape, int64_t length,
-           int64_t dim, const int32_t* lengths, ReadsRow reads = nullptr);
+           int64_t dim, const int32_t* lengths, MarkRows reads = nullptr);
   void add(const char* name, const float*& data, int64_t batch, int64_t length, int64_t dim,
-           const int32_t* lengths = nullptr, ReadsRow reads = nullptr);
-  void add_attention(AttentionInputs& inputs, ReadsRow reads_query, ReadsRow reads_key);
+           const int32_t* lengths = nullptr, MarkRows reads = nullptr);
+  void add_attention(AttentionInputs& inputs, MarkRows reads_query, MarkRows reads_key);
   // Other arguments; results when T is not const.
   template <typename T>
   void add(const char* name, T*& data, int64_t elements) {

@@ -134,15 +134,15 @@ class PlainArrays {
 /// it ends the call. The problem is as it was called.
 template <typename Problem>
 Status find_non_finite(Problem problem, cuda::Session* session, const DeviceCall& call) {
-  Workspace workspace;
+  Context context(1, call.abort);
   for (const ProblemArray& array : ProblemArrays(problem)) {
     if (array.is_result || !call.holds(array.data())) continue;
-    char* copy = workspace.allocate<char>(array.bytes());
+    char* copy = context.workspace().allocate<char>(array.bytes());
     if (copy == nullptr) return Status::out_of_memory();
     CA_RETURN_IF_ERROR(download(session, array, call, copy, array.data()));
     array.redirect(copy);
   }
-  return ProblemArrays(problem).find_non_finite();
+  return ProblemArrays(problem).find_non_finite(context);
 }
 
 /// Launches the operation and waits for it, also when it has failed half-way: its arrays must not

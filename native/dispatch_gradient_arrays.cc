@@ -46,7 +46,7 @@ void ProblemArrays::describe(AggregateGradientProblem& problem) {
   AggregateProblem& forward = problem.forward;
   const int64_t sequences = forward.batch * forward.heads;
   add("gradOutput", problem.output_gradient, sequences, forward.clusters, forward.dim, nullptr,
-      reads<AggregateProblem, has_members>);
+      reads<AggregateProblem, have_members>);
   add("labels", forward.labels, sequences * forward.length);
   add("inputsGradient", problem.inputs, sequences * forward.length * forward.dim);
 }
@@ -96,7 +96,7 @@ void ProblemArrays::describe(CentroidAttentionGradientProblem& problem) {
   CentroidAttentionProblem& forward = problem.forward;
   AttentionInputs& inputs = forward.inputs;
   const AttentionShape& shape = inputs.shape;
-  add_attention(inputs, nullptr, reads<CentroidAttentionProblem, active_input>);
+  add_attention(inputs, nullptr, reads<CentroidAttentionProblem, active_inputs>);
   add("weights", forward.weights, shape.batch, shape.key_length, 1, inputs.key_lengths);
   add("gradOutput", problem.output_gradient, shape, shape.query_length, shape.value_dim,
       inputs.query_lengths);
@@ -133,7 +133,7 @@ void ProblemArrays::describe(CentroidEncodeGradientProblem& problem) {
   forward.output = nullptr;
   describe(forward);
   add("gradOutput", problem.output_gradient, forward.batch, forward.centroids, forward.dim, nullptr,
-      reads<CentroidEncodeProblem, real_centroid>);
+      reads<CentroidEncodeProblem, real_centroids>);
   add("inputsGradient", problem.inputs, forward.batch * forward.length * forward.dim);
   add("initialGradient", problem.initial, rows);
   add("queryWeightGradient", problem.query_weight, weight);

@@ -1,6 +1,7 @@
 #pragma once
 
-// Which rows of an argument take part in a result: one predicate per argument that is read in part.
+// Which rows of an argument take part in a result: of each argument that is read in part, whether a
+// row does, or, where lists say so, those that do.
 
 #include <algorithm>
 #include <cstdint>
@@ -10,14 +11,25 @@
 
 namespace cluster_attention::reading {
 
-inline bool contains(const int32_t* values, int64_t count, int64_t wanted) {
-  return std::find(values, values + count, static_cast<int32_t>(wanted)) != values + count;
+/// Makes a MarkRows of a predicate on the problem and a row.
+template <typename Problem, bool (*predicate)(const Problem&, int64_t, int64_t, int64_t)>
+void reads(const void* problem, int64_t batch, int64_t head, int64_t rows, bool* read) {
+  for (int64_t row = 0; row < rows; ++row) {
+    read[row] = predicate(*static_cast<const Problem*>(problem), batch, head, row);
+  }
 }
 
-/// Makes a ReadsRow of a predicate on the problem itself.
-template <typename Problem, bool (*predicate)(const Problem&, int64_t, int64_t, int64_t)>
-bool reads(const void* problem, int64_t batch, int64_t head, int64_t row) {
-  return predicate(*static_cast<const Problem*>(problem), batch, head, row);
+/// Makes a MarkRows of what marks the rows of a problem.
+template <typename Problem, void (*mark)(const Problem&, int64_t, int64_t, int64_t, bool*)>
+void reads(const void* problem, int64_t batch, int64_t head, int64_t rows, bool* read) {
+  mark(*static_cast<const Problem*>(problem), batch, head, rows, read);
+}
+
+/// Those of `rows` that are listed; -1 is none.
+inline void mark_listed(const int32_t* list, int64_t count, int64_t rows, bool* read) {
+  for (int64_t i = 0; i < count; ++i) {
+    if (list[i] >= 0 && list[i] < rows) read[list[i]] = true;
+  }
 }
 
 /// A query reads the keys that it sees, and is read itself where there are any.
@@ -51,13 +63,13 @@ inline bool member(const AggregateProblem& problem, int64_t b, int64_t h, int64_
   return problem.labels[(b * problem.heads + h) * problem.length + row] >= 0;
 }
 
-inline bool has_members(const AggregateProblem& problem, int64_t sequence, int64_t,
-                        int64_t cluster) {
-  return contains(problem.labels + sequence * problem.length, problem.length, cluster);
+inline void have_members(const AggregateProblem& problem, int64_t sequence, int64_t, int64_t rows,
+                         bool* read) {
+  mark_listed(problem.labels + sequence * problem.length, problem.length, rows, read);
 }
 
-inline bool taken(const BroadcastProblem& problem, int64_t b, int64_t, int64_t row) {
-  return contains(problem.labels + b * problem.length, problem.length, row);
+inline void taken(const BroadcastProblem& problem, int64_t b, int64_t, int64_t rows, bool* read) {
+  mark_listed(problem.labels + b * problem.length, problem.length, rows, read);
 }
 
 inline bool takes(const BroadcastProblem& problem, int64_t b, int64_t, int64_t row) {
@@ -65,29 +77,43 @@ inline bool takes(const BroadcastProblem& problem, int64_t b, int64_t, int64_t r
 }
 
 /// Inputs of centroid attention are read unless their weight is 0 or no centroid lists them.
-inline bool active(const float* weights, const int32_t* neighbors, int64_t b, int64_t length,
-                   int64_t listed_per_batch, int64_t row) {
-  if (weights != nullptr && weights[b * length + row] == 0.0f) return false;
-  return neighbors == nullptr || contains(neighbors + b * listed_per_batch, listed_per_batch, row);
+inline void mark_active(const float* weights, const int32_t* neighbors, int64_t b, int64_t length,
+                        int64_t listed_per_batch, int64_t rows, bool* read) {
+  if (neighbors == nullptr) {
+    std::fill_n(read, rows, true);
+  } else {
+    mark_listed(neighbors + b * listed_per_batch, listed_per_batch, rows, read);
+  }
+  for (int64_t row = 0; weights != nullptr && row < rows; ++row) {
+    read[row] = read[row] && weights[b * length + row] != 0.0f;
+  }
 }
 
-inline bool active_input(const CentroidAttentionProblem& problem, int64_t b, int64_t, int64_t row) {
+inline void active_inputs(const CentroidAttentionProblem& problem, int64_t b, int64_t, int64_t rows,
+                          bool* read) {
   const AttentionShape& shape = problem.inputs.shape;
-  return active(problem.weights, problem.neighbors, b, shape.key_length,
-                shape.query_length * problem.neighbor_count, row);
+  mark_active(problem.weights, problem.neighbors, b, shape.key_length,
+              shape.query_length * problem.neighbor_count, rows, read);
 }
 
-inline bool active_row(const CentroidEncodeProblem& problem, int64_t b, int64_t, int64_t row) {
-  return active(problem.weights, problem.neighbors, b, problem.length,
-                problem.centroids * problem.neighbor_count, row);
+inline void active_rows(const CentroidEncodeProblem& problem, int64_t b, int64_t, int64_t rows,
+                        bool* read) {
+  mark_active(problem.weights, problem.neighbors, b, problem.length,
+              problem.centroids * problem.neighbor_count, rows, read);
 }
 
-/// Centroids of the learned layer that are not rows of zeros.
-inline bool real_centroid(const CentroidEncodeProblem& problem, int64_t b, int64_t, int64_t row) {
-  if (problem.start == PoolStart::given) return true;
-  if (problem.weights == nullptr) return row < problem.length;
-  const float* weights = problem.weights + b * problem.length;
-  return row < problem.length - std::count(weights, weights + problem.length, 0.0f);
+/// Centroids of the learned layer that are not rows of zeros: as many as there are active inputs.
+inline void real_centroids(const CentroidEncodeProblem& problem, int64_t b, int64_t, int64_t rows,
+                           bool* read) {
+  int64_t real = rows;
+  if (problem.start != PoolStart::given) {
+    real = std::min(rows, problem.length);
+    if (problem.weights != nullptr) {
+      const float* weights = problem.weights + b * problem.length;
+      real = std::min(rows, problem.length - std::count(weights, weights + problem.length, 0.0f));
+    }
+  }
+  std::fill_n(read, real, true);
 }
 
 // Given centroids are read up to the clamp to the sequence's real length.
@@ -110,14 +136,13 @@ inline const int32_t* listed_keys(const SparseIndices& sparse, const AttentionSh
 
 /// Keys of sparse products are read when a real query lists them.
 template <typename Problem>
-bool listed(const Problem& problem, int64_t b, int64_t h, int64_t row) {
+void listed(const Problem& problem, int64_t b, int64_t h, int64_t rows, bool* read) {
   const AttentionShape& shape = problem.shape;
   const int64_t queries = real_length(problem.query_lengths, b, shape.query_length);
   for (int64_t query = 0; query < queries; ++query) {
     const int32_t* keys = listed_keys(problem.sparse, shape, b * shape.heads + h, query);
-    if (keys != nullptr && contains(keys, problem.sparse.k, row)) return true;
+    if (keys != nullptr) mark_listed(keys, problem.sparse.k, rows, read);
   }
-  return false;
 }
 
 /// Slots (row = query * k + place) that hold a real key.

@@ -82,8 +82,8 @@ Status project_rows(const GroupedRows<const float>& input, int64_t rows, const P
     const float* b = weight.panels + (group * panels + panel) * weight.depth * lanes;
     float* target =
         output.data + first_row * output.row_stride + group * output.group_stride + first;
-    // The product is rounded up to whole vectors, which must not overwrite what lies behind; and one
-    // of several blocks is finished before it is added to what was there.
+    // The product is rounded up to whole vectors, which must not overwrite what lies behind; and
+    // one of several blocks is finished before it is added to what was there.
     float product[kRowsPerTask * kMaximumLanes];
     const bool direct =
         columns % simd().width == 0 && !(mode.accumulate && weight.depth > kDepthBlock);

@@ -117,7 +117,7 @@ class Block {
   std::vector<unsigned char> memory_;
   size_t shared_bytes_ = 0;
   bool read_by_others_ = false;  // its shared memory, by the blocks of its cluster
-  unsigned char poison_ = 0;  // what shared memory starts as, and what is behind it
+  unsigned char poison_ = 0;     // what shared memory starts as, and what is behind it
   bool failed_ = false;
   unsigned starts_ = 0;
   char ends_[2] = {};
