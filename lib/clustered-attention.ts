@@ -110,7 +110,14 @@ function bitsOf(elements: number, headDim: number): number {
 /** The fields of a request that say how queries are grouped. */
 function readGrouping(call: Call, { batch, heads, queryLength, headDim }: AttentionInputs): object {
   const seed = call.seed();
-  const ready = { bits: 1, iterations: 0, threshold: Threshold.normal, seed, planes: undefined };
+  const ready = {
+    bits: 1,
+    iterations: 0,
+    threshold: Threshold.normal,
+    seed,
+    hashBias: true,
+    planes: undefined,
+  };
   if (call.has('labels')) {
     const labels = call.integers('labels', { batch, heads, queryLength });
     return { ...ready, grouping: Grouping.given, labels };
@@ -126,7 +133,7 @@ function readGrouping(call: Call, { batch, heads, queryLength, headDim }: Attent
   const empty = batch * queryLength === 0;
   if (grouping === euclidean || empty) return { ...ready, grouping: euclidean, iterations };
   const planes = given ?? drawPlanes(bits, headDim, seed, hashBias);
-  return { grouping, bits, iterations, threshold, seed, planes };
+  return { grouping, bits, iterations, threshold, seed, hashBias, planes };
 }
 
 /** `improved` adds the exact attention to the top keys of each cluster. */

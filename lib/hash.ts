@@ -65,16 +65,23 @@ const hashOperation: Operation = {
 
 const none: Float32Array = new Float32Array(0);
 
+/** Elements of planes that are drawn on the calling thread, within some 2 ms, and kept. */
+const MOST_DRAWN_HERE = 1 << 16;
+
 /** The planes drawn last: a model asks for the same ones in every layer and every call. */
 let latest = { bits: 0, dim: 0, seed: 0, hashBias: false, output: none };
 
-/** The planes of {@link lshPlanes}, for reading only. */
+/**
+ * The planes of {@link lshPlanes}, for reading only; undefined when they are so large that the call
+ * draws them itself, on the threads that it computes on.
+ */
 export function drawPlanes(
   bits: number,
   dim: number,
   seed: number,
   hashBias: boolean,
-): Float32Array {
+): Float32Array | undefined {
+  if (bits * (dim + 1) > MOST_DRAWN_HERE) return undefined;
   const same =
     latest.bits === bits &&
     latest.dim === dim &&

@@ -62,7 +62,9 @@ Status run(const AttentionProblem& problem, const CallSettings& settings, Contex
 
 Status run(const ClusteredAttentionProblem& problem, const CallSettings& settings,
            Context& context) {
-  return execute(problem, settings, context, kernels::clustered_attention);
+  ClusteredAttentionProblem complete = problem;
+  CA_RETURN_IF_ERROR(draw_missing_planes(complete, context));
+  return execute(complete, settings, context, kernels::clustered_attention);
 }
 
 Status run(const CentroidAttentionProblem& problem, const CallSettings& settings,

@@ -5,6 +5,7 @@
 #include "native/core/context.h"
 #include "native/core/shape.h"
 #include "native/dispatch_backend.h"
+#include "native/kernels/hash.h"
 
 namespace cluster_attention {
 namespace {
@@ -263,7 +264,6 @@ CA_DEVICE_RUN(BroadcastProblem, broadcast)
 CA_DEVICE_RUN(TopKProblem, top_k)
 CA_DEVICE_RUN(SparseDotProblem, sparse_dot)
 CA_DEVICE_RUN(SparseWeightedSumProblem, sparse_weighted_sum)
-CA_DEVICE_RUN(ClusteredAttentionProblem, clustered_attention)
 CA_DEVICE_RUN(CentroidAttentionProblem, centroid_attention)
 CA_DEVICE_RUN(CentroidPoolProblem, centroid_pool)
 CA_DEVICE_RUN(CentroidEncodeProblem, centroid_encode)
@@ -280,6 +280,14 @@ CA_DEVICE_RUN(CentroidPoolGradientProblem, centroid_pool_gradient)
 CA_DEVICE_RUN(CentroidEncodeGradientProblem, centroid_encode_gradient)
 CA_DEVICE_RUN(CastAttentionGradientProblem, cast_attention_gradient)
 #undef CA_DEVICE_RUN
+
+Status run_on_device(const ClusteredAttentionProblem& problem, const CallSettings& settings,
+                     const DeviceCall& call) {
+  ClusteredAttentionProblem complete = problem;
+  Context context(1, call.abort);
+  CA_RETURN_IF_ERROR(draw_missing_planes(complete, context));
+  return execute(&Operations::clustered_attention, complete, settings, call);
+}
 
 Status run_on_device(const UploadProblem& problem, const CallSettings&, const DeviceCall& call) {
   return transfer(problem, call, true);

@@ -137,8 +137,9 @@ void decode(Request& request, ClusteredAttentionProblem& problem) {
   problem.iterations = request.integer("iterations", 0, kMaximumSafeInteger);
   problem.seed = request.seed("seed");
   const int64_t queries = element_count(shape.batch, shape.heads, shape.query_length);
+  problem.hash_bias = request.flag("hashBias");
   request.array("planes", problem.planes, element_count(problem.bits, shape.head_dim + 1),
-                problem.grouping == Grouping::hamming ? Presence::required : Presence::optional);
+                Presence::optional);
   request.array("labels", problem.given_labels, queries,
                 problem.grouping == Grouping::given ? Presence::required : Presence::optional);
   decode_choices(request, problem, Presence::optional);

@@ -29,9 +29,7 @@ void decode_labels(Request& request, Problem& problem) {
 }  // namespace
 
 Status run(const LshPlanesProblem& problem, const CallSettings&, Context& context) {
-  if (context.cancelled()) return Status::cancelled();
-  lsh_planes(problem.bits, problem.dim, problem.seed, problem.bias, problem.output);
-  return Status::success();
+  return lsh_planes(problem.bits, problem.dim, problem.seed, problem.bias, context, problem.output);
 }
 
 void decode(Request& request, LshPlanesProblem& problem) {

@@ -173,7 +173,8 @@ struct ClusteredAttentionProblem {
   int64_t bits = 63;
   int64_t iterations = 10;
   uint64_t seed = 0;
-  const float* planes = nullptr;          // (bits,D+1), for Grouping::hamming always set
+  bool hash_bias = true;                  // of planes that are drawn
+  const float* planes = nullptr;          // (bits,D+1), drawn from `seed` where they are not given
   const int32_t* given_labels = nullptr;  // (B,H,L) for Grouping::given
   OutputRows output;                      // (B,H,L,E)
   int32_t* labels = nullptr;              // (B,H,L), optional output

@@ -11,13 +11,32 @@
 
 namespace cluster_attention {
 
-void lsh_planes(int64_t bits, int64_t dim, uint64_t seed, bool bias, float* planes) {
-  for (int64_t i = 0; i < bits * (dim + 1); ++i) {
-    const bool is_threshold = i % (dim + 1) == dim;
-    planes[i] = is_threshold && !bias
-                    ? 0.0f
-                    : static_cast<float>(random_normal(seed, RandomStream::hash_planes, i));
-  }
+Status lsh_planes(int64_t bits, int64_t dim, uint64_t seed, bool bias, Context& context,
+                  float* planes) {
+  constexpr int64_t kDrawsPerTask = 4096;
+  constexpr double kOperationsPerDraw = 100.0;
+  const int64_t size = bits * (dim + 1);
+  const auto draw = [=](int64_t task, int) {
+    const int64_t end = std::min(size, (task + 1) * kDrawsPerTask);
+    for (int64_t i = task * kDrawsPerTask; i < end; ++i) {
+      const bool is_threshold = i % (dim + 1) == dim;
+      planes[i] = is_threshold && !bias
+                      ? 0.0f
+                      : static_cast<float>(random_normal(seed, RandomStream::hash_planes, i));
+    }
+  };
+  return context.parallel(divide_up(size, kDrawsPerTask), draw,
+                          kOperationsPerDraw * static_cast<double>(size));
+}
+
+Status draw_missing_planes(ClusteredAttentionProblem& problem, Context& context) {
+  if (problem.grouping != Grouping::hamming || problem.planes != nullptr) return Status::success();
+  if (context.cancelled()) return Status::cancelled();  // before anything is allocated
+  const int64_t dim = problem.inputs.shape.head_dim;
+  float* planes = context.workspace().allocate<float>(problem.bits * (dim + 1));
+  if (planes == nullptr) return Status::out_of_memory();
+  problem.planes = planes;
+  return lsh_planes(problem.bits, dim, problem.seed, problem.hash_bias, context, planes);
 }
 
 namespace kernels {

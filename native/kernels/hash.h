@@ -13,7 +13,10 @@ namespace cluster_attention {
 
 /// Fills planes (bits,dim+1) with N(0,1) from `seed`; the last column is the threshold, 0 without
 /// `bias`. (Vyas et al. 2020, section 3.2; Wang et al., "Hashing for similarity search", 2014.)
-void lsh_planes(int64_t bits, int64_t dim, uint64_t seed, bool bias, float* planes);
+Status lsh_planes(int64_t bits, int64_t dim, uint64_t seed, bool bias, Context& context,
+                  float* planes);
+/// Draws the planes that grouping by hashes needs and the caller has not given.
+Status draw_missing_planes(ClusteredAttentionProblem& problem, Context& context);
 
 namespace kernels {
 

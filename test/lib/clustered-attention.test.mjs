@@ -239,6 +239,21 @@ describe('clusteredAttention', () => {
     expectClose(output, expected, BFLOAT16_BOUND);
   });
 
+  test.each([{}, { hashBias: false, seed: 3 }, { precision: 'bfloat16' }])(
+    'planes of very long rows are those of lshPlanes: %o',
+    async (choice) => {
+      const wide = { batch: 1, heads: 2, queryLength: 7, headDim: 2000, valueDim: 1 };
+      const [query, key] = [normals(28_000, 240), normals(28_000, 241)];
+      const options = { query, key, value: normals(14, 242), shape: wide, clusters: 3, ...choice };
+      const { seed = 0, hashBias = true } = choice;
+      const planes = required.lshPlanesSync({ bits: 63, dim: 2000, seed, hashBias });
+      const given = await clusteredAttention({ ...options, planes, details: true });
+      const drawn = await clusteredAttention({ ...options, details: true });
+      expectSameBits(drawn.labels, given.labels);
+      expectSameBits(drawn.output, given.output);
+    },
+  );
+
   test('a call without queries draws no planes, however long their rows', async () => {
     const none = new Float32Array();
     const long = { batch: 0, heads: 1, queryLength: 3, headDim: 2 ** 31 - 1, valueDim: 1 };

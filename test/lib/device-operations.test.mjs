@@ -3,7 +3,7 @@
 
 import { describe, expect, test } from 'vitest';
 import { expectClose, expectSameResult } from './support/compare.mjs';
-import { roundToBfloat16 } from './support/data.mjs';
+import { normals, roundToBfloat16 } from './support/data.mjs';
 import {
   inPlainMemory,
   isTensor,
@@ -278,6 +278,17 @@ describe('what the backend has no kernel for', () => {
       expect(error.message).toContain(form);
     }
   });
+});
+
+test('planes of very long rows are drawn for a device too', () => {
+  const options = () => ({
+    ...{ query: normals(14_000, 41), key: normals(14_000, 42), value: normals(7, 43) },
+    shape: { batch: 1, heads: 1, queryLength: 7, headDim: 2000, valueDim: 1 },
+    ...{ clusters: 3, details: true },
+  });
+  const expected = required.clusteredAttentionSync(options());
+  const result = required.clusteredAttentionSync(onDevice(options(), {}));
+  expectSameResult(inPlainMemory(result), expected);
 });
 
 describe('a chain of operations', () => {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "native/kernels/hash.h"
 #include "native/reference/aggregate.h"
 #include "native/simd/simd.h"
 #include "test/native/checks.h"
@@ -216,6 +217,28 @@ TEST("clustered attention: optional outputs do not change the others") {
   fixture.problem.indices = nullptr;
   CHECK_RUNS(fixture.problem, fixture.arrays);
   CHECK_SAME(fixture.result(), expected);
+}
+
+TEST("clustered attention: planes that are not given are drawn from the seed") {
+  for (bool hash_bias : {true, false}) {
+    for (Precision precision : {Precision::float32, Precision::bfloat16}) {
+      const CallSettings settings{NonFinite::error, precision};
+      Fixture fixture(find_case("prime"), Grouping::hamming, 3);
+      ClusteredAttentionProblem& problem = fixture.problem;
+      Context context(1);
+      CHECK(lsh_planes(problem.bits, problem.inputs.shape.head_dim, problem.seed, hash_bias,
+                       context, fixture.planes)
+                .ok());
+      CHECK_EQUAL(describe(run_fresh(problem, fixture.arrays, 2, settings)), "ok");
+      const auto expected = fixture.arrays.snapshot();
+      problem.planes = nullptr;
+      problem.hash_bias = hash_bias;
+      CHECK_EQUAL(describe(run_fresh(problem, fixture.arrays, 2, settings)), "ok");
+      check_same_bytes(fixture.arrays.snapshot(), expected, "drawing the planes");
+      check_allocation_failures(problem, fixture.arrays, 0, settings);
+      check_cancelled(problem);
+    }
+  }
 }
 
 TEST("clustered attention: threads, batches, faults, cancellation") {

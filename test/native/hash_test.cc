@@ -79,10 +79,11 @@ TEST("hash: bfloat16 rounds rows and planes") {
 }
 
 TEST_ONCE("hash: planes are the documented draws, thresholds 0 without bias") {
-  const int64_t bits = 63, dim = 17;
+  const int64_t bits = 63, dim = 270;  // more than one task draws
   std::vector<float> with_bias(bits * (dim + 1)), without(bits * (dim + 1));
-  lsh_planes(bits, dim, 5, true, with_bias.data());
-  lsh_planes(bits, dim, 5, false, without.data());
+  Context context(2);
+  CHECK(lsh_planes(bits, dim, 5, true, context, with_bias.data()).ok());
+  CHECK(lsh_planes(bits, dim, 5, false, context, without.data()).ok());
   for (int64_t i = 0; i < bits * (dim + 1); ++i) {
     const float draw = static_cast<float>(random_normal(5, RandomStream::hash_planes, i));
     CHECK_EQUAL(with_bias[i], draw);
