@@ -30,7 +30,10 @@
 
 namespace cluster_attention::cuda {
 
-constexpr uint32_t kBackendVersion = 2;
+constexpr uint32_t kBackendVersion = 3;
+
+/// Devices that are told apart; no machine has more.
+constexpr int32_t kMaximumDevices = 64;
 
 /// How an array of floats is stored on the device.
 enum class Storage : int32_t { float32, bfloat16 };

@@ -77,13 +77,13 @@ Status over_centroids(Session& session, const CentroidAttentionProblem& problem,
   params.objective_stride =
       tiles_of(params.inputs) > kMaximumInputParts ? tiles_of(params.inputs) : kMaximumInputParts;
   DeviceWorkspace::Scope scope(session.workspace());
-  CA_RETURN_IF_ERROR(scope.allocate(&params.sums, sum_rows * params.value_dim));
+  CA_RETURN_IF_ERROR(scope.allocate(&params.sums, checked_size(sum_rows, params.value_dim)));
   if (with_masses) CA_RETURN_IF_ERROR(scope.allocate(&params.masses, sum_rows));
   CA_RETURN_IF_ERROR(scope.allocate(&params.maximum, places));
   CA_RETURN_IF_ERROR(scope.allocate(&params.factor, places));
   if (problem.objective != nullptr) {
     CA_RETURN_IF_ERROR(
-        scope.allocate(&params.objective, params.sequences * params.objective_stride));
+        scope.allocate(&params.objective, checked_size(params.sequences, params.objective_stride)));
   }
   CA_RETURN_IF_ERROR(launch_assignment(session, params, operands.split));
   // grid: 64 value columns x centroids x sequences
@@ -126,7 +126,8 @@ Status over_inputs(Session& session, const CentroidAttentionProblem& problem,
   float* label_bias = nullptr;
   double* terms = nullptr;
   DeviceWorkspace::Scope scope(session.workspace());
-  CA_RETURN_IF_ERROR(scope.allocate(&assignment.sums, sum_rows * assignment.value_dim));
+  CA_RETURN_IF_ERROR(
+      scope.allocate(&assignment.sums, checked_size(sum_rows, assignment.value_dim)));
   CA_RETURN_IF_ERROR(scope.allocate(&params.row_maximum, sum_rows));
   CA_RETURN_IF_ERROR(scope.allocate(&params.row_sum, sum_rows));
   CA_RETURN_IF_ERROR(

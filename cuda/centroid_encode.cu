@@ -21,7 +21,7 @@ Status CentroidEncoding::allocate(bool with_state) {
   }
   prepare_start();
   prepare_attention();
-  return allocate_start(session_, scope_, start_);
+  return allocate_start(scope_, start_);
 }
 
 Status CentroidEncoding::allocate_active() {

@@ -49,7 +49,7 @@ Status CentroidPooling::allocate() {
   }
   CA_RETURN_IF_ERROR(allocate_assignment());
   prepare_start();
-  return allocate_start(session_, scope_, start_);
+  return allocate_start(scope_, start_);
 }
 
 void CentroidPooling::prepare_start() {

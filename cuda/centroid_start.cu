@@ -6,7 +6,7 @@
 
 namespace cluster_attention::cuda {
 
-Status allocate_start(Session&, DeviceWorkspace::Scope& scope, StartParams& params) {
+Status allocate_start(DeviceWorkspace::Scope& scope, StartParams& params) {
   if (!chooses_by_distance(params)) return Status::success();
   const int64_t rows = checked_size(params.batch, params.length);
   CA_RETURN_IF_ERROR(scope.allocate(&params.scales, params.unit_rows ? rows : 0));

@@ -8,7 +8,7 @@
 namespace cluster_attention::cuda {
 
 /// Scratch memory that launch_start() needs, into `params`. Before the first launch.
-Status allocate_start(Session& session, DeviceWorkspace::Scope& scope, StartParams& params);
+Status allocate_start(DeviceWorkspace::Scope& scope, StartParams& params);
 
 /// Writes params.centroids and params.output: one launch, and one per 256 rows chosen by k-means++
 /// and farthest points (one more for unit rows).

@@ -1,12 +1,11 @@
 #include <atomic>
 
+#include "cuda/backend.h"
 #include "cuda/errors.h"
 
 namespace cluster_attention::cuda {
 
 namespace {
-
-constexpr int32_t kMaximumDevices = 64;
 
 /// The name of the error that broke each device; null while it is well.
 std::atomic<const char*> lost[kMaximumDevices];

@@ -2,6 +2,7 @@
 
 #include "cuda/hamming_kmeans.cuh"
 #include "cuda/hamming_sort.cuh"
+#include "cuda/iterations.h"
 #include "cuda/launch.h"
 
 namespace cluster_attention::cuda {
@@ -77,6 +78,7 @@ Status launch_iterations(Session& session, HammingParams params, const HammingPl
   const HammingKMeansProblem& problem = params.problem;
   const int64_t bytes = HammingLayout(params.clusters, plan.shared_counters).bytes;
   DeviceWorkspace::Scope scope(session.workspace());
+  params.flags = session.flags();
   CA_RETURN_IF_ERROR(session.tickets(problem.batch, &params.tickets));
   CA_RETURN_IF_ERROR(scope.allocate(&params.state, problem.batch));
   CA_RETURN_IF_ERROR(
@@ -84,14 +86,13 @@ Status launch_iterations(Session& session, HammingParams params, const HammingPl
   CA_RETURN_IF_ERROR(scope.allocate(&params.members, checked_size(problem.batch, params.clusters)));
   CA_RETURN_IF_ERROR(
       launch(session, problem.batch, kHammingThreads, 0, hamming_start_kernel<>, params));
-  for (int64_t i = 0; i <= problem.max_iterations; ++i) {
+  return iterate_until_settled(session, problem.batch, problem.max_iterations, [&](int64_t i) {
     params.iteration = i;
-    CA_RETURN_IF_ERROR(launch(
+    return launch(
         session, problem.batch * plan.parts, plan.threads, bytes,
         plan.shared_counters ? hamming_iteration_kernel<true> : hamming_iteration_kernel<false>,
-        params));
-  }
-  return Status::success();
+        params);
+  });
 }
 
 }  // namespace

@@ -59,6 +59,7 @@ struct HammingParams {
   uint32_t* tickets;    // (batch), of last_block_done()
   int32_t* ones;        // (batch,clusters,kHammingBits)
   int32_t* members;     // (batch,clusters)
+  Flags* flags;         // of launches of their own
   SortProblem sort;     // of hamming_sort.cuh; without `order` nothing is sorted
   int label_bits;       // of the largest label
 };
@@ -224,6 +225,7 @@ __device__ inline void finish_hamming_iteration(const HammingParams& params,
     }
     if (threadIdx.x != 0) return;
     state.done = 1;
+    atomicAdd(&params.flags->settled, 1u);
     if (params.problem.iterations != nullptr) {
       params.problem.iterations[sequence.index] = static_cast<int32_t>(params.iteration);
     }

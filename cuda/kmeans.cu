@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "cuda/iterations.h"
 #include "cuda/kmeans.cuh"
 #include "cuda/kmeans_start.cuh"
 #include "cuda/launch.h"
@@ -28,7 +29,8 @@ class Lloyd {
   Status run() {
     CA_RETURN_IF_ERROR(allocate());
     CA_RETURN_IF_ERROR(start());
-    for (int64_t i = 0; i <= problem_.max_iterations; ++i) CA_RETURN_IF_ERROR(iterate(i));
+    CA_RETURN_IF_ERROR(iterate_until_settled(session_, sequences_, problem_.max_iterations,
+                                             [this](int64_t i) { return iterate(i); }));
     if (problem_.inertia == nullptr) return Status::success();
     return launch(session_, sequences_ * params_.chunks, kKMeansThreads,
                   kKMeansThreads * sizeof(double), kmeans_inertia_kernel<kRead>, params_);

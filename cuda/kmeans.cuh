@@ -106,6 +106,7 @@ __device__ inline void finish_assignment(const KMeansStep& step, const KMeansSeq
   if (threadIdx.x == 0) {
     state.changed = 0;
     state.done = done ? 1 : 0;
+    if (done) atomicAdd(&params.flags->settled, 1u);
     if (done && params.problem.iterations != nullptr) {
       params.problem.iterations[sequence.index] = static_cast<int32_t>(params.iteration);
     }

@@ -15,9 +15,8 @@ namespace {
 /// is our own, so that nobody else's memory in the device's default pool is affected.
 cudaError_t find_pool(int32_t device, cudaMemPool_t* pool) {
   static std::mutex mutex;
-  constexpr int32_t kDevices = 64;
-  static cudaMemPool_t pools[kDevices] = {};
-  if (device < 0 || device >= kDevices) return cudaErrorInvalidDevice;
+  static cudaMemPool_t pools[kMaximumDevices] = {};
+  if (device < 0 || device >= kMaximumDevices) return cudaErrorInvalidDevice;
   const std::lock_guard<std::mutex> lock(mutex);
   if (pools[device] == nullptr) {
     cudaMemPoolProps properties = {};
@@ -29,7 +28,10 @@ cudaError_t find_pool(int32_t device, cudaMemPool_t* pool) {
     if (error != cudaSuccess) return error;
     unsigned long long kept = ~0ull;
     const cudaError_t set = cudaMemPoolSetAttribute(made, cudaMemPoolAttrReleaseThreshold, &kept);
-    if (set != cudaSuccess) return set;
+    if (set != cudaSuccess) {
+      (void)cudaMemPoolDestroy(made);
+      return set;
+    }
     pools[device] = made;
   }
   *pool = pools[device];
@@ -174,6 +176,18 @@ Status Session::check(cudaError_t error) {
     (void)cudaGetLastError();
   }
   return status;
+}
+
+Status Session::has_settled(int64_t sequences, bool* settled) {
+  *settled = false;
+  cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+  CA_RETURN_IF_ERROR(check(cudaStreamIsCapturing(stream_, &capture)));
+  if (capture != cudaStreamCaptureStatusNone) return Status::success();
+  CA_RETURN_IF_ERROR(
+      check(cudaMemcpyAsync(read_flags_, flags_, sizeof(Flags), cudaMemcpyDeviceToHost, stream_)));
+  CA_RETURN_IF_ERROR(check(cudaStreamSynchronize(stream_)));
+  *settled = read_flags_->settled + 1 == static_cast<uint32_t>(sequences);
+  return Status::success();
 }
 
 Status Session::finish(bool* non_finite) {

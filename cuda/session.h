@@ -49,6 +49,9 @@ class Session {
   Status allocate(int64_t bytes, void** memory);
   void release(void* memory);
   Status finish(bool* non_finite);
+  /// Whether the k-means of that many sequences has settled, once all that was launched is done;
+  /// false while a graph is captured.
+  Status has_settled(int64_t sequences, bool* settled);
 
   /// Of every call to CUDA. Out of memory frees what this session keeps in reserve.
   Status check(cudaError_t error);

@@ -4,14 +4,9 @@
 #include "cuda/primitives/bfloat16.cuh"
 #include "cuda/session.h"
 #include "cuda/staging.h"
+#include "native/core/abort.h"
 
 namespace cluster_attention::cuda {
-
-namespace {
-
-bool raised(const volatile int32_t* abort) { return abort != nullptr && *abort != 0; }
-
-}  // namespace
 
 Status Staging::open() {
   if (halves_[1].copied != nullptr) return Status::success();
@@ -52,7 +47,7 @@ Status Staging::send(char* device, int64_t count, int64_t element_bytes,
   const int64_t piece = kHalfBytes / element_bytes;
   int turn = 0;
   for (int64_t first = 0; first < count; first += piece, turn ^= 1) {
-    if (raised(abort)) return Status::cancelled();
+    if (is_raised(abort)) return Status::cancelled();
     Half& half = halves_[turn];
     CA_RETURN_IF_ERROR(wait(half));
     const int64_t size = std::min(piece, count - first);
@@ -75,7 +70,7 @@ Status Staging::receive(const char* device, int64_t count, int64_t element_bytes
   const int64_t pieces = (count + piece - 1) / piece;
   // Piece i is on its way while piece i - 1 is read.
   for (int64_t i = 0; i <= pieces; ++i) {
-    if (raised(abort)) return Status::cancelled();
+    if (is_raised(abort)) return Status::cancelled();
     if (i < pieces) {
       Half& half = halves_[i % 2];
       CA_RETURN_IF_ERROR(wait(half));

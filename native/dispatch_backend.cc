@@ -27,9 +27,6 @@ __asm__(".symver dladdr,dladdr@" CA_FIRST_VERSION);
 namespace cluster_attention {
 namespace {
 
-/// Devices whose trouble is described one by one; no machine has more.
-constexpr int32_t kMaximumDevices = 64;
-
 #if defined(__linux__)
 
 /// The path of the backend: what the variable says, else beside this very library.
@@ -112,7 +109,7 @@ BackendLibrary open_library() {
 /// Why a device that is there cannot be used, in words that live as long as the process.
 const char* describe_fault(int32_t device, const cuda::DeviceInfo& info) {
   static std::mutex lock;
-  static char reasons[kMaximumDevices][512];
+  static char reasons[cuda::kMaximumDevices][512];
   const std::lock_guard<std::mutex> guard(lock);
   char(&reason)[512] = reasons[device];
   if (reason[0] == '\0') {
@@ -141,7 +138,7 @@ const BackendLibrary& backend_library() {
 Status device_status(int32_t device) {
   const BackendLibrary& library = backend_library();
   if (!library.usable()) return library.status();
-  if (device >= library.info.device_count || device >= kMaximumDevices) {
+  if (device >= library.info.device_count || device >= cuda::kMaximumDevices) {
     return {StatusCode::cuda_unavailable, "no CUDA device has this number", -1};
   }
   cuda::DeviceInfo info;

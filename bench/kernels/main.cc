@@ -39,7 +39,14 @@ int measure(const Case& test, int64_t length, int threads, int rounds) {
   }
   if (rounds == 0) rounds = static_cast<int>(std::clamp(2.0 / first, 5.0, 200.0));
   std::vector<double> seconds;
-  for (int r = 0; r < rounds; ++r) seconds.push_back(run_once(test, threads, status));
+  for (int r = 0; r < rounds && status.ok(); ++r) {
+    seconds.push_back(run_once(test, threads, status));
+  }
+  if (!status.ok()) {
+    std::fprintf(stderr, "%s failed with status %d between others that did not\n",
+                 test.kernel.c_str(), static_cast<int>(status.code));
+    return 1;
+  }
   std::sort(seconds.begin(), seconds.end());
   const double median = seconds[seconds.size() / 2];
   Context context(threads);

@@ -14,7 +14,7 @@ enum class IndexFault : uint32_t { out_of_range, duplicate };
 struct Flags {
   unsigned long long fault;  // argument (8 bits), index (48), IndexFault (8): the least one
   uint32_t finite;           // 0 once a result was NaN or Inf
-  uint32_t unused;
+  uint32_t settled;          // ~0, and one more for each sequence whose k-means has settled
 };
 
 constexpr unsigned long long kNoFault = ~0ull;

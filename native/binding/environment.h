@@ -1,8 +1,9 @@
 #pragma once
 
 // What one JavaScript environment (the main thread or a Worker) keeps: its calls in progress, and
-// the thread-safe function by which other threads report back, and what it uses of devices. There
-// is no other state: nothing is shared between environments but the thread pool.
+// the thread-safe function by which other threads report back, and what it uses of devices.
+// Environments share what belongs to the process: the thread pool, the memory that is kept between
+// calls, and the CUDA backend.
 //
 // Life of a call: queued -> running -> finished -> settled on the JavaScript thread. When the
 // environment goes away (the end of a Worker, or of a program that has nothing left to do) its

@@ -73,7 +73,7 @@ namespace {
 using CreateError = napi_status (*)(napi_env, napi_value code, napi_value message,
                                     napi_value* error);
 
-/// As napi_throw_error, but the code is defined, not assigned (see define).
+/// As napi_throw_error, but the code is defined, not assigned (see set_value).
 void throw_error(napi_env env, CreateError create, const char* code, const char* argument,
                  const char* expected) {
   char message[192];

@@ -11,13 +11,6 @@
 
 namespace cluster_attention {
 namespace binding {
-namespace {
-
-/// More threads than this is a mistake, not a machine.
-constexpr int64_t kMaximumThreads = 1024;
-
-}  // namespace
-
 napi_value info(napi_env env, napi_callback_info) {
   napi_value result = nullptr;
   if (napi_create_object(env, &result) == napi_ok &&

@@ -17,8 +17,6 @@ namespace cluster_attention {
 
 namespace {
 
-constexpr int kMaximumThreads = 1024;
-
 /// How long a thread looks for work, or a caller for its helpers, before it sleeps: about as long
 /// as waking it would take. An operation is a chain of short parallel phases.
 constexpr std::chrono::microseconds kPatience{40};

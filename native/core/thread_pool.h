@@ -16,6 +16,9 @@ using TaskFunction = void (*)(void* context, int64_t task, int worker);
 /// Runs a whole asynchronous call.
 using CallFunction = void (*)(void* context);
 
+/// More threads than this is a mistake, not a machine.
+constexpr int kMaximumThreads = 1024;
+
 class ThreadPool {
  public:
   static ThreadPool& instance();

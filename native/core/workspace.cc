@@ -95,6 +95,19 @@ class Workspace::Shelf {
     return true;
   }
 
+  /// Gives all of it back; false when there was nothing.
+  bool clear() {
+    const std::lock_guard<std::mutex> guard(lock_);
+    const bool had_blocks = blocks_ != nullptr;
+    while (blocks_ != nullptr) {
+      Block* block = blocks_;
+      blocks_ = block->next;
+      Block::destroy(block);
+    }
+    bytes_ = 0;
+    return had_blocks;
+  }
+
  private:
   std::mutex lock_;
   Block* blocks_ = nullptr;  // the one used last in front: its pages are warm
@@ -114,6 +127,7 @@ Workspace::Block* Workspace::obtain(size_t bytes) {
   const size_t total = kAlignment + bytes;
   Block* block = total >= kKeptBlock ? Shelf::instance().take(total) : nullptr;
   if (block == nullptr) block = Block::create(total);
+  if (block == nullptr && Shelf::instance().clear()) block = Block::create(total);
   if (block == nullptr) return nullptr;
   block->next = blocks_;
   blocks_ = block;

@@ -167,6 +167,9 @@ TEST_ONCE("CUDA hamming k-means: hashes of all bits and of none, ties far apart"
   }
 }
 
+/// More iterations than could be launched: they end where nothing changes any more.
+constexpr int64_t kEndless = int64_t{1} << 53;
+
 /// Sizes that take the launches of their own: long sequences, and counters that do not fit on chip.
 TEST_ONCE("CUDA hamming k-means: sequences shared out over launches and clusters of blocks") {
   const struct {
@@ -174,8 +177,9 @@ TEST_ONCE("CUDA hamming k-means: sequences shared out over launches and clusters
     int64_t clusters;
     int64_t iterations;
     bool clustered;
-  } sizes[] = {{5003, 100, 10, true}, {5003, 100, 0, true}, {2500, 2100, 2, false},
-               {1030, 300, 3, true},  {333, 8, 10, true},   {2048, 1, 2, true}};
+  } sizes[] = {{5003, 100, 10, true},   {5003, 100, 0, true}, {2500, 2100, 2, false},
+               {1030, 300, 3, true},    {333, 8, 10, true},   {2048, 1, 2, true},
+               {320, 9, kEndless, true}};
   for (const auto& size : sizes) {
     const Scope scope(std::to_string(size.length) + " hashes, " + std::to_string(size.clusters));
     Case which = find_case("prime-long");

@@ -76,6 +76,15 @@ TEST_ONCE("CUDA k-means: under the cosine a mean of zero but for rounding keeps 
   }
 }
 
+TEST_ONCE("CUDA k-means: iterations without end are not launched once all sequences have settled") {
+  for (const char* name : {"prime", "ragged"}) {
+    const Scope scope(name);
+    KMeansFixture fixture(find_case(name), Fill::integer);
+    fixture.problem.max_iterations = int64_t{1} << 53;
+    check(fixture);
+  }
+}
+
 TEST_ONCE("CUDA k-means: a tolerance ends the iterations where it ends the CPU's") {
   for (double tolerance : {1e-3, 0.1, 10.0}) {
     for (Metric metric : {Metric::euclidean, Metric::cosine}) {

@@ -311,6 +311,12 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) { return make(stream); }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) { return destroy(stream); }
+cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status) {
+  return call(stream->device, [&](Machine&) {
+    *status = cudaStreamCaptureStatusNone;  // there are no graphs
+    return cudaSuccess;
+  });
+}
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   return call(stream->device, [](Machine&) { return cudaSuccess; });
 }
@@ -334,6 +340,9 @@ cudaError_t cudaMemPoolCreate(cudaMemPool_t* pool, const cudaMemPoolProps* prope
 }
 cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t pool, cudaMemPoolAttr, void*) {
   return call(pool->device, [](Machine&) { return cudaSuccess; });
+}
+cudaError_t cudaMemPoolDestroy(cudaMemPool_t pool) {
+  return release(pool->device, [](Machine&) { return cudaSuccess; });
 }
 cudaError_t cudaMemPoolTrimTo(cudaMemPool_t pool, size_t) {
   return call(pool->device, [](Machine&) { return cudaSuccess; });
