@@ -159,6 +159,7 @@ if(CA_CUDA_MODEL AND CA_BUILD_CUDA_TESTS)
   add_executable(cuda_tests_model ${CA_WRAPPED_TEST_SOURCES} ${CA_MODEL_TEST_SOURCES})
   target_link_libraries(cuda_tests_model PRIVATE
     ca_cuda_model ca_test_support ca_kernels Threads::Threads)
+  target_compile_options(cuda_tests_model PRIVATE ${CA_TEST_OPTIONS})
   set_target_properties(cuda_tests_model PROPERTIES OUTPUT_NAME cuda_tests)
 
   # A backend for the tests of the addon, which open it in the place of the real one.

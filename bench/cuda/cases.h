@@ -3,47 +3,12 @@
 // The operations that cuda_bench times, on tensors that stay on the device.
 
 #include <functional>
-#include <memory>
 #include <string>
 #include <vector>
 
-#include "cuda/backend.h"
+#include "bench/cuda/data.h"
 
 namespace cluster_attention::bench {
-
-/// What every case of the tables in docs/performance.md has: B = 1, H = 8, D = E = 64.
-constexpr int64_t kHeads = 8;
-constexpr int64_t kDim = 64;
-constexpr int64_t kClusters = 100;
-constexpr int64_t kTopK = 32;
-constexpr int64_t kBits = 63;
-
-/// Device memory of one case, freed with it. Floats come from a fixed seed.
-class DeviceMemory {
- public:
-  explicit DeviceMemory(cuda::Session* session) : session_(session) {}
-  ~DeviceMemory();
-  DeviceMemory(const DeviceMemory&) = delete;
-  DeviceMemory& operator=(const DeviceMemory&) = delete;
-
-  /// Uninitialised; null when it cannot be had.
-  void* allocate(int64_t bytes);
-  template <typename T>
-  T* array(int64_t count) {
-    return static_cast<T*>(allocate(count * static_cast<int64_t>(sizeof(T))));
-  }
-  /// Normally distributed, in the storage given.
-  const float* floats(int64_t count, uint64_t seed, cuda::Storage storage);
-  /// Of 0 .. below - 1, spread evenly.
-  const int32_t* indices(int64_t count, int64_t below);
-  /// Whether every allocation and upload so far has worked.
-  bool complete() const { return complete_; }
-
- private:
-  cuda::Session* session_;
-  std::vector<void*> memory_;
-  bool complete_ = true;
-};
 
 struct Case {
   std::string name;

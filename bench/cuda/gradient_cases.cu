@@ -1,13 +1,9 @@
 #include "bench/cuda/cases.h"
 #include "cuda/session.h"
 
-extern "C" const cluster_attention::cuda::Backend* cluster_attention_cuda_backend(uint32_t version);
-
 namespace cluster_attention::bench {
 
 namespace {
-
-const cuda::Backend& backend() { return *cluster_attention_cuda_backend(cuda::kBackendVersion); }
 
 /// Rows (1,H,N,D) with elements from a seed.
 InputRows given_rows(DeviceMemory& memory, int64_t length, uint64_t seed, cuda::Storage storage) {

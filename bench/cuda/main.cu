@@ -19,8 +19,6 @@
 #include "cuda/session.h"
 #include "native/core/thread_pool.h"
 
-extern "C" const cluster_attention::cuda::Backend* cluster_attention_cuda_backend(uint32_t version);
-
 namespace cluster_attention::bench {
 namespace {
 
@@ -175,18 +173,17 @@ int main(int argc, char** argv) {
     }
   }
   if (settings.lengths.empty()) settings.lengths = {1024, 4096, 16384, 65536};
-  const cuda::Backend* backend = cluster_attention_cuda_backend(cuda::kBackendVersion);
   cuda::Session* session = nullptr;
-  const Status status = backend->open_session(0, &session);
+  const Status status = backend().open_session(0, &session);
   if (!status.ok()) {
     std::fprintf(stderr, "no GPU: %s\n", status.argument != nullptr ? status.argument : "");
     return 1;
   }
   cuda::DeviceInfo info;
-  backend->describe_device(0, &info);
+  backend().describe_device(0, &info);
   std::printf("{\"device\":\"%s\",\"multiprocessors\":%d}\n", info.name, info.multiprocessors);
   const int failed = run_all(session, settings);
-  backend->close_session(session);
+  backend().close_session(session);
   return failed == 0 ? 0 : 1;
 }
 
