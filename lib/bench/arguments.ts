@@ -1,4 +1,4 @@
-/** Reads the command line of `bench` and `tune`; anything wrong is a UsageError. */
+/** Reads the command line of every command; anything wrong is a UsageError. */
 import { accessSync, constants, statSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { parseArgs, type ParseArgsConfig } from 'node:util';

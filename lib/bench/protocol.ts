@@ -65,7 +65,7 @@ export function repeatsFor(milliseconds: number): number {
   return Math.max(1, Math.min(1000, Math.round(SAMPLE / Math.max(milliseconds, 1e-3))));
 }
 
-/** Milliseconds that a sample lasts at least, so that the clock and single interrupts matter little. */
+/** Milliseconds that a sample aims at, so that the clock and single interrupts matter little. */
 const SAMPLE = 10;
 
 const reasonOf = (error: unknown): string =>
