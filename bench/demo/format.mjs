@@ -13,7 +13,7 @@ export const formatMemory = (bytes) =>
 
 export const formatDecibel = (value) => (value === Infinity ? '∞ dB' : `${value.toFixed(2)} dB`);
 
-export const formatLevels = (value) => value.toFixed(2);
+const formatLevels = (value) => value.toFixed(2);
 
 /** 16384 as 16,384 */
 export const formatCount = (value) => value.toLocaleString('en-US');

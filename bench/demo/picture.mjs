@@ -48,7 +48,7 @@ export function addNoise(picture, sigma, seed) {
 }
 
 /** What a file or a screen can hold of the pixels. */
-export function toBytes({ pixels }) {
+function toBytes({ pixels }) {
   return Buffer.from(Uint8ClampedArray.from(pixels).buffer);
 }
 

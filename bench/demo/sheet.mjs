@@ -18,7 +18,7 @@ const CAPTION = 62;
 const LONGEST = 384;
 
 /** How many pixels of the sheet a pixel of the picture becomes in each direction. */
-export function sheetScale({ width, height }) {
+function sheetScale({ width, height }) {
   return Math.max(1, Math.round(LONGEST / Math.max(width, height)));
 }
 
