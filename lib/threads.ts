@@ -1,7 +1,7 @@
 import { binding } from './binding';
 import { asInteger } from './options';
 
-const MAXIMUM_THREADS = 1024;
+export const MAXIMUM_THREADS = 1024;
 
 /**
  * Sets the number of threads that compute at once, in the whole process: synchronous callers

@@ -9,11 +9,12 @@ import { writeSafetensors } from '../safetensors';
 import { drawTensors } from './distributions';
 import type { InputFile } from './inputs';
 import { describeMachine } from './machine';
-import { Participant } from './participant';
 import { labelOf } from './labels';
+import { tensorBytes } from './memory';
+import { Participant } from './participant';
 import type { Entry, Group, Settings } from './plan';
 import type { Preparation, SampleReply, Task } from './protocol';
-import type { Problem, Recording, Result } from './record';
+import type { Recording, Result } from './record';
 import { median, summarize } from './statistics';
 
 const LEAST_ROUNDS = 3;
@@ -38,14 +39,9 @@ interface Runner {
   seconds: number;
 }
 
-/** Bytes of the tensors of a problem as float32, output included. */
-function bytesOf({ batch, heads, queryLength, keyLength, headDim, valueDim }: Problem): number {
-  return 4 * batch * heads * (queryLength + keyLength) * (headDim + valueDim);
-}
-
 /** As many entries at once as the memory holds. */
 function wavesOf({ problem, entries }: Group): Entry[][] {
-  const fitting = Math.floor((MEMORY_SHARE * freemem()) / (3 * bytesOf(problem)));
+  const fitting = Math.floor((MEMORY_SHARE * freemem()) / (3 * tensorBytes(problem)));
   const size = Math.max(1, fitting);
   const waves: Entry[][] = [];
   for (let i = 0; i < entries.length; i += size) waves.push(entries.slice(i, i + size));

@@ -5,18 +5,14 @@
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { describeGroup, digits, formatError, formatMemory, formatTime, labelOf } from './labels';
+import { tensorBytes } from './memory';
 import { isMethod, methodOf } from './methods';
-import type { Problem, Recording, Result } from './record';
+import type { Recording, Result } from './record';
 import { cellsOf } from './table';
 import { UsageError } from './usage';
 
 const escape = (text: string): string =>
   text.replace(/[&<>"']/g, (character) => `&#${character.codePointAt(0)};`);
-
-const tensorBytes = (problem: Problem): number => {
-  const { batch, heads, queryLength, keyLength, headDim, valueDim } = problem;
-  return 4 * batch * heads * (queryLength + keyLength) * (headDim + valueDim);
-};
 
 /** Exact peers and exact attention count as approximations without error. */
 const approximates = ({ case: { method } }: Result): boolean =>

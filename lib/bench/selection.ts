@@ -1,10 +1,11 @@
 /** From the command line to what is measured: the options that `bench` and `tune` share. */
 import { totalmem } from 'node:os';
-import { getNumThreads } from '../threads';
+import { getNumThreads, MAXIMUM_THREADS } from '../threads';
 import type { Arguments } from './arguments';
 import { DISTRIBUTIONS } from './distributions';
 import { type InputFile, inspectInputs } from './inputs';
 import { formatMemory } from './labels';
+import { tensorBytes } from './memory';
 import { METHODS, type MethodName } from './methods';
 import type { Selection, Settings } from './plan';
 import type { Problem } from './record';
@@ -56,12 +57,12 @@ export const RUN_OPTIONS = [
 export const FLAGS = ['grad', 'help'] as const;
 
 function checkMemory(problem: Problem): void {
-  const { batch, heads, queryLength, keyLength, headDim, valueDim } = problem;
-  const elements = batch * heads * (queryLength + keyLength) * (headDim + valueDim);
-  if (8 * elements <= totalmem()) return;
+  const { batch, heads, keyLength, headDim } = problem;
+  const bytes = tensorBytes(problem);
+  if (2 * bytes <= totalmem()) return;
   throw new UsageError(
     `impossible sizes: inputs and outputs of B=${batch} H=${heads} N=${keyLength} D=${headDim} ` +
-      `take ${formatMemory(4 * elements)}, this machine has ${formatMemory(totalmem())}`,
+      `take ${formatMemory(bytes)}, this machine has ${formatMemory(totalmem())}`,
   );
 }
 
@@ -133,7 +134,7 @@ export function readConditions(
   options: Arguments,
 ): Pick<Selection, 'threads' | 'device' | 'precision' | 'gradient'> {
   return {
-    threads: options.integers('threads', 1, 1024, [getNumThreads()]),
+    threads: options.integers('threads', 1, MAXIMUM_THREADS, [getNumThreads()]),
     device: readDevice(options),
     precision: options.choice('precision', ['float32', 'bfloat16'], 'float32'),
     gradient: options.flag('grad'),
