@@ -32,6 +32,28 @@ const DEFAULTS = {
 };
 type Name = keyof typeof DEFAULTS;
 
+const HELP = `Usage: npm run train -- [options]
+
+Trains a small transformer encoder, then prints a table of all runs of that task and length.
+
+  --task T              ${Object.keys(TASKS).join(' or ')} (${DEFAULTS.task})
+  --attention A         ${KINDS.join(', ')} or all
+                        (${DEFAULTS.attention})
+  --length N            tokens of a sequence, even (${DEFAULTS.length})
+  --steps S             steps of training (${DEFAULTS.steps})
+  --batch B             sequences of a step (${DEFAULTS.batch})
+  --seed S              of the weights and the batches (${DEFAULTS.seed})
+  --learning-rate R     its largest value (${DEFAULTS['learning-rate']})
+  --dim D --heads H     width of a token, heads of attention (${DEFAULTS.dim}, ${DEFAULTS.heads})
+  --hidden F            width of the feed-forward part (${DEFAULTS.hidden})
+  --layers N            (${DEFAULTS.layers})
+  --pretrained FILE     weights to start from: docs/training.md
+  --prefix P            what the names of the encoder's tensors start with in that file
+  --resume              continue from the last save
+  --output FOLDER       weights, results and learning curves (${DEFAULTS.output})
+  --help                this text
+`;
+
 function readArguments(args: string[]) {
   const text = (name: Name) => ({ type: 'string' as const, default: DEFAULTS[name] });
   const names = Object.keys(DEFAULTS) as Name[];
@@ -39,11 +61,15 @@ function readArguments(args: string[]) {
   try {
     const others = {
       resume: { type: 'boolean' as const, default: false },
+      help: { type: 'boolean' as const, default: false, short: 'h' },
       pretrained: { type: 'string' as const },
       prefix: { type: 'string' as const },
     };
     const { values } = parseArgs({ args, options: { ...options, ...others } });
-    return values as { [name in Name]: string } & Pick<Options, 'resume' | 'pretrained' | 'prefix'>;
+    return values as { [name in Name]: string } & { help: boolean } & Pick<
+        Options,
+        'resume' | 'pretrained' | 'prefix'
+      >;
   } catch (error) {
     throw new UsageError((error as Error).message);
   }
@@ -148,6 +174,10 @@ function summarise(options: Options, folder: string): void {
 
 function main(args: string[]): void {
   const values = readArguments(args);
+  if (values.help) {
+    process.stdout.write(HELP);
+    return;
+  }
   const all = values.attention === 'all';
   const kind = KINDS.find((name) => name === (all ? 'exact' : values.attention));
   if (kind === undefined) {

@@ -327,3 +327,12 @@ describe('program', () => {
     expect(stderr.trim().split('\n').length).toBe(1);
   });
 });
+
+test.each(['--help', '-h'])('%s lists every option, and so does docs/training.md', (flag) => {
+  const { status, stdout, stderr } = program(flag);
+  expect([status, stderr]).toEqual([0, '']);
+  const names = stdout.match(/--[a-z-]+/g).filter((name) => name !== '--help');
+  expect(names).toEqual(expect.arrayContaining(['--batch', '--seed', '--learning-rate']));
+  const documented = readFileSync(join(root, 'docs', 'training.md'), 'utf8');
+  for (const name of names) expect(documented).toContain(`\`${name}\``);
+});
