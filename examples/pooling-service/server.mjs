@@ -1,7 +1,7 @@
 // An HTTP service that pools the token vectors of a document to a few vectors for retrieval:
 //   node examples/pooling-service/server.mjs [--port 8080] [--workers 1]
 //   POST /pool?dim=128&centroids=32   body: float32 token vectors (length,dim), little endian
-//                                     answer: float32 vectors (centroids,dim)
+//                                     answer: float32 vectors (centroids,dim), centroids ≤ length
 //   GET /health                       answers at once, whatever is being computed
 import { createServer } from 'node:http';
 import { availableParallelism } from 'node:os';
@@ -11,6 +11,8 @@ import { setNumThreads } from 'cluster-attention';
 import { QueueFullError, WorkerPool } from './worker-pool.mjs';
 
 const LARGEST_BODY = 64 * 2 ** 20;
+/** Codes of errors that a request causes; all others are the service's own. */
+const REQUEST_CODES = new Set(['ERR_INVALID_URL', 'ERR_NON_FINITE', 'ERR_OUT_OF_RANGE']);
 
 class RequestError extends Error {
   constructor(status, message) {
@@ -50,16 +52,21 @@ async function pool(workers, request, parameters, signal) {
   if (tokens.byteLength === 0 || tokens.byteLength % (4 * dim) !== 0) {
     throw new RequestError(400, `the body must hold rows of ${dim} float32 numbers`);
   }
+  const rows = tokens.byteLength / (4 * dim);
+  // More would only repeat rows, in an answer of any size.
+  if (centroids > rows) {
+    throw new RequestError(400, `centroids must be at most ${rows}, the rows of the body`);
+  }
   const { vectors } = await workers.run({ tokens, dim, centroids }, [tokens], signal);
   return Buffer.from(vectors);
 }
 
 /** What went wrong, in the terms of HTTP. */
-function statusOf(error) {
+export function statusOf(error) {
   if (error instanceof RequestError) return error.status;
   if (error instanceof QueueFullError) return 503;
   if (error.code === 'ERR_OUT_OF_MEMORY') return 503;
-  return typeof error.code === 'string' && error.code.startsWith('ERR_') ? 400 : 500;
+  return REQUEST_CODES.has(error.code) ? 400 : 500;
 }
 
 async function respond(workers, request, response) {

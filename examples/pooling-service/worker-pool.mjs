@@ -1,5 +1,6 @@
 // A pool of worker threads: as many tasks at a time as there are workers, the others wait in a
-// queue of bounded length. A worker that dies fails its task and is replaced.
+// queue of bounded length. A worker that dies fails its task and is replaced; one that ends before
+// it was of any use is not, since another would end as well.
 import { Worker } from 'node:worker_threads';
 
 export class QueueFullError extends Error {}
@@ -11,6 +12,7 @@ export class WorkerPool {
   #busy = new Map(); // worker -> its task
   #queue = [];
   #closed = false;
+  #fault; // of the last worker that was not replaced
 
   constructor(script, workers, longestQueue = 64) {
     this.#script = script;
@@ -27,6 +29,7 @@ export class WorkerPool {
   run(message, transfer = [], signal = undefined) {
     if (this.#closed) return Promise.reject(new Error('the pool is closed'));
     if (signal?.aborted) return Promise.reject(signal.reason);
+    if (this.#idle.length + this.#busy.size === 0) return Promise.reject(this.#fault);
     if (this.#idle.length === 0 && this.#queue.length >= this.#longestQueue) {
       return Promise.reject(new QueueFullError('too many tasks are waiting'));
     }
@@ -64,7 +67,10 @@ export class WorkerPool {
 
   #start() {
     const worker = new Worker(this.#script);
+    let answered = false;
+    let fault = new Error('the worker ended before its task');
     worker.on('message', (answer) => {
+      answered = true;
       const task = this.#busy.get(worker);
       this.#busy.delete(worker);
       this.#idle.push(worker);
@@ -72,12 +78,17 @@ export class WorkerPool {
       else task.reject(Object.assign(new Error(answer.failure.message), answer.failure));
       this.#next();
     });
-    worker.on('error', (error) => this.#busy.get(worker)?.reject(error));
+    worker.on('error', (error) => (fault = error));
     worker.on('exit', () => {
-      this.#busy.get(worker)?.reject(new Error('the worker ended before its task'));
+      const task = this.#busy.get(worker);
+      task?.reject(fault);
       this.#busy.delete(worker);
       this.#idle = this.#idle.filter((other) => other !== worker);
       if (this.#closed) return;
+      if (task === undefined && !answered) {
+        this.#fault = fault;
+        return;
+      }
       this.#idle.push(this.#start());
       this.#next();
     });

@@ -2,8 +2,8 @@
 import { spawnSync } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
 import { centroidPoolSync, getNumThreads, setNumThreads } from 'cluster-attention';
-import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { startServer } from '../../examples/pooling-service/server.mjs';
+import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
+import { startServer, statusOf } from '../../examples/pooling-service/server.mjs';
 import { QueueFullError, WorkerPool } from '../../examples/pooling-service/worker-pool.mjs';
 import { attend, mapInOrder } from '../../examples/streaming.mjs';
 
@@ -50,6 +50,7 @@ describe('pooling service', () => {
     ['/pool?centroids=5', 'dim must be a positive integer'],
     ['/pool?dim=8&centroids=-1', 'centroids must be a positive integer'],
     ['/pool?dim=7&centroids=5', 'rows of 7 float32'],
+    ['/pool?dim=8&centroids=11', 'centroids must be at most 10, the rows of the body'],
   ])('refuses %s', async (path, message) => {
     const answer = await post(path, tokensOf(10, 8));
     expect(answer.status).toBe(400);
@@ -62,6 +63,16 @@ describe('pooling service', () => {
     const answer = await post('/pool?dim=8&centroids=2', tokens);
     expect(answer.status).toBe(400);
     expect(await answer.text()).toContain('inputs');
+  });
+
+  test.each([
+    ['ERR_NON_FINITE', 400],
+    ['ERR_OUT_OF_MEMORY', 503],
+    ['ERR_WORKER_OUT_OF_MEMORY', 500],
+    ['ERR_BINDING_LOAD', 500],
+    [undefined, 500],
+  ])('an error with the code %s is answered with %d', (code, status) => {
+    expect(statusOf(Object.assign(new Error('some'), { code }))).toBe(status);
   });
 
   test('knows no other path', async () => {
@@ -89,6 +100,25 @@ describe('pooling service', () => {
     gone.abort();
     await expect(request).rejects.toThrow();
     expect((await post('/pool?dim=8&centroids=2', tokensOf(10, 8))).status).toBe(200);
+  });
+});
+
+describe('load', () => {
+  const load = (...args) => example('examples/pooling-service/load.mjs', '--seconds', '1', ...args);
+
+  test('measures the service', () => {
+    expect(load('--clients', '1', '--length', '64')).toEqual({
+      status: 0,
+      output: expect.stringMatching(/documents of 64 tokens pooled.*\nGET \/health.*p99/),
+    });
+  });
+
+  test('says what failed, and ends the server', () => {
+    // It would not return while a server that is left holds its output.
+    expect(load('--clients', '1', '--length', '8')).toEqual({
+      status: 1,
+      output: 'load: centroids must be at most 8, the rows of the body\n',
+    });
   });
 });
 
@@ -120,6 +150,21 @@ describe('worker pool', () => {
     const pool = new WorkerPool(dying, 1);
     await expect(pool.run({ die: true })).rejects.toThrow('ended before its task');
     expect(await pool.run({ die: false })).toEqual({ alive: true });
+    await pool.close();
+  });
+
+  test('does not start workers again and again that cannot start', async () => {
+    const ends = [];
+    const onWorker = (worker) =>
+      ends.push(new Promise((resolve) => void worker.once('exit', resolve)));
+    process.on('worker', onWorker);
+    const pool = new WorkerPool(new URL('data:text/javascript,throw new Error("no start")'), 1);
+    await expect(pool.run({})).rejects.toThrow('no start'); // fails the task that it was given,
+    await vi.waitUntil(() => ends.length === 2);
+    await ends[1]; // and its successor ends without one
+    await expect(pool.run({})).rejects.toThrow('no start');
+    expect(ends).toHaveLength(2);
+    process.off('worker', onWorker);
     await pool.close();
   });
 
