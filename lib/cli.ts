@@ -3,6 +3,8 @@
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { Arguments } from './bench/arguments';
+import { print, runCommand } from './bench/terminal';
+import { UsageError } from './bench/usage';
 import type { CudaDevice, CudaInfo } from './info';
 
 const HELP = `Usage: cluster-attention <command>
@@ -14,7 +16,7 @@ Commands:
   compare     two recordings of bench: what became faster or slower
   report      recordings of bench as one HTML page
 
---help after a command lists its options.
+--help after a command, or help before it, lists its options.
 
 Options:
   --help      this text
@@ -55,24 +57,22 @@ function printInfo(): void {
     ['cuda', describeCuda(cuda)],
     ...cuda.devices.map((device) => [`cuda:${device.index}`, describeDevice(device)]),
   ];
-  for (const [name, value] of lines) console.log(`${name!.padEnd(18)}${value}`);
+  for (const [name, value] of lines) print(`${name!.padEnd(18)}${value}`);
 }
 
 function info(parameters: readonly string[]): number {
-  const options = new Arguments(parameters, [], ['help']);
+  const options = new Arguments(parameters, [], []);
   if (options.flag('help')) process.stdout.write(INFO_HELP);
   else printInfo();
   return 0;
 }
 
-function refuse(problem: string): number {
-  console.error(`cluster-attention: ${problem}; see cluster-attention --help`);
-  return 2;
-}
+const refused = (problem: string): UsageError =>
+  new UsageError(`${problem}; see cluster-attention --help`);
 
 /** What stands alone. */
 function alone(surplus: readonly string[], run: () => void): number {
-  if (surplus.length > 0) return refuse(`unexpected "${surplus[0]}"`);
+  if (surplus.length > 0) throw refused(`unexpected "${surplus[0]}"`);
   run();
   return 0;
 }
@@ -94,24 +94,16 @@ async function main(command: string | undefined, parameters: readonly string[]):
       );
     case '--version':
     case '-v':
-      return alone(parameters, () => console.log(packageVersion()));
+      return alone(parameters, () => print(packageVersion()));
     case 'help':
+      if (parameters.length === 1) return main(parameters[0], ['--help']);
+      return alone(parameters, () => process.stdout.write(HELP));
     case '--help':
     case '-h':
       return alone(parameters, () => process.stdout.write(HELP));
     default:
-      return refuse(command === undefined ? 'no command' : `unknown command "${command}"`);
+      throw refused(command === undefined ? 'no command' : `unknown command "${command}"`);
   }
 }
 
-async function start(): Promise<void> {
-  try {
-    process.exitCode = await main(process.argv[2], process.argv.slice(3));
-  } catch (error) {
-    const refused = error instanceof Error && error.name === 'UsageError';
-    console.error(`cluster-attention: ${error instanceof Error ? error.message : String(error)}`);
-    process.exitCode = refused ? 2 : 1;
-  }
-}
-
-void start();
+void runCommand('cluster-attention', () => main(process.argv[2], process.argv.slice(3)));

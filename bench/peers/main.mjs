@@ -10,7 +10,7 @@ import labels from '../../dist/bench/labels.js';
 import planModule from '../../dist/bench/plan.js';
 import runModule from '../../dist/bench/run.js';
 import selection from '../../dist/bench/selection.js';
-import { UsageError } from '../../dist/bench/usage.js';
+import terminal from '../../dist/bench/terminal.js';
 
 const { Arguments } = argumentsModule;
 const { conclude, exitCodeOf, measure, quoteCommand } = runModule;
@@ -110,7 +110,7 @@ async function main(parameters) {
   const names = [...SOURCE_OPTIONS, ...METHOD_OPTIONS, ...RUN_OPTIONS];
   const options = new Arguments(parameters, names, FLAGS);
   if (options.flag('help')) {
-    console.log('The options are those of: npx cluster-attention bench --help');
+    terminal.print('The options are those of: npx cluster-attention bench --help');
     return 0;
   }
   const chosen = readSelection(options);
@@ -124,9 +124,4 @@ async function main(parameters) {
   return exitCodeOf(recording);
 }
 
-try {
-  process.exitCode = await main(process.argv.slice(2));
-} catch (error) {
-  console.error(`bench:peers: ${error.message}`);
-  process.exitCode = error instanceof UsageError ? 2 : 1;
-}
+await terminal.runCommand('bench:peers', () => main(process.argv.slice(2)));

@@ -147,7 +147,9 @@ def prepare(task):
 
 
 def main():
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the coordinator decides
+    for of_the_terminal in ("SIGINT", "SIGHUP"):  # the coordinator decides
+        if hasattr(signal, of_the_terminal):
+            signal.signal(getattr(signal, of_the_terminal), signal.SIG_IGN)
     run = None
     repeats = 1
     for line in sys.stdin:

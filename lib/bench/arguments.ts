@@ -11,16 +11,17 @@ export class Arguments {
   readonly positionals: readonly string[];
   readonly #values: Readonly<Record<string, string | boolean | undefined>>;
 
-  /** @param names of options with a value @param flags without */
+  /** @param names of options with a value @param flags without, besides --help */
   constructor(
     parameters: readonly string[],
     names: readonly string[],
     flags: readonly string[],
     positionals = 0,
   ) {
-    const options: Options = Object.fromEntries([
+    const options: Options = Object.fromEntries<Options[string]>([
       ...names.map((name) => [name, { type: 'string' }] as const),
       ...flags.map((name) => [name, { type: 'boolean' }] as const),
+      ['help', { type: 'boolean', short: 'h' }],
     ]);
     try {
       const parsed = parseArgs({ args: [...parameters], options, allowPositionals: true });

@@ -3,6 +3,7 @@ import { Arguments } from './arguments';
 import { describeGroup, digits, formatError, formatTime, labelOf } from './labels';
 import { readRecording, type Recording, type Result } from './record';
 import { isApart } from './statistics';
+import { print } from './terminal';
 import { UsageError } from './usage';
 
 export type Verdict = 'faster' | 'slower' | 'same' | 'gone' | 'new' | 'broken';
@@ -81,7 +82,7 @@ do not overlap. Exit code 1 when something became slower, less exact, or wrong.
 
 /** @returns the exit code */
 export function compare(parameters: readonly string[]): number {
-  const options = new Arguments(parameters, [], ['help'], 2);
+  const options = new Arguments(parameters, [], [], 2);
   if (options.flag('help')) {
     process.stdout.write(HELP);
     return 0;
@@ -92,16 +93,16 @@ export function compare(parameters: readonly string[]): number {
   }
   const [before, after] = [readRecording(first), readRecording(second)];
   if (before.machine.processor !== after.machine.processor) {
-    console.log(
+    print(
       `Another machine: ${before.machine.processor} → ${after.machine.processor}; times say little.`,
     );
   }
   const comparisons = compareRecordings(before, after);
-  for (const comparison of comparisons) console.log(line(comparison));
+  for (const comparison of comparisons) print(line(comparison));
   const count = (verdict: Verdict): number =>
     comparisons.filter((one) => one.verdict === verdict).length;
   const worse = comparisons.filter((one) => one.worse !== undefined).length;
-  console.log(
+  print(
     `${count('faster')} faster, ${count('slower')} slower, ${count('same')} the same within the spread, ` +
       `${count('new')} new, ${count('gone')} gone, ${count('broken')} broken, ${worse} less exact`,
   );

@@ -5,16 +5,16 @@
 import { mkdtempSync, rmSync } from 'node:fs';
 import { freemem, tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { writeSafetensors } from '../safetensors';
-import { drawTensors } from './distributions';
+import type { Distribution } from './distributions';
+import type { DrawRequest } from './draw';
 import type { InputFile } from './inputs';
 import { describeMachine } from './machine';
 import { labelOf } from './labels';
 import { tensorBytes } from './memory';
-import { Participant } from './participant';
+import { DRAWING_PROCESS, Participant, type Silence } from './participant';
 import type { Entry, Group, Settings } from './plan';
 import type { Preparation, SampleReply, Task } from './protocol';
-import type { Recording, Result } from './record';
+import type { Problem, Recording, Result } from './record';
 import { median, summarize } from './statistics';
 
 const LEAST_ROUNDS = 3;
@@ -101,7 +101,6 @@ export class Coordinator {
   readonly #machine = describeMachine();
   readonly #results: Result[] = [];
   readonly #running = new Set<Participant>();
-  readonly #folder = mkdtempSync(join(tmpdir(), 'cluster-attention-'));
   readonly #steps: number;
   #step = 0;
   #interrupted = false;
@@ -123,17 +122,24 @@ export class Coordinator {
 
   async run(): Promise<Recording> {
     let drawn: { key: string; input: InputFile } | undefined;
+    const folder = mkdtempSync(join(tmpdir(), 'cluster-attention-'));
     try {
       for (const group of this.#groups) {
         if (this.#interrupted) break;
-        const key = JSON.stringify([group.problem, group.source]);
-        if (drawn?.key !== key) drawn = { key, input: this.#inputOf(group) };
+        const { problem, source } = group;
+        const key = JSON.stringify([problem, source]);
+        if (drawn?.key !== key) {
+          const input =
+            typeof source === 'string' ? await this.#draw(source, problem, folder) : source;
+          drawn = { key, input };
+        }
+        if (this.#interrupted) break;
         const results = withSpeedups(await this.#runGroup(group, drawn.input));
         this.#results.push(...results);
         this.#listener.results(results, this.#recording());
       }
     } finally {
-      rmSync(this.#folder, { recursive: true, force: true });
+      rmSync(folder, { recursive: true, force: true });
     }
     return this.#recording();
   }
@@ -156,18 +162,22 @@ export class Coordinator {
     this.#listener.progress(this.#step / Math.max(this.#steps, 1), what);
   }
 
-  #inputOf({ source, problem }: Group): InputFile {
-    if (typeof source !== 'string') return source;
-    this.#progress(`drawing ${source} inputs, N=${problem.keyLength}`);
-    const { batch, heads, queryLength, keyLength, headDim, valueDim } = problem;
-    const { query, key, value } = drawTensors(source, problem, this.#settings.seed);
-    const path = join(this.#folder, 'inputs.safetensors');
-    writeSafetensors(path, {
-      query: { shape: [batch, heads, queryLength, headDim], data: query },
-      key: { shape: [batch, heads, keyLength, headDim], data: key },
-      value: { shape: [batch, heads, keyLength, valueDim], data: value },
-    });
-    return { path, names: ['query', 'key', 'value'] };
+  async #draw(distribution: Distribution, problem: Problem, folder: string): Promise<InputFile> {
+    this.#progress(`drawing ${distribution} inputs, N=${problem.keyLength}`);
+    const input: InputFile = {
+      path: join(folder, 'inputs.safetensors'),
+      names: ['query', 'key', 'value'],
+    };
+    const participant = new Participant(DRAWING_PROCESS);
+    this.#running.add(participant);
+    const request: DrawRequest = { distribution, problem, seed: this.#settings.seed, input };
+    const reply = await participant.ask<{ readonly status: 'drawn' } | Silence>(request);
+    await participant.close();
+    this.#running.delete(participant);
+    if (reply.status === 'failed' && !this.#interrupted) {
+      throw new Error(`cannot draw the inputs: ${reply.reason}`);
+    }
+    return input;
   }
 
   async #runGroup(group: Group, input: InputFile): Promise<Result[]> {

@@ -6,8 +6,9 @@ import { join } from 'node:path';
 /** Program and arguments. */
 export type Command = readonly [program: string, ...args: string[]];
 
-/** The process that measures the methods of this package. */
+/** The process that measures the methods of this package, and the one that draws inputs. */
 export const OWN_PROCESS: Command = [process.execPath, '--expose-gc', join(__dirname, 'child.js')];
+export const DRAWING_PROCESS: Command = [process.execPath, join(__dirname, 'draw.js')];
 
 /** What a reply says when there is none. */
 export interface Silence {

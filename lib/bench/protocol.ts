@@ -6,6 +6,7 @@
 import { createInterface } from 'node:readline';
 import type { InputFile } from './inputs';
 import type { Accuracy, Case } from './record';
+import { messageOf } from './terminal';
 
 /** The first request: what to measure. */
 export interface Task {
@@ -68,27 +69,31 @@ export function repeatsFor(milliseconds: number): number {
 /** Milliseconds that a sample aims at, so that the clock and single interrupts matter little. */
 const SAMPLE = 10;
 
-const reasonOf = (error: unknown): string =>
-  (error instanceof Error ? error.message : String(error)).replaceAll(/\s*\n\s*/g, ' ');
-
 function answer(reply: object): void {
   process.stdout.write(`${JSON.stringify(reply)}\n`);
 }
 
-/** Serves requests until the input ends. Errors are replies. */
-export async function serve(prepare: (task: Task) => Prepared | Promise<Prepared>): Promise<void> {
-  process.on('SIGINT', () => {}); // of the terminal's Ctrl-C: the coordinator decides
-  let prepared: Prepared | undefined;
+/** Answers requests until the input ends. Errors are replies. */
+export async function answerRequests(
+  reply: (request: unknown) => object | Promise<object>,
+): Promise<void> {
+  // Of the terminal, to all its processes: the coordinator decides.
+  for (const signal of ['SIGINT', 'SIGHUP'] as const) process.on(signal, () => {});
   for await (const line of createInterface({ input: process.stdin })) {
     try {
-      if (prepared === undefined) {
-        prepared = await prepare(JSON.parse(line) as Task);
-        answer(prepared.reply);
-      } else {
-        answer(await takeSample(prepared));
-      }
+      answer(await reply(JSON.parse(line)));
     } catch (error) {
-      answer({ status: 'failed', reason: reasonOf(error) });
+      answer({ status: 'failed', reason: messageOf(error) });
     }
   }
+}
+
+/** Serves a task, then samples of it. */
+export async function serve(prepare: (task: Task) => Prepared | Promise<Prepared>): Promise<void> {
+  let prepared: Prepared | undefined;
+  await answerRequests(async (request) => {
+    if (prepared !== undefined) return takeSample(prepared);
+    prepared = await prepare(request as Task);
+    return prepared.reply;
+  });
 }

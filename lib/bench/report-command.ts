@@ -12,7 +12,7 @@ last counts.
 
 /** @returns the exit code */
 export function report(parameters: readonly string[]): number {
-  const options = new Arguments(parameters, ['out'], ['help'], Infinity);
+  const options = new Arguments(parameters, ['out'], [], Infinity);
   if (options.flag('help')) {
     process.stdout.write(HELP);
     return 0;

@@ -5,6 +5,7 @@ import { Progress } from './progress';
 import { type Recording, writeRecording, writeText } from './record';
 import { writeReport } from './report';
 import { formatGroup, legend } from './table';
+import { interruptible, print } from './terminal';
 
 /** Where results go; paths that were found to be writable. */
 export interface Destinations {
@@ -50,30 +51,28 @@ export async function measure(run: Run): Promise<Recording> {
     progress: (share, what) => progress.show(share, what),
     results(results, soFar) {
       progress.clear();
-      if (!shown) console.log(describeMachineLine(soFar));
-      shown = true;
-      if (results.length > 0) console.log(`\n${formatGroup(results)}`);
       write(destinations, soFar);
+      if (!shown) print(describeMachineLine(soFar));
+      shown = true;
+      if (results.length > 0) print(`\n${formatGroup(results)}`);
     },
   });
-  const interrupt = (): void => coordinator.interrupt();
-  process.on('SIGINT', interrupt);
-  process.on('SIGTERM', interrupt);
   try {
-    const recording = await coordinator.run();
+    const recording = await interruptible(
+      () => coordinator.run(),
+      () => coordinator.interrupt(),
+    );
     write(destinations, recording);
     return recording;
   } finally {
     progress.clear();
-    process.off('SIGINT', interrupt);
-    process.off('SIGTERM', interrupt);
   }
 }
 
 /** What follows the tables: the meaning of the columns, and the state of an interrupted run. */
 export function conclude({ complete, results }: Recording): void {
-  if (results.length > 0) console.log(`\n${legend(results)}`);
-  if (!complete) console.log('Interrupted: what had been measured until then is above.');
+  if (results.length > 0) print(`\n${legend(results)}`);
+  if (!complete) print('Interrupted: what had been measured until then is above.');
 }
 
 /** 0 when everything was measured, 130 after Ctrl-C, 1 when a case failed or was wrong. */

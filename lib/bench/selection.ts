@@ -9,6 +9,7 @@ import { tensorBytes } from './memory';
 import { METHODS, type MethodName } from './methods';
 import type { Selection, Settings } from './plan';
 import type { Problem } from './record';
+import { visible } from './terminal';
 import { UsageError } from './usage';
 
 const LARGEST = 2 ** 31 - 1;
@@ -54,7 +55,7 @@ export const RUN_OPTIONS = [
   'report',
 ] as const;
 
-export const FLAGS = ['grad', 'help'] as const;
+export const FLAGS = ['grad'] as const;
 
 function checkMemory(problem: Problem): void {
   const { batch, heads, keyLength, headDim } = problem;
@@ -98,7 +99,7 @@ export function readSource(options: Arguments): Pick<Selection, 'problems' | 'so
     const source = inputFile(options, path);
     const problem = inspectInputs(source);
     checkMemory(problem);
-    return { problems: [problem], source, data: path.split(/[\\/]/).at(-1)! };
+    return { problems: [problem], source, data: visible(path.split(/[\\/]/).at(-1)!) };
   }
   if (options.has('names')) throw new UsageError('--names has no meaning without --input');
   const source = options.choice('distribution', DISTRIBUTIONS, 'gaussian');

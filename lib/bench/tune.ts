@@ -23,6 +23,7 @@ import {
   SOURCE_OPTIONS,
 } from './selection';
 import { isApart } from './statistics';
+import { print } from './terminal';
 import { UsageError } from './usage';
 
 const FINALISTS = 10;
@@ -85,7 +86,7 @@ function search(
   });
   progress.clear();
   const within = trials.filter(({ error }) => error <= target).length;
-  console.log(`${trials.length} settings tried, ${within} within an error of ${target}`);
+  print(`${trials.length} settings tried, ${within} within an error of ${target}`);
   return finalists(trials, target, FINALISTS);
 }
 
@@ -160,19 +161,17 @@ function conclude({ results }: Recording, target: number): void {
       cost: result.time!.median,
     })),
   );
-  console.log('\nBeaten by no other in both speed and error:');
+  print('\nBeaten by no other in both speed and error:');
   for (const { result, error, cost } of front) {
     const gain = result.speedup === undefined ? '' : `, ${digits(result.speedup)}× exact`;
-    console.log(
-      `  error ${formatError(error)}: ${formatTime(cost)}${gain}, ${labelOf(result.case)}`,
-    );
+    print(`  error ${formatError(error)}: ${formatTime(cost)}${gain}, ${labelOf(result.case)}`);
   }
   const chosen = chooseFastest(measured, target);
   if (chosen === undefined) {
-    console.log(`\nNothing measured is within an error of ${target}: use exact attention.`);
+    print(`\nNothing measured is within an error of ${target}: use exact attention.`);
     return;
   }
-  console.log(
+  print(
     `\nFastest within ${target}: error ${formatError(chosen.accuracy!.error!)}, ` +
       `${formatTime(chosen.time!.median)}\n\n${codeOf(chosen.case)}`,
   );

@@ -1,10 +1,20 @@
 // The commands as they are typed: what they print and write, and what they refuse.
 
-import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { spawnSync } from 'node:child_process';
+import {
+  closeSync,
+  copyFileSync,
+  existsSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  writeFileSync,
+} from 'node:fs';
 import path from 'node:path';
-import { describe, expect, test } from 'vitest';
+import { afterEach, describe, expect, test, vi } from 'vitest';
 import { writeSafetensors } from '../../dist/safetensors.js';
 import { normals } from '../lib/support/data.mjs';
+import { root } from '../lib/support/package.mjs';
 import { run, start, temporaryFolder } from './support/cli.mjs';
 
 const SMALL = ['--length', '96', '--heads', '2', '--dim', '16', '--rounds', '3', '--clusters', '8'];
@@ -111,20 +121,94 @@ describe('bench', () => {
   });
 });
 
-describe('Ctrl-C', () => {
-  test('leaves a valid recording of what was measured', async () => {
-    const json = path.join(temporaryFolder(), 'a.json');
+/** Everything that a run leaves, also in the folder of temporary files. */
+function ownFolder() {
+  const folder = temporaryFolder();
+  vi.stubEnv('TMPDIR', folder);
+  return folder;
+}
+
+/** The command with standard streams of its own. */
+const runOn = (stdio, ...parameters) =>
+  spawnSync(process.execPath, [path.join(root, 'dist', 'cli.js'), ...parameters], {
+    encoding: 'utf8',
+    stdio,
+  });
+
+describe('an early end', () => {
+  const TWO = ['--length', '64,96', ...SMALL.slice(2), '--methods', 'exact'];
+  afterEach(() => vi.unstubAllEnvs());
+
+  test.each(['SIGINT', 'SIGTERM', 'SIGHUP'])('%s leaves a valid recording', async (signal) => {
+    const folder = ownFolder();
+    const json = path.join(folder, 'a.json');
     const { child, output, ended, shows } = start('bench', '--length', '64,16384', '--heads', '1',
       '--dim', '32', '--methods', 'exact,clustered', '--rounds', '3', '--json', json); // prettier-ignore
     await shows(/N=64 /);
-    child.kill('SIGINT');
+    child.kill(signal);
     expect(await ended).toEqual({ code: 130, signal: null });
     expect(output.text).toContain('Interrupted');
     const { complete, results } = JSON.parse(readFileSync(json, 'utf8'));
     expect(complete).toBe(false);
     expect(results.slice(0, 2).map(({ status }) => status)).toEqual(['measured', 'measured']);
     for (const { time } of results) expect(time.samples.length).toBeGreaterThan(0);
+    expect(readdirSync(folder)).toEqual(['a.json']);
   });
+
+  test('a reader that leaves ends the run quietly, its recording is kept', async () => {
+    const folder = ownFolder();
+    const json = path.join(folder, 'a.json');
+    const { child, ended } = start('bench', ...TWO, '--json', json);
+    child.stdout.destroy();
+    const errors = [];
+    child.stderr.on('data', (text) => errors.push(text));
+    expect(await ended).toEqual({ code: 141, signal: null });
+    expect(errors.join('').replaceAll(/^checking .*\n/gm, '')).toBe('');
+    const { complete, results } = JSON.parse(readFileSync(json, 'utf8'));
+    expect(complete).toBe(false);
+    expect(results.map(({ case: { problem } }) => problem.keyLength)).toEqual([64]);
+    expect(readdirSync(folder)).toEqual(['a.json']);
+  });
+
+  test('help that nobody reads is no error', async () => {
+    const { child, ended } = start('bench', '--help');
+    child.stdout.destroy();
+    const errors = [];
+    child.stderr.on('data', (text) => errors.push(text));
+    expect(await ended).toEqual({ code: 141, signal: null });
+    expect(errors).toEqual([]);
+  });
+
+  test.runIf(existsSync('/dev/full'))('a full disk is one line and exit code 1', () => {
+    const folder = ownFolder();
+    const full = openSync('/dev/full', 'w');
+    for (const parameters of [['--version'], ['--help'], ['bench', ...TWO]]) {
+      const { status, stderr } = runOn(['ignore', full, 'pipe'], ...parameters);
+      const text = stderr.replaceAll(/^checking .*\n/gm, '');
+      expect(text).toMatch(/^cluster-attention: cannot write the output: ENOSPC[^\n]*\n$/);
+      expect(status).toBe(1);
+    }
+    expect(runOn(['ignore', 'pipe', full], 'bench', ...TWO).status).toBe(1);
+    closeSync(full);
+    expect(readdirSync(folder)).toEqual([]);
+  });
+});
+
+test('control characters of names are escaped', () => {
+  const folder = temporaryFolder();
+  const file = path.join(folder, 'red \u001b[31m\nmine.safetensors');
+  writeSafetensors(path.join(folder, 'mine.safetensors'), {
+    'q\u001b[2J': tensor(1, 2, 20, 8),
+    k: tensor(1, 2, 20, 8),
+  });
+  copyFileSync(path.join(folder, 'mine.safetensors'), file);
+  const refused = run('bench', '--input', file);
+  expect(refused.status).toBe(2);
+  expect(refused.stderr).toContain('there are: q\\x1b[2J, k\n');
+  expect(refused.stderr).not.toContain('\u001b');
+  const named = run('bench', '--input', file, '--names', 'k,k,k', '--methods', 'exact', '--rounds',
+    '3'); // prettier-ignore
+  expect(named.stdout).toContain(', red \\x1b[31m\\x0amine.safetensors data\n');
 });
 
 /** Files that are wrong in every way, and a good one. */

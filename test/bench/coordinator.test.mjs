@@ -2,7 +2,7 @@
 
 import { existsSync, readFileSync } from 'node:fs';
 import path from 'node:path';
-import { describe, expect, test } from 'vitest';
+import { describe, expect, test, vi } from 'vitest';
 import { Coordinator } from '../../dist/bench/coordinator.js';
 import { METHODS } from '../../dist/bench/methods.js';
 import { prepareSubject } from '../../dist/bench/subject.js';
@@ -37,13 +37,13 @@ function fake(reply, sample = '({ milliseconds: 2 })') {
 
 const READY = "{ status: 'ready', repeats: 1, accuracy: { rows: 1, rounding: 0 }, flop: 4e6 }";
 
-async function run(commands, settings = SETTINGS, onProgress = () => {}) {
+async function run(commands, settings = SETTINGS, onProgress = () => {}, drawn = problem) {
   const { case: one } = result(1);
   const entries = commands.map((command, i) => ({
     case: { ...one, method: `m${i}`, problem },
     command,
   }));
-  const groups = [{ problem, source: 'gaussian', entries }];
+  const groups = [{ problem: drawn, source: 'gaussian', entries }];
   const reported = [];
   const coordinator = new Coordinator(groups, settings, 'command', {
     progress: (share, what) => onProgress(coordinator, share, what),
@@ -117,6 +117,26 @@ describe('the coordinator', () => {
     expect(complete).toBe(false);
     expect(results.map(({ case: { method } }) => method)).toEqual(['m0']);
     expect(results[0].time.samples).toEqual([2]);
+  });
+
+  test('an interruption ends the drawing of inputs too', async () => {
+    const seen = [];
+    const { complete, results } = await run([fake(READY)], SETTINGS, (coordinator, _, what) => {
+      seen.push(what);
+      queueMicrotask(() => coordinator.interrupt());
+    });
+    expect(seen).toEqual(['drawing gaussian inputs, N=12']);
+    expect({ complete, results }).toEqual({ complete: false, results: [] });
+  });
+
+  test('inputs that cannot be drawn are an error', async () => {
+    vi.stubEnv('TMPDIR', path.join(temporaryFolder(), 'a-folder-that-is-not-there'));
+    await expect(run([fake(READY)])).rejects.toThrow('ENOENT');
+    vi.unstubAllEnvs();
+    const huge = { ...problem, batch: 2 ** 40 };
+    await expect(run([fake(READY)], SETTINGS, () => {}, huge)).rejects.toThrow(
+      /^cannot draw the inputs: .*length/,
+    );
   });
 
   test('the inputs are in a folder that is gone afterwards', async () => {

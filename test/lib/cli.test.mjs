@@ -35,6 +35,14 @@ test.each(['info', 'bench', 'tune', 'compare', 'report'])('%s --help', (command)
   const { status, stdout, stderr } = run(command, '--help');
   expect([status, stderr]).toEqual([0, '']);
   expect(stdout).toMatch(new RegExp(`^Usage: cluster-attention ${command}`));
+  expect(run(command, '-h').stdout).toBe(stdout);
+  expect(run('help', command).stdout).toBe(stdout);
+});
+
+test('help of what is no command is refused', () => {
+  const { status, stdout, stderr } = run('help', 'nonsense');
+  expect([status, stdout]).toEqual([2, '']);
+  expect(stderr).toContain('unknown command "nonsense"');
 });
 
 test('info takes nothing else', () => {
