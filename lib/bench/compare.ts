@@ -13,7 +13,7 @@ export interface Comparison {
   readonly verdict: Verdict;
   /** Time before over time after. */
   readonly ratio?: number;
-  /** Error after over error before, where it grew beyond rounding. */
+  /** Error after over error before, where both are known and it grew beyond rounding. */
   readonly worse?: number;
   readonly before?: Result;
   readonly after?: Result;
@@ -39,13 +39,13 @@ function compareResults(name: string, before: Result, after: Result): Comparison
   }
   const ratio = before.time.median / after.time.median;
   const apart = isApart(before.time, after.time);
-  const [was, is] = [before.accuracy?.error ?? 0, after.accuracy?.error ?? 0];
-  const grew = is > ROUNDING && is > was * ERROR_MARGIN;
+  const [was, is] = [before.accuracy?.error, after.accuracy?.error];
+  const known = was !== undefined && is !== undefined;
   return {
     ...both,
     verdict: apart ? (ratio > 1 ? 'faster' : 'slower') : 'same',
     ratio,
-    ...(grew && { worse: is / was }),
+    ...(known && is > ROUNDING && is > was * ERROR_MARGIN && { worse: is / was }),
   };
 }
 

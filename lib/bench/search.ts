@@ -101,8 +101,11 @@ function neighbors({ method, parameters }: Setting, problem: Problem): Setting[]
   return changes.map((change) => ({ method, parameters: { ...parameters, ...change } }));
 }
 
-/** The better of two trials: within the target the cheaper, outside the more exact. */
-function compareTrials(a: Trial, b: Trial, target: number): number {
+/** What a trial is judged by. */
+type Judged = Pick<Trial, 'error' | 'cost'>;
+
+/** The better of two first: within the target the cheaper, outside the more exact. */
+export function compareTrials(a: Judged, b: Judged, target: number): number {
   const [within, other] = [a.error <= target, b.error <= target];
   if (within !== other) return within ? -1 : 1;
   return within ? a.cost - b.cost || a.error - b.error : a.error - b.error || a.cost - b.cost;
@@ -158,9 +161,7 @@ export function searchSettings(
 }
 
 /** Those that no other beats in both error and `cost`, the most exact first. */
-export function paretoFront<T extends { readonly error: number; readonly cost: number }>(
-  trials: readonly T[],
-): T[] {
+export function paretoFront<T extends Judged>(trials: readonly T[]): T[] {
   let cheapest = Infinity;
   return trials
     .toSorted((a, b) => a.error - b.error || a.cost - b.cost)

@@ -40,6 +40,12 @@ describe('compareRecordings', () => {
     expect(worse(0.1, 0.1005)).toBeUndefined();
     expect(worse(0.2, 0.1)).toBeUndefined();
     expect(worse(1e-7, 3e-7)).toBeUndefined();
+    expect(worse(0, 0.5)).toBe(Infinity);
+  });
+
+  test('an error that was not known before did not grow', () => {
+    expect(worse(undefined, 0.5)).toBeUndefined();
+    expect(worse(0.5, undefined)).toBeUndefined();
   });
 });
 
@@ -53,6 +59,15 @@ describe('the command', () => {
     expect(better.stdout).toContain('1 faster, 0 slower, 1 the same');
     expect(better.status).toBe(0);
     expect(run('compare', b, a)).toMatchObject({ status: 1, stderr: '' });
+  });
+
+  test('takes recordings without errors', () => {
+    const folder = temporaryFolder();
+    const a = store(folder, 'a.json', recording(withError(undefined)));
+    const b = store(folder, 'b.json', recording(withError(0.5)));
+    expect(run('compare', a, b)).toMatchObject({ status: 0, stderr: '' });
+    const c = store(folder, 'c.json', recording(withError(0)));
+    expect(run('compare', c, b).stdout).toContain('ERROR GREW 0 → 0.500');
   });
 
   test('says so when the machines differ', () => {

@@ -10,6 +10,14 @@ import { recording, result, store } from './support/recording.mjs';
 
 const dataOf = (html) => JSON.parse(/id="data">(.*?)<\/script>/s.exec(html)[1]);
 
+/** A clustered attention beside exact attention that takes 100 ms. */
+const setting = (median, error, clusters, changes = {}) =>
+  result(
+    median,
+    { method: 'improved', parameters: { clusters }, ...changes },
+    { speedup: 100 / median, accuracy: { rows: 64, rounding: 0, error } },
+  );
+
 describe('writeReport', () => {
   test('holds everything: no address, no file is referred to', () => {
     const html = writeReport([recording([result(10)])]);
@@ -46,6 +54,38 @@ describe('writeReport', () => {
     expect(html).not.toContain('</script><b>');
     expect(dataOf(html).points[0].data).toBe('</script><b>');
     expect(html).toContain('Test &#60;processor&#62; &#38; &#34;more&#34;');
+  });
+
+  describe('the headline', () => {
+    const exact = result(100, {}, { speedup: 1 });
+    const headline = (...results) =>
+      /class="lead">([^]*?)<\/p>/
+        .exec(writeReport([recording([exact, ...results])]))[1]
+        .replaceAll(/<\/?b>|\s+/g, ' ')
+        .replaceAll(/ +/g, ' ');
+
+    test('names the fastest within a small error', () => {
+      const text = headline(
+        setting(120, 0.001, 400),
+        setting(25, 0.09, 100),
+        setting(50, 0.02, 200),
+        setting(10, 0.5, 20),
+      );
+      expect(text).toMatch(/improved C=100 takes 25\.0 ms : 4\.00 times as fast/);
+      expect(text).toMatch(/with an error of 0\.0900 /);
+      const clustered = setting(20, 0.05, 50, { method: 'clustered' });
+      expect(headline(setting(25, 0.09, 100), clustered)).toContain('clustered C=50 takes 20.0 ms');
+    });
+
+    test('names the most exact where none is', () => {
+      expect(headline(setting(10, 0.9, 10), setting(30, 0.7, 20))).toContain('C=20 takes 30.0 ms');
+    });
+
+    test('is about the longest inputs, and needs no errors', () => {
+      const longer = setting(60, 0.4, 10, { length: 2048 });
+      expect(headline(setting(10, 0.01, 10), longer)).toContain('With 2,048 tokens');
+      expect(headline(setting(10, undefined, 10))).toMatch(/^Every time stands beside/);
+    });
   });
 
   test('says when the run was interrupted', () => {
