@@ -48,8 +48,8 @@ function wavesOf({ problem, entries }: Group): Entry[][] {
   return waves;
 }
 
-function resultOf({ entry, reply, samples, peaks }: Runner): Result {
-  const { case: one } = entry;
+function resultOf({ entry, reply, samples, peaks }: Runner, seed: number): Result {
+  const one = { ...entry.case, ...(seed !== 0 && { seed }) };
   if (entry.absent) return { case: one, ...entry.absent };
   if (reply.status !== 'ready') return { case: one, ...reply };
   const { accuracy, flop, memory, repeats } = reply;
@@ -205,7 +205,7 @@ export class Coordinator {
     const whole = this.#interrupted
       ? runners.filter(({ entry, samples }) => entry.absent || samples.length > 0)
       : runners;
-    return whole.map(resultOf);
+    return whole.map((runner) => resultOf(runner, this.#settings.seed));
   }
 
   async #prepare(entry: Entry, input: InputFile): Promise<Runner> {

@@ -23,9 +23,13 @@ export function labelOf({ implementation, method, parameters }: Case): string {
   return `${peer}${method} ${describeParameters(method, parameters)}`.trim();
 }
 
+/** What the inputs are, "mixture data, seed 7". */
+export const describeData = ({ data, seed = 0 }: Case): string =>
+  `${data} data${seed === 0 ? '' : `, seed ${seed}`}`;
+
 /** What all cases of a group have in common. */
 export function describeGroup(one: Case): string {
-  const { problem, threads, device, precision, gradient, data } = one;
+  const { problem, threads, device, precision, gradient } = one;
   const { batch, heads, queryLength, keyLength, headDim, valueDim } = problem as Problem;
   const length = queryLength === keyLength ? `N=${keyLength}` : `L=${queryLength} S=${keyLength}`;
   const dim = headDim === valueDim ? `D=${headDim}` : `D=${headDim} E=${valueDim}`;
@@ -34,7 +38,7 @@ export function describeGroup(one: Case): string {
     gradient ? `${precision}, forward and backward` : precision,
     `${threads} thread${threads === 1 ? '' : 's'}`,
     ...(device === 'cpu' ? [] : [device]),
-    `${data} data`,
+    describeData(one),
   ].join(', ');
 }
 

@@ -43,6 +43,8 @@ export interface Case {
   readonly gradient: boolean;
   /** The distribution of synthetic inputs, or the name of the file. */
   readonly data: string;
+  /** Of synthetic inputs and of the method's own draws; absent: 0. */
+  readonly seed?: number;
 }
 
 /** How far a method is from exact attention, in double precision on sampled rows. */

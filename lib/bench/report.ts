@@ -4,7 +4,15 @@
  */
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { describeGroup, digits, formatError, formatMemory, formatTime, labelOf } from './labels';
+import {
+  describeData,
+  describeGroup,
+  digits,
+  formatError,
+  formatMemory,
+  formatTime,
+  labelOf,
+} from './labels';
 import { tensorBytes } from './memory';
 import { isMethod, methodOf } from './methods';
 import type { Recording, Result } from './record';
@@ -22,12 +30,12 @@ const approximates = ({ case: { method } }: Result): boolean =>
 /** A result as the charts need it. */
 function pointOf(result: Result): object {
   const { case: one, time, accuracy, speedup, share, memory } = result;
-  const { problem, threads, precision, gradient, data, device } = one;
+  const { problem, threads, precision, gradient, data, seed = 0, device } = one;
   return {
     series: labelOf(one),
     length: problem.keyLength,
     threads,
-    data,
+    data: seed === 0 ? data : `${data}, seed ${seed}`,
     mode: [
       precision,
       ...(device === 'cpu' ? [] : [device]),
@@ -86,7 +94,7 @@ function lead(results: readonly Result[]): string {
     );
   if (best === undefined) return 'Every time stands beside the error that it is bought with.';
   const { one, cost, speedup, error } = best;
-  return `With ${one.problem.keyLength.toLocaleString('en')} tokens of ${escape(one.data)} data and ${one.threads} thread${one.threads === 1 ? '' : 's'}, ${escape(labelOf(one))} takes
+  return `With ${one.problem.keyLength.toLocaleString('en')} tokens of ${escape(describeData(one))} and ${one.threads} thread${one.threads === 1 ? '' : 's'}, ${escape(labelOf(one))} takes
     <b>${formatTime(cost)}</b>: <b>${digits(speedup)} times</b> as fast as exact attention, with an error of
     <b>${formatError(error)}</b>. Every time stands beside the error that it is bought with.`;
 }

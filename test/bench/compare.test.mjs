@@ -26,6 +26,8 @@ describe('compareRecordings', () => {
     const three = result(10, { method: 'clustered', parameters: { clusters: 4 } });
     const four = result(10, { method: 'clustered', parameters: { clusters: 5 } });
     expect(verdicts([one, three], [two, four])).toEqual(['gone', 'gone', 'new', 'new']);
+    const other = { ...one, case: { ...one.case, seed: 7 } };
+    expect(verdicts([one], [other])).toEqual(['gone', 'new']);
   });
 
   test('a result that became wrong is broken', () => {

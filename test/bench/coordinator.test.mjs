@@ -69,6 +69,15 @@ describe('the coordinator', () => {
     }
   });
 
+  test('a seed other than 0 belongs to the case', async () => {
+    const [plain, other] = [
+      await run([fake(READY)]),
+      await run([fake(READY)], { ...SETTINGS, seed: 7 }),
+    ];
+    expect(plain.results[0].case.seed).toBeUndefined();
+    expect(other.results[0].case.seed).toBe(7);
+  });
+
   test('takes median and quartiles of the samples', async () => {
     const { results } = await run([fake(READY, '({ milliseconds: [9, 1, 5, 3][samples - 1] })')]);
     expect(results[0].time).toMatchObject({ median: 4, lower: 2.5, upper: 6 });

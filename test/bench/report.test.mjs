@@ -49,6 +49,15 @@ describe('writeReport', () => {
     expect(points.map(({ time }) => time)).toEqual([20, 7]);
   });
 
+  test('another seed is another case', () => {
+    const one = result(10);
+    const other = { ...result(20), case: { ...one.case, seed: 7 } };
+    const html = writeReport([recording([one, other])]);
+    const data = dataOf(html).points.map((point) => point.data);
+    expect(data).toEqual(['gaussian', 'gaussian, seed 7']);
+    expect(html).toContain('gaussian data, seed 7</caption>');
+  });
+
   test('escapes what came from outside', () => {
     const html = writeReport([recording([result(1, { data: '</script><b>' })])]);
     expect(html).not.toContain('</script><b>');

@@ -2,8 +2,18 @@
 
 import { describe, expect, test } from 'vitest';
 import { finalists, modelCost, paretoFront, searchSettings } from '../../dist/bench/search.js';
-import { chooseFastest, codeOf } from '../../dist/bench/tune.js';
-import { run } from './support/cli.mjs';
+import { readFileSync } from 'node:fs';
+import path from 'node:path';
+import { drawTensors } from '../../dist/bench/distributions.js';
+import {
+  chooseFastest,
+  codeOf,
+  comparedQueries,
+  errorMeter,
+  withErrors,
+} from '../../dist/bench/tune.js';
+import * as library from '../../dist/index.js';
+import { run, temporaryFolder } from './support/cli.mjs';
 import { result } from './support/recording.mjs';
 
 const problem = {
@@ -119,11 +129,73 @@ describe('the choice', () => {
     expect(chooseFastest([more, less], 0.05)).toBe(less);
   });
 
+  test('goes by the errors of the search, not by those of the few rows beside the time', () => {
+    const [exact, lucky, good] = [
+      result(100),
+      candidate(5, 0.049, { clusters: 10 }),
+      candidate(10, 0.06, { clusters: 20 }),
+    ];
+    const settings = [{ error: 0.051 }, { error: 0.04 }];
+    const judged = withErrors([exact, lucky, good], { settings });
+    expect(judged.map(({ accuracy }) => accuracy.error)).toEqual([1e-7, 0.051, 0.04]);
+    expect(chooseFastest(judged, 0.05).case).toBe(good.case);
+  });
+
   test('is printed as a call', () => {
     const { case: one } = candidate(1, 0, { clusters: 20, grouping: 'euclidean' });
     expect(codeOf({ ...one, precision: 'bfloat16' })).toBe(
       "await improvedClusteredAttention({\n  query, key, value, shape,\n  clusters: 20,\n  grouping: 'euclidean',\n  precision: 'bfloat16',\n});",
     );
+    const { case: exact } = result(1);
+    expect(codeOf({ ...one, seed: 7 })).toContain('\n  seed: 7,\n');
+    expect(codeOf({ ...exact, seed: 7 })).not.toContain('seed');
+  });
+});
+
+const inputsOf = (sizes, seed) => {
+  const drawn = { ...problem, ...sizes };
+  return { problem: drawn, ...drawTensors('mixture', drawn, seed) };
+};
+
+/** The error over the rows of these queries of every sequence. */
+function errorOf({ problem: { batch, heads, queryLength, valueDim } }, output, exact, queries) {
+  let [error, norm] = [0, 0];
+  for (let sequence = 0; sequence < batch * heads; ++sequence) {
+    for (const query of queries) {
+      for (let e = 0; e < valueDim; ++e) {
+        const place = (sequence * queryLength + query) * valueDim + e;
+        error += (output[place] - exact[place]) ** 2;
+        norm += exact[place] ** 2;
+      }
+    }
+  }
+  return Math.sqrt(error / norm);
+}
+
+describe('the errors of the search', () => {
+  test('are over all queries of up to 16,384 keys, beyond over some', () => {
+    const all = Array.from({ length: 300 }, (_, i) => i);
+    expect(comparedQueries({ queryLength: 300, keyLength: 16_384 }, 0)).toEqual(all);
+    const some = comparedQueries({ queryLength: 300, keyLength: 2 ** 21 }, 0);
+    expect(new Set(some).size).toBe(128);
+    expect(comparedQueries({ queryLength: 300, keyLength: 2 ** 21 }, 1)).not.toEqual(some);
+    expect(comparedQueries({ queryLength: 300, keyLength: 2 ** 30 }, 0)).toHaveLength(1);
+  });
+
+  test.each([
+    ['all', Array.from({ length: 90 }, (_, i) => i)],
+    ['some', [3, 40, 41, 89]],
+  ])('are those of the output on %s queries', (_, queries) => {
+    const inputs = inputsOf({ queryLength: 90, keyLength: 110, headDim: 8, valueDim: 12 }, 5);
+    const { problem: shape, query, key, value } = inputs;
+    const parameters = { clusters: 9, topK: 4 };
+    const call = { query, key, value, shape };
+    const exact = library.attentionSync(call);
+    const output = library.improvedClusteredAttentionSync({ ...call, ...parameters, seed: 3 });
+    const conditions = { device: 'cpu', precision: 'float32' };
+    const error = errorMeter(inputs, conditions, queries, 3)({ method: 'improved', parameters });
+    expect(error).toBeGreaterThan(0.01);
+    expect(error).toBeCloseTo(errorOf(inputs, output, exact, queries), 5);
   });
 });
 
@@ -135,8 +207,42 @@ describe('the command', () => {
     const { status, stdout } = run('tune', ...small, '--target-error', '0.9');
     expect(status).toBe(0);
     expect(stdout).toMatch(/\d+ settings tried, \d+ within an error of 0\.9/);
-    expect(stdout).toContain('Beaten by no other in both speed and error:');
+    expect(stdout).toContain(
+      'Beaten by no other in both speed and error, errors over all 192 rows:',
+    );
     expect(stdout).toMatch(/await \w*[aA]ttention\(\{\n {2}query, key, value, shape,/);
+  });
+
+  test('prints a call that does what was measured, over all rows and with its seed', async () => {
+    const json = path.join(temporaryFolder(), 'a.json');
+    const target = 0.5;
+    const { status, stdout } = run('tune', ...small, '--length', '1024', '--seed', '7', '--target-error', `${target}`,
+      '--json', json); // prettier-ignore
+    expect(status).toBe(0);
+    expect(stdout).toContain('errors over all 1,024 rows:');
+    const { results } = JSON.parse(readFileSync(json, 'utf8'));
+    expect(results.map(({ case: { seed } }) => seed)).toEqual(results.map(() => 7));
+    expect(Object.keys(results[1].case).toSorted()).toEqual(
+      Object.keys(result(1).case).concat('seed').toSorted(),
+    );
+
+    const sizes = { heads: 1, queryLength: 1024, keyLength: 1024, headDim: 16, valueDim: 16 };
+    const inputs = inputsOf(sizes, 7);
+    const { problem: shape, query, key, value } = inputs;
+    const call = { query, key, value, shape };
+    const [, printed, code] = /^Fastest within .*: error ([\d.e-]+), .*\n\n([^]*)$/m.exec(stdout);
+    const names = ['attention', 'clusteredAttention', 'improvedClusteredAttention'];
+    const functions = names.map((name) => library[name]);
+    // oxlint-disable-next-line no-new-func -- the call is what a user would paste
+    const pasted = new Function(...Object.keys(call), ...names, code.replace('await', 'return'));
+    const output = await pasted(...Object.values(call), ...functions);
+    const exact = library.attentionSync(call);
+    const error = errorOf(inputs, output, exact, comparedQueries(inputs.problem, 0));
+    expect(error).toBeLessThanOrEqual(target);
+    if (code.includes('lusteredAttention')) {
+      expect(code).toContain('seed: 7,');
+      expect(Math.abs(error - Number(printed))).toBeLessThan(0.01 * error + 1e-4);
+    }
   });
 
   test.each([
