@@ -2,25 +2,26 @@
 // when there is nothing to draw.
 
 import * as Plot from '@observablehq/plot';
+import {
+  digits,
+  formatError,
+  formatMemory,
+  formatShare,
+  formatTime,
+} from '../../lib/bench/labels.ts';
+import { fittedExponent } from '../../lib/bench/statistics.ts';
 
 const HEIGHT = 340;
 
-const bytes = (value) => {
-  const units = ['B', 'KiB', 'MiB', 'GiB'];
-  const unit = Math.max(0, Math.min(Math.floor(Math.log2(value) / 10), 3));
-  return `${Number((value / 1024 ** unit).toPrecision(3))} ${units[unit]}`;
-};
-const milliseconds = (value) =>
-  value < 1
-    ? `${Number((value * 1000).toPrecision(3))} µs`
-    : value < 1000
-      ? `${Number(value.toPrecision(3))} ms`
-      : `${Number((value / 1000).toPrecision(3))} s`;
-const percent = (value) => `${(100 * value).toFixed(0)} %`;
-const times = (value) => `${Number(value.toPrecision(3))}×`;
+/** As in the tables, without the zeros that line up their columns: 10 ms for 10.0 ms. */
+const short = (format) => (value) => format(value).replace(/\.0+(?!\d)|(\.\d*[1-9])0+(?!\d)/, '$1');
+
+const bytes = short(formatMemory);
+const milliseconds = short(formatTime);
+const percent = formatShare;
+const times = short((value) => `${digits(value)}×`);
 const count = (value) => value.toLocaleString('en');
-const errorOf = (value) =>
-  value === 0 || value >= 1e-3 ? `${Number(value.toPrecision(3))}` : value.toExponential(0);
+const errorOf = short(formatError);
 
 /** Points of the chosen setting; `except` names the settings that the chart spreads out. */
 function chosen(points, choice, ...except) {
@@ -74,24 +75,16 @@ const lines = (points, y, format) => [
   }),
 ];
 
-/** p of time ≈ c·Nᵖ as the slope of the least-squares line in logarithms. */
-function exponentOf(points) {
-  const logs = points.map(({ length, time }) => [Math.log(length), Math.log(time)]);
-  const meanX = logs.reduce((sum, [x]) => sum + x, 0) / logs.length;
-  const meanY = logs.reduce((sum, [, y]) => sum + y, 0) / logs.length;
-  const covariance = logs.reduce((sum, [x, y]) => sum + (x - meanX) * (y - meanY), 0);
-  return covariance / logs.reduce((sum, [x]) => sum + (x - meanX) ** 2, 0);
-}
-
 function exponents(points, colors) {
   const list = document.createElement('p');
   list.className = 'exponents';
   for (const series of different(points, 'series')) {
     const own = points.filter((point) => point.series === series);
-    if (different(own, 'length').length < 2) continue;
+    const exponent = fittedExponent(own.map(({ length, time }) => [length, time]));
+    if (exponent === undefined) continue;
     const item = document.createElement('span');
     item.style.setProperty('--color', colors.get(series));
-    item.textContent = `${series}: N^${exponentOf(own).toFixed(2)}`;
+    item.textContent = `${series}: N^${exponent.toFixed(2)}`;
     list.append(item);
   }
   return list;

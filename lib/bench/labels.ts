@@ -1,4 +1,4 @@
-/** How cases and numbers are written, in tables and in the report. */
+/** How cases and numbers are written, in tables, in the report and, bundled, in its charts. */
 import type { Case, Parameters, Problem } from './record';
 
 function describeParameters(method: string, parameters: Parameters): string {
@@ -56,8 +56,11 @@ export function formatTime(milliseconds: number): string {
 
 export const formatShare = (share: number): string => `${(100 * share).toFixed(0)} %`;
 
-export const formatMemory = (bytes: number): string =>
-  bytes < 2 ** 30 ? `${digits(bytes / 2 ** 20)} MiB` : `${digits(bytes / 2 ** 30)} GiB`;
+export function formatMemory(bytes: number): string {
+  const units = ['B', 'KiB', 'MiB', 'GiB'];
+  const unit = Math.max(0, Math.min(Math.floor(Math.log2(bytes) / 10), 3));
+  return `${digits(bytes / 1024 ** unit)} ${units[unit]}`;
+}
 
 /** Errors span many orders of magnitude. */
 export const formatError = (error: number): string =>

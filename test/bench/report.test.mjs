@@ -3,6 +3,7 @@
 import { readFileSync } from 'node:fs';
 import path from 'node:path';
 import { describe, expect, test } from 'vitest';
+import { formatMemory } from '../../dist/bench/labels.js';
 import { writeReport } from '../../dist/bench/report.js';
 import { root } from '../lib/support/package.mjs';
 import { run, temporaryFolder } from './support/cli.mjs';
@@ -101,6 +102,16 @@ describe('writeReport', () => {
     const html = writeReport([{ ...recording([result(1)]), complete: false }]);
     expect(html).toContain('The run was interrupted');
   });
+});
+
+test.each([
+  [0, '0 B'],
+  [1000, '1000 B'],
+  [8192, '8.00 KiB'],
+  [1.5 * 2 ** 20, '1.50 MiB'],
+  [2 ** 40, '1024 GiB'],
+])('%d bytes are written as %s', (bytes, text) => {
+  expect(formatMemory(bytes)).toBe(text);
 });
 
 describe('the command', () => {
