@@ -21,7 +21,7 @@ export function elementCount(argument: string, axes: Axes): number {
   return count;
 }
 
-export function shapeText(axes: Axes): string {
+function shapeText(axes: Axes): string {
   return `(${Object.keys(axes).join(', ')}) = (${Object.values(axes).join(', ')})`;
 }
 

@@ -75,7 +75,7 @@ export interface CudaDescription {
   }[];
 }
 
-// Enumerations travel as numbers: the order in native/core/problem.h and native/dispatch.h.
+// Enumerations travel as numbers: the order in native/core/problem.h, settings.h and tensor.h.
 export const Layout = { BHLD: 0, BLHD: 1 } as const;
 export const NonFinite = { error: 0, propagate: 1 } as const;
 export const Precision = { float32: 0, bfloat16: 1 } as const;
@@ -97,6 +97,7 @@ export const Reduce = { mean: 0, sum: 1 } as const;
 export const Selection = { topK: 0, singleAssignment: 1, given: 2 } as const;
 export const Activation = { softmax: 0, laplace: 1 } as const;
 
+// And in cuda/backend.h and native/dispatch_device.h.
 export const Storage = { float32: 0, bfloat16: 1 } as const;
 export const DeviceType = { float32: 0, bfloat16: 1, int32: 2, uint64: 3, float64: 4 } as const;
 

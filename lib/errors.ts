@@ -148,7 +148,7 @@ export function wrongTensor(argument: string, expected: string, received: string
 }
 
 /** An operation that the backend has no kernel for. */
-export function noKernel(name: string, device: number): Error {
+function noKernel(name: string, device: number): Error {
   return unsupported(
     'device',
     `device must be 'auto' or 'cpu', with plain arrays, received '${deviceName(device)}': ` +

@@ -29,9 +29,9 @@ export function methodOf<Method>(owner: object, name: string): Method {
 export const kindOf = getterOf<string | undefined>(prototype, Symbol.toStringTag);
 /** Number of elements; 0 when the memory is detached. */
 export const lengthOf = getterOf<number>(prototype, 'length');
-export const byteOffsetOf = getterOf<number>(prototype, 'byteOffset');
-export const byteLengthOf = getterOf<number>(prototype, 'byteLength');
-export const bufferOf = getterOf<ArrayBufferLike>(prototype, 'buffer');
+const byteOffsetOf = getterOf<number>(prototype, 'byteOffset');
+const byteLengthOf = getterOf<number>(prototype, 'byteLength');
+const bufferOf = getterOf<ArrayBufferLike>(prototype, 'buffer');
 export const copyInto = methodOf<(target: TypedArray, source: TypedArray) => void>(
   prototype,
   'set',
