@@ -2,6 +2,7 @@
  * Every error of the package is made here: its class, its stable `code`, and a message that names
  * the argument, what was expected and what was received.
  */
+import { types } from 'node:util';
 import { CPU, deviceName } from './device-name';
 import { kindOf, lengthOf } from './intrinsics';
 import { memoryOf } from './tensor-memory';
@@ -26,6 +27,8 @@ export interface ClusterAttentionError extends Error {
   /** Flat index of the first bad element of that option. */
   index?: number;
 }
+
+const { isProxy } = types;
 
 type ErrorClass = new (message: string, options?: ErrorOptions) => Error;
 
@@ -65,21 +68,30 @@ export function describe(value: unknown): string {
     case 'function':
       return 'a function';
     case 'object':
-      return value === null ? 'null' : describeObject(value);
+      return value === null ? 'null' : (kindOfObject(value) ?? 'an object');
     default:
       return String(value);
   }
 }
 
-function describeObject(value: object): string {
-  const kind = kindOf(value);
-  if (kind !== undefined) return `a ${kind} of ${lengthOf(value)} elements`;
+/** Objects that are taken for others, by what they are inside. */
+const KINDS = [
+  ['a Promise (not awaited)', types.isPromise],
+  ['an ArrayBuffer', types.isArrayBuffer],
+  ['a SharedArrayBuffer', types.isSharedArrayBuffer],
+  ['a DataView', types.isDataView],
+  ['a Map', types.isMap],
+  ['a Set', types.isSet],
+] as const;
+
+/** What an object is that is more than its properties; undefined for all others. */
+export function kindOfObject(value: object): string | undefined {
+  const array = kindOf(value);
+  if (array !== undefined) return `a ${array} of ${lengthOf(value)} elements`;
   if (memoryOf(value) !== undefined) return 'a DeviceTensor';
-  try {
-    return Array.isArray(value) ? `an array of ${value.length} elements` : 'an object';
-  } catch {
-    return 'an object'; // a revoked Proxy
-  }
+  if (isProxy(value)) return undefined; // to ask it more would run its traps
+  if (Array.isArray(value)) return `an array of ${value.length} elements`;
+  return KINDS.find(([, isKind]) => isKind(value))?.[0];
 }
 
 /** A value of the wrong kind. */
@@ -88,9 +100,17 @@ export function invalidType(argument: string, expected: string, received: unknow
   return make(TypeError, 'ERR_INVALID_ARG_TYPE', message, argument);
 }
 
-/** An option that does not exist; `nearest` is one that does. */
-export function unknownOption(argument: string, nearest: string): Error {
-  const message = `unknown option ${argument}: expected a known name, such as ${nearest}`;
+/** An option that does not exist; those that do, if any of them is `similar`. */
+export function unknownOption(
+  argument: string,
+  known: readonly string[],
+  similar: readonly string[],
+): Error {
+  const expected =
+    similar.length > 0
+      ? `a known name, such as ${similar.join(' or ')}`
+      : `one of ${known.join(', ')}`;
+  const message = `unknown option ${argument}: expected ${expected}`;
   return make(TypeError, 'ERR_INVALID_ARG_TYPE', message, argument);
 }
 

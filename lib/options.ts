@@ -3,7 +3,7 @@
  * all are read before anything else happens: a getter can still change an array, but only before
  * the array is looked at.
  */
-import { invalidType, outOfRange, unknownOption, unsupported } from './errors';
+import { invalidType, kindOfObject, outOfRange, unknownOption, unsupported } from './errors';
 
 /** Own properties by name; no prototype, so that a name that is absent is undefined. */
 export type Values = Readonly<Record<string, unknown>>;
@@ -87,7 +87,7 @@ export function readOwn(
   known: readonly string[],
   fault?: (name: string) => string | undefined,
 ): Values {
-  if (typeof source !== 'object' || source === null) {
+  if (typeof source !== 'object' || source === null || kindOfObject(source) !== undefined) {
     throw invalidType(argument, 'an object', source);
   }
   const values = create(null) as Record<string, unknown>;
@@ -111,21 +111,27 @@ function refuse(name: string, value: unknown, reason: string): void {
 
 function unknownName(argument: string, name: string, known: readonly string[]): Error {
   const path = argument === 'options' ? name : `${argument}.${name}`;
-  return unknownOption(path, nearestName(name, known));
+  return unknownOption(path, known, similarNames(name.slice(0, 64), known));
 }
 
-function nearestName(name: string, known: readonly string[]): string {
-  const lower = name.slice(0, 64).toLowerCase();
-  let nearest = '';
-  let best = Infinity;
-  for (const candidate of known) {
-    const distance = editDistance(lower, candidate.toLowerCase());
-    if (distance < best) {
-      best = distance;
-      nearest = candidate;
-    }
-  }
-  return nearest;
+/** The known names that may be meant: few letters away or with a word in common, nearest first. */
+function similarNames(name: string, known: readonly string[]): string[] {
+  const lower = name.toLowerCase();
+  const beginnings = wordsOf(name).map((word) => word.slice(0, 3)); // len is length, cols columns
+  const sharesWord = (candidate: string): boolean =>
+    wordsOf(candidate).some((word) => beginnings.some((beginning) => word.startsWith(beginning)));
+  return known
+    .map((candidate) => ({ candidate, distance: editDistance(lower, candidate.toLowerCase()) }))
+    .filter(({ candidate, distance }) => distance <= lower.length / 3 || sharesWord(candidate))
+    .toSorted((a, b) => a.distance - b.distance)
+    .map(({ candidate }) => candidate)
+    .slice(0, 3);
+}
+
+/** The words of a name; what others call a mask is a number of real rows here. */
+function wordsOf(name: string): string[] {
+  const words = name.split(/(?=[A-Z])|_/).filter((word) => word !== '');
+  return words.map((word) => word.toLowerCase().replace('mask', 'lengths'));
 }
 
 /** Levenshtein distance, one row at a time. */

@@ -114,9 +114,85 @@ describe('options of other operations', () => {
     );
   });
 
-  test('nobody knows are errors that name the nearest one', () => {
-    const misspelt = { ...attention(), clusters: 2, itterations: 3 };
-    expect(() => library.clusteredAttentionSync(misspelt)).toThrow(/itterations.*iterations/);
+  test.each([
+    ['itterations', 'iterations'],
+    ['clustres', 'clusters'],
+    ['topk', 'topK'],
+    ['q', 'query or queryLengths'],
+    ['v', 'value'],
+    ['keys', 'key or keyLengths'],
+    ['numClusters', 'clusters'],
+    ['isCausal', 'causal'],
+    ['mask', 'keyLengths or queryLengths'],
+    ['attn_mask', 'keyLengths or queryLengths'],
+  ])('nobody knows are errors that name those with letters or a word of %s', (name, similar) => {
+    const misspelt = { ...attention(), clusters: 2, [name]: 3 };
+    expect(() => library.improvedClusteredAttentionSync(misspelt)).toThrow(
+      `unknown option ${name}: expected a known name, such as ${similar}`,
+    );
+  });
+
+  test.each([
+    ['seqLen', 'keyLength or queryLength'],
+    ['numHeads', 'heads or headDim'],
+    ['batchSize', 'batch'],
+  ])('and nobody knows in a shape: %s', (name, similar) => {
+    const misspelt = { ...attention(), shape: { ...shape, [name]: 3 } };
+    expect(() => library.attentionSync(misspelt)).toThrow(
+      `unknown option shape.${name}: expected a known name, such as ${similar}`,
+    );
+  });
+
+  test.each(['dropout', 'x', '', '_', 'x'.repeat(1000)])(
+    'that are like none, such as %j, are errors that list all of them',
+    (name) => {
+      const all = 'device, precision, nonFinite, signal, details, scores, shape, k, lengths'.split(
+        ', ',
+      );
+      expect(() => library.topKSync({ ...scores(), [name]: 1 })).toThrow(
+        `unknown option ${name}: expected one of ${all.join(', ')}`,
+      );
+    },
+  );
+});
+
+describe('what was received instead', () => {
+  const floats = ramp(36);
+  const trap = () => expect.fail('code of the caller ran');
+  const traps = { get: trap, getPrototypeOf: trap, has: trap, ownKeys: trap };
+
+  test.each([
+    ['a Promise (not awaited)', Promise.resolve(floats)],
+    ['an ArrayBuffer', floats.buffer],
+    ['a SharedArrayBuffer', new SharedArrayBuffer(144)],
+    ['a DataView', new DataView(floats.buffer)],
+    ['a Map', new Map()],
+    ['a Set', new Set()],
+    ['an array of 2 elements', [1, 2]],
+    ['a Float64Array of 36 elements', new Float64Array(36)],
+    ['an object', {}],
+    ['an object', new Proxy([], traps)],
+    ['an object', Object.defineProperty({}, Symbol.toStringTag, { get: trap })],
+  ])('of an array is called %s', (received, query) => {
+    const call = () => library.attentionSync({ ...attention(), query });
+    expect(call).toThrow(/^query must be a Float32Array of 36 elements, /);
+    expect(call).toThrow(`, received ${received}`);
+  });
+
+  test('of options is called by its kind', async () => {
+    const { query, key, value } = attention();
+    const message = 'options must be an object, received a Float32Array of 36 elements';
+    expect(() => library.attentionSync(query, key, value, shape)).toThrow(message);
+    await expect(library.attention(query, key, value, shape)).rejects.toThrow(message);
+    expect(() => library.attentionSync([attention()])).toThrow(
+      'options must be an object, received an array of 1 elements',
+    );
+    expect(() => library.attentionSync(Promise.resolve(attention()))).toThrow(
+      'options must be an object, received a Promise (not awaited)',
+    );
+    expect(() => library.attentionSync({ ...attention(), shape: [1, 2, 6, 3] })).toThrow(
+      'shape must be an object, received an array of 4 elements',
+    );
   });
 });
 
