@@ -1,5 +1,19 @@
 /** Files are written beside their place and then renamed: a reader sees the old one or all of it. */
-import { closeSync, fsyncSync, openSync, renameSync, rmSync, writeSync } from 'node:fs';
+import { randomUUID } from 'node:crypto';
+import {
+  closeSync,
+  constants,
+  fsyncSync,
+  lstatSync,
+  openSync,
+  readlinkSync,
+  realpathSync,
+  renameSync,
+  rmSync,
+  statSync,
+  writeSync,
+} from 'node:fs';
+import { dirname, resolve } from 'node:path';
 
 /** More in one call would exceed what the operating systems take. */
 const WRITE_LIMIT = 1 << 26;
@@ -12,20 +26,41 @@ export function writeAll(file: number, bytes: Uint8Array): void {
   }
 }
 
-/** Makes or replaces the file at `path` by what `write` puts into the open file that it is given. */
+/**
+ * Makes or replaces the file at `path` by what `write` puts into the open file that it is given. A
+ * link stays, the file that it names is replaced; a device or a pipe is written to as it is.
+ */
 export function replaceFile(path: string, write: (file: number) => void): void {
-  const draft = `${path}.${process.pid}.tmp`;
-  const file = openSync(draft, 'w');
+  const found = statSync(path, { throwIfNoEntry: false });
+  if (found !== undefined && !found.isFile()) {
+    writeAndClose(openSync(path, constants.O_WRONLY), write);
+    return;
+  }
+  const target = followLinks(path);
+  const draft = `${target}.${randomUUID()}.tmp`; // another thread may write the same path
+  const file = openSync(draft, 'wx');
   try {
-    try {
+    writeAndClose(file, () => {
       write(file);
       fsyncSync(file); // a full disk shows here, not after the rename
-    } finally {
-      closeSync(file);
-    }
-    renameSync(draft, path);
+    });
+    renameSync(draft, target);
   } catch (error) {
     rmSync(draft, { force: true });
     throw error;
   }
+}
+
+function writeAndClose(file: number, write: (file: number) => void): void {
+  try {
+    write(file);
+  } finally {
+    closeSync(file);
+  }
+}
+
+/** What a path names in the end, be it there or not: realpath() fails where it is not. */
+function followLinks(path: string): string {
+  const isLink = lstatSync(path, { throwIfNoEntry: false })?.isSymbolicLink();
+  return isLink ? followLinks(resolve(realpathSync(dirname(path)), readlinkSync(path))) : path;
 }

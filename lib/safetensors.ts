@@ -6,7 +6,9 @@
  */
 import { closeSync, fstatSync, openSync, readSync, statSync } from 'node:fs';
 import { endianness } from 'node:os';
-import { invalidType } from './errors';
+import { types } from 'node:util';
+import { invalidType, kindOfObject } from './errors';
+import * as intrinsics from './intrinsics';
 import { replaceFile, writeAll } from './replace-file';
 
 /** What a file says about one of its tensors. */
@@ -321,7 +323,8 @@ function checkTensor(path: string, name: unknown, tensor: unknown): void {
   }
   const { shape, data } = tensor;
   const elements = shape.reduce((product, axis) => product * axis, 1);
-  if (!(data instanceof Float32Array) || !shape.every(isSize) || elements !== data.length) {
+  const isFloats = intrinsics.kindOf(data) === 'Float32Array'; // of any realm
+  if (!isFloats || !shape.every(isSize) || elements !== intrinsics.lengthOf(data)) {
     const problem = `tensor ${quote(name)} of shape [${shape.join(',')}] needs a Float32Array of ${elements} elements`;
     throw new SafetensorsError(path, problem);
   }
@@ -343,17 +346,22 @@ function headerOf(tensors: ReadonlyMap<string, Tensor>, metadata: Fields | undef
 }
 
 /**
- * Writes tensors as F32. The file appears whole or not at all.
+ * Writes tensors as F32. The file appears whole or not at all; a link stays and the file that it
+ * names is replaced, a device or a pipe is written to as it is.
  * @throws SafetensorsError for a tensor whose data do not fit its shape, and for metadata that are
- * no texts; ERR_INVALID_ARG_TYPE for what are no tensors
+ * no texts; ERR_INVALID_ARG_TYPE for what are no tensors or no path
  */
 export function writeSafetensors(
   path: string,
   tensors: ReadonlyMap<string, Tensor> | Readonly<Record<string, Tensor>>,
   metadata?: Readonly<Record<string, string>>,
 ): void {
-  if (!isObject(tensors)) throw invalidType('tensors', 'a Map or an object of tensors', tensors);
-  const all = tensors instanceof Map ? tensors : new Map(Object.entries(tensors));
+  if (typeof path !== 'string') throw invalidType('path', 'a string', path);
+  const isMap = types.isMap(tensors); // of any realm
+  if (!isMap && (!isObject(tensors) || kindOfObject(tensors) !== undefined)) {
+    throw invalidType('tensors', 'a Map or an object of tensors', tensors);
+  }
+  const all = isMap ? (tensors as Map<string, Tensor>) : new Map(Object.entries(tensors));
   if (all.has('__metadata__')) throw new SafetensorsError(path, '__metadata__ names no tensor');
   for (const [name, tensor] of all) checkTensor(path, name, tensor);
   if (metadata && !parseMetadata(metadata)) throw new SafetensorsError(path, METADATA_PROBLEM);

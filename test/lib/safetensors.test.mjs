@@ -1,10 +1,24 @@
 // The reader must take what the format's reference implementation writes, and refuse everything
 // else with one clear line: no crash, no wrong number, no allocation that the file does not back.
 
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  readlinkSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
-import { execFileSync } from 'node:child_process';
+import { execFile, execFileSync } from 'node:child_process';
+import { promisify } from 'node:util';
+import vm from 'node:vm';
+import { Worker } from 'node:worker_threads';
 import * as fc from 'fast-check';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import {
@@ -213,7 +227,7 @@ describe('writes', () => {
   test('no things that are no tensors', () => {
     const file = path.join(folder, 'kinds.safetensors');
     const data = new Float32Array(1);
-    const all = [undefined, null, 5, 'text', [], [{ shape: [1], data }]];
+    const all = [undefined, null, 5, 'text', [], [{ shape: [1], data }], Promise.resolve({}), data];
     const one = [null, 5, {}, { data }, { shape: 1, data }, { shape: ['1'], data }];
     const named = new Map([[5, { shape: [1], data }]]);
     for (const tensors of [...all, ...one.map((a) => ({ a })), named]) {
@@ -222,6 +236,20 @@ describe('writes', () => {
       );
     }
     expect(existsSync(file)).toBe(false);
+    for (const nowhere of [undefined, null, 5, {}, new URL('file:///tmp/x')]) {
+      expect(() => writeSafetensors(nowhere, { a: { shape: [1], data } })).toThrow(
+        /^path must be a string, received/,
+      );
+    }
+  });
+
+  test('tensors of another realm', () => {
+    const file = path.join(folder, 'realm.safetensors');
+    const tensor = '{ shape: [2], data: Float32Array.of(3, 4) }';
+    for (const tensors of [`({ x: ${tensor} })`, `new Map([['x', ${tensor}]])`]) {
+      writeSafetensors(file, vm.runInNewContext(tensors));
+      expect(Array.from(readSafetensors(file).get('x').data)).toEqual([3, 4]);
+    }
   });
 
   test('nothing that would not be read, and nothing where there is no place', () => {
@@ -234,8 +262,72 @@ describe('writes', () => {
     }
     expect(() => writeSafetensors(path.join(folder, 'no', 'where'), fitting)).toThrow('ENOENT');
     expect(() => writeSafetensors(folder, fitting)).toThrow();
-    expect(readdirSync(folder).filter((name) => /refused|tmp/.test(name))).toEqual([]);
-    expect(existsSync(`${folder}.${process.pid}.tmp`)).toBe(false);
+    const folders = [folder, path.dirname(folder)].flatMap((each) => readdirSync(each));
+    const drafts = new RegExp(`refused|${path.basename(folder)}\\..*tmp`);
+    expect(folders.filter((name) => drafts.test(name) || /^kinds.*tmp/.test(name))).toEqual([]);
+  });
+});
+
+describe('writes where', () => {
+  const one = (value) => ({ x: { shape: [1], data: Float32Array.of(value) } });
+  const read = (file) => readSafetensors(file).get('x').data[0];
+
+  test('a link leads: it stays, and what it names is replaced or made', () => {
+    const inside = mkdtempSync(path.join(folder, 'links-'));
+    const at = (...names) => path.join(inside, ...names);
+    mkdirSync(at('far', 'away'), { recursive: true });
+    symlinkSync(path.join('far', 'away'), at('there'));
+    // Its target is beside the folder that `there` names, not beside `there`.
+    symlinkSync(path.join('..', 'real'), at('far', 'away', 'link'));
+    symlinkSync(at('there', 'link'), at('first'));
+    for (const value of [1, 2]) {
+      writeSafetensors(at('first'), one(value)); // dangling, then not
+      expect(readdirSync(at('far')).toSorted()).toEqual(['away', 'real']);
+      expect(read(at('far', 'real'))).toBe(value);
+    }
+    expect(readlinkSync(at('first'))).toBe(at('there', 'link'));
+    expect(readdirSync(inside).toSorted()).toEqual(['far', 'first', 'there']);
+    symlinkSync('loop', at('loop'));
+    expect(() => writeSafetensors(at('loop'), one(1))).toThrow('ELOOP');
+  });
+
+  test('a pipe is: it stays what it is', async () => {
+    const pipe = path.join(folder, 'reader');
+    execFileSync('mkfifo', [pipe]);
+    const reading = promisify(execFile)('cat', [pipe], { encoding: 'buffer' });
+    writeSafetensors(pipe, one(7));
+    const { stdout } = await reading;
+    expect(read(fileOf(stdout))).toBe(7);
+    expect(statSync(pipe).isFIFO()).toBe(true);
+    const standard = path.join(folder, 'standard');
+    symlinkSync('/dev/fd/1', standard);
+    const script = `require('./dist/safetensors.js').writeSafetensors('${standard}', {})`;
+    const shell = `"${process.execPath}" -e "${script}" | cat`;
+    const output = execFileSync('sh', ['-c', shell], { cwd: root });
+    expect(readSafetensors(fileOf(output)).size).toBe(0);
+  });
+
+  test('several threads write: each file is whole', async () => {
+    const file = path.join(folder, 'shared.safetensors');
+    const code = `
+      const { parentPort, workerData } = require('node:worker_threads');
+      const { writeSafetensors } = require(workerData.module);
+      const data = new Float32Array(50_000).fill(workerData.value);
+      for (let i = 0; i < 40; ++i) {
+        writeSafetensors(workerData.file, { x: { shape: [50_000], data } });
+      }
+      parentPort.postMessage('done');`;
+    const module = path.join(root, 'dist', 'safetensors.js');
+    const workers = [1, 2].map((value) => {
+      const worker = new Worker(code, { eval: true, workerData: { module, file, value } });
+      return new Promise((resolve, reject) => {
+        worker.on('message', resolve).on('error', reject);
+      });
+    });
+    expect(await Promise.all(workers)).toEqual(['done', 'done']);
+    const { data } = readSafetensors(file).get('x');
+    expect(data.every((value) => value === data[0])).toBe(true);
+    expect(readdirSync(folder).filter((name) => name.endsWith('.tmp'))).toEqual([]);
   });
 });
 
