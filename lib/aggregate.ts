@@ -2,9 +2,9 @@ import { Reduce } from './binding';
 import { CALL_OPTIONS, type Call } from './call';
 import { asynchronous, synchronous } from './operation';
 import type {
-  AsyncOperation,
+  DetailedOperation,
+  DetailedOperationSync,
   OutputOptions,
-  SyncOperation,
   VjpOperation,
   VjpOperationSync,
 } from './types';
@@ -116,11 +116,11 @@ const broadcastOperation: DifferentiableOperation = {
  * @throws ERR_INVALID_ARG_TYPE, ERR_OUT_OF_RANGE, ERR_SHAPE_MISMATCH for wrong options or labels,
  * ERR_NON_FINITE for a NaN or an infinity in a row that is read, ERR_OUT_OF_MEMORY.
  */
-export const aggregate: AsyncOperation<AggregateOptions, Float32Array> =
+export const aggregate: DetailedOperation<AggregateOptions, { output: Float32Array }> =
   asynchronous(aggregateOperation);
 
 /** {@link aggregate} on the calling thread, which it blocks; borrows the inputs. */
-export const aggregateSync: SyncOperation<AggregateOptions, Float32Array> =
+export const aggregateSync: DetailedOperationSync<AggregateOptions, { output: Float32Array }> =
   synchronous(aggregateOperation);
 
 /**
@@ -129,11 +129,11 @@ export const aggregateSync: SyncOperation<AggregateOptions, Float32Array> =
  * @returns (batch,length,dim)
  * @throws as {@link aggregate}
  */
-export const broadcast: AsyncOperation<BroadcastOptions, Float32Array> =
+export const broadcast: DetailedOperation<BroadcastOptions, { output: Float32Array }> =
   asynchronous(broadcastOperation);
 
 /** {@link broadcast} on the calling thread, which it blocks; borrows the inputs. */
-export const broadcastSync: SyncOperation<BroadcastOptions, Float32Array> =
+export const broadcastSync: DetailedOperationSync<BroadcastOptions, { output: Float32Array }> =
   synchronous(broadcastOperation);
 
 /** {@link aggregate} with its gradient. */

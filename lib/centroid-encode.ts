@@ -5,9 +5,9 @@ import { outOfRange } from './errors';
 import { asynchronous, synchronous } from './operation';
 import { readStart } from './start';
 import type {
-  AsyncOperation,
+  DetailedOperation,
+  DetailedOperationSync,
   OutputOptions,
-  SyncOperation,
   VjpOperation,
   VjpOperationSync,
 } from './types';
@@ -138,12 +138,14 @@ const operation: DifferentiableOperation = {
  * ERR_NON_FINITE for a NaN or an infinity in a row that is read, ERR_OUT_OF_MEMORY,
  * ERR_CUDA_UNAVAILABLE.
  */
-export const centroidEncode: AsyncOperation<CentroidEncodeOptions, Float32Array> =
+export const centroidEncode: DetailedOperation<CentroidEncodeOptions, { output: Float32Array }> =
   asynchronous(operation);
 
 /** {@link centroidEncode} on the calling thread, which it blocks; borrows the inputs. */
-export const centroidEncodeSync: SyncOperation<CentroidEncodeOptions, Float32Array> =
-  synchronous(operation);
+export const centroidEncodeSync: DetailedOperationSync<
+  CentroidEncodeOptions,
+  { output: Float32Array }
+> = synchronous(operation);
 
 /** {@link centroidEncode} with its gradients, through all steps. */
 export const centroidEncodeVjp =

@@ -2,7 +2,7 @@ import type { Call } from './call';
 import { CALL_OPTIONS } from './call';
 import { invalidType } from './errors';
 import { asynchronous, synchronous, type Operation, type Prepared } from './operation';
-import type { AsyncOperation, OutputOptions, SyncOperation } from './types';
+import type { DetailedOperation, DetailedOperationSync, OutputOptions } from './types';
 
 /** Options of {@link matmul}. */
 export interface MatmulOptions extends OutputOptions {
@@ -57,7 +57,9 @@ const operation: Operation = {
  * ERR_NON_FINITE for a NaN or an infinity in an input or, without an index, in the result or in what
  * was added to, ERR_OUT_OF_MEMORY.
  */
-export const matmul: AsyncOperation<MatmulOptions, Float32Array> = asynchronous(operation);
+export const matmul: DetailedOperation<MatmulOptions, { output: Float32Array }> =
+  asynchronous(operation);
 
 /** {@link matmul} on the calling thread, which it blocks; borrows the inputs. */
-export const matmulSync: SyncOperation<MatmulOptions, Float32Array> = synchronous(operation);
+export const matmulSync: DetailedOperationSync<MatmulOptions, { output: Float32Array }> =
+  synchronous(operation);

@@ -4,9 +4,9 @@ import { CALL_OPTIONS, type Call } from './call';
 import { invalidType } from './errors';
 import { asynchronous, synchronous } from './operation';
 import type {
-  AsyncOperation,
+  DetailedOperation,
+  DetailedOperationSync,
   OutputOptions,
-  SyncOperation,
   TensorLayout,
   VjpOperation,
   VjpOperationSync,
@@ -178,10 +178,11 @@ const sumOperation: DifferentiableOperation = {
  * @throws ERR_INVALID_ARG_TYPE, ERR_OUT_OF_RANGE, ERR_SHAPE_MISMATCH for wrong options, indices or
  * labels, ERR_NON_FINITE for a NaN or an infinity in a row that is read, ERR_OUT_OF_MEMORY.
  */
-export const sparseDot: AsyncOperation<SparseDotOptions, Float32Array> = asynchronous(dotOperation);
+export const sparseDot: DetailedOperation<SparseDotOptions, { output: Float32Array }> =
+  asynchronous(dotOperation);
 
 /** {@link sparseDot} on the calling thread, which it blocks; borrows the inputs. */
-export const sparseDotSync: SyncOperation<SparseDotOptions, Float32Array> =
+export const sparseDotSync: DetailedOperationSync<SparseDotOptions, { output: Float32Array }> =
   synchronous(dotOperation);
 
 /**
@@ -191,12 +192,16 @@ export const sparseDotSync: SyncOperation<SparseDotOptions, Float32Array> =
  * @returns (B,H,L,E) in `layout`
  * @throws as {@link sparseDot}
  */
-export const sparseWeightedSum: AsyncOperation<SparseWeightedSumOptions, Float32Array> =
-  asynchronous(sumOperation);
+export const sparseWeightedSum: DetailedOperation<
+  SparseWeightedSumOptions,
+  { output: Float32Array }
+> = asynchronous(sumOperation);
 
 /** {@link sparseWeightedSum} on the calling thread, which it blocks; borrows the inputs. */
-export const sparseWeightedSumSync: SyncOperation<SparseWeightedSumOptions, Float32Array> =
-  synchronous(sumOperation);
+export const sparseWeightedSumSync: DetailedOperationSync<
+  SparseWeightedSumOptions,
+  { output: Float32Array }
+> = synchronous(sumOperation);
 
 /** {@link sparseDot} with its gradients: gradOutput is not read where an index is −1. */
 export const sparseDotVjp =

@@ -118,38 +118,44 @@ type DeviceFields<Result> = { [Name in keyof Result]: TensorOf<Result[Name]> };
 /** The options of a synchronous form, which nothing can interrupt. */
 export type SyncOptions<Options> = Omit<Options, 'signal'>;
 
-/** The asynchronous form of an operation. */
+/** The asynchronous form of an operation that always returns an object. */
 export interface AsyncOperation<Options, Result> {
   (options: Options): Promise<Result>;
   (options: OnDevice<Options>): Promise<DeviceResult<Result>>;
 }
 
-/** The synchronous form of an operation. */
+/** The synchronous form of an operation that always returns an object. */
 export interface SyncOperation<Options, Result> {
   (options: SyncOptions<Options>): Result;
   (options: OnDevice<SyncOptions<Options>>): DeviceResult<Result>;
 }
 
-/** The asynchronous form of an operation that returns more with `details: true`. */
-export interface DetailedOperation<Options, Details> {
+/** The asynchronous form of an operation that returns its output alone, or with `details: true` more. */
+export interface DetailedOperation<Options, Details extends { output: unknown }> {
   (options: Options & { details: true }): Promise<Details>;
-  (options: Options & { details?: false | undefined }): Promise<Float32Array>;
-  (options: Options & { details?: boolean | undefined }): Promise<Float32Array | Details>;
+  (options: Options & { details?: false | undefined }): Promise<Details['output']>;
+  (options: Options & { details?: boolean | undefined }): Promise<Details['output'] | Details>;
   (options: OnDevice<Options> & { details: true }): Promise<DeviceResult<Details>>;
   (
     options: OnDevice<Options> & { details?: false | undefined },
-  ): Promise<DeviceResult<Float32Array>>;
+  ): Promise<DeviceResult<Details['output']>>;
+  (
+    options: OnDevice<Options> & { details?: boolean | undefined },
+  ): Promise<DeviceResult<Details['output']> | DeviceResult<Details>>;
 }
 
-/** The synchronous form of an operation that returns more with `details: true`. */
-export interface DetailedOperationSync<Options, Details> {
+/** The synchronous form of an operation that returns its output alone, or with `details: true` more. */
+export interface DetailedOperationSync<Options, Details extends { output: unknown }> {
   (options: SyncOptions<Options> & { details: true }): Details;
-  (options: SyncOptions<Options> & { details?: false | undefined }): Float32Array;
-  (options: SyncOptions<Options> & { details?: boolean | undefined }): Float32Array | Details;
+  (options: SyncOptions<Options> & { details?: false | undefined }): Details['output'];
+  (options: SyncOptions<Options> & { details?: boolean | undefined }): Details['output'] | Details;
   (options: OnDevice<SyncOptions<Options>> & { details: true }): DeviceResult<Details>;
   (
     options: OnDevice<SyncOptions<Options>> & { details?: false | undefined },
-  ): DeviceResult<Float32Array>;
+  ): DeviceResult<Details['output']>;
+  (
+    options: OnDevice<SyncOptions<Options>> & { details?: boolean | undefined },
+  ): DeviceResult<Details['output']> | DeviceResult<Details>;
 }
 
 /** Options of the `backward` of the synchronous Vjp forms. */

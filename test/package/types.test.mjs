@@ -6,14 +6,36 @@ import { install, project, run } from './project.mjs';
 
 const code = `
 import {
+  aggregate,
+  aggregateSync,
   attention,
   attentionSync,
   attentionVjp,
   attentionVjpSync,
+  broadcastSync,
+  centroidEncode,
+  centroidEncodeSync,
   improvedClusteredAttentionSync,
   info,
+  matmul,
+  matmulSync,
+  sparseDotSync,
+  sparseWeightedSumSync,
 } from 'cluster-attention';
-import type { AttentionOptions, DeviceTensor } from 'cluster-attention';
+import type {
+  AggregateOptions,
+  AttentionDetails,
+  AttentionOptions,
+  BroadcastOptions,
+  CentroidEncodeOptions,
+  DeviceTensor,
+  ExactAttentionOptions,
+  MatmulOptions,
+  OnDevice,
+  SparseDotOptions,
+  SparseWeightedSumOptions,
+  SyncOptions,
+} from 'cluster-attention';
 import { SafetensorsError, type Tensor, writeSafetensors } from 'cluster-attention/safetensors';
 
 const shape = { batch: 1, heads: 2, queryLength: 4, headDim: 4 };
@@ -55,6 +77,51 @@ export async function onDevice(query: DeviceTensor<'float32'>): Promise<void> {
   console.log(state.logsumexp.dtype, value.device, gradients.query.length, plain.length);
 }
 console.log(output, details, labels, info().threads);
+
+type Output = { output: Float32Array };
+type DeviceOutput = { output: DeviceFloats };
+const more = { details: true } as const;
+
+// What knows nothing else returns { output } with details.
+declare const a: AggregateOptions;
+declare const b: BroadcastOptions;
+declare const e: CentroidEncodeOptions;
+declare const m: MatmulOptions;
+declare const d: SparseDotOptions;
+declare const w: SparseWeightedSumOptions;
+export const outputs: Output[] = [
+  aggregateSync({ ...a, ...more }),
+  broadcastSync({ ...b, ...more }),
+  centroidEncodeSync({ ...e, ...more }),
+  matmulSync({ ...m, ...more }),
+  sparseDotSync({ ...d, ...more }),
+  sparseWeightedSumSync({ ...w, ...more }),
+];
+export const arrays: Float32Array[] = [
+  aggregateSync({ ...a, details: false }),
+  centroidEncodeSync({ ...e, details: undefined }),
+];
+export const either: Output | Float32Array = matmulSync(m);
+// @ts-expect-error it may be the array
+export const neither: Output = matmulSync(m);
+export const later: Promise<Output>[] = [
+  aggregate({ ...a, ...more }),
+  centroidEncode({ ...e, ...more }),
+  matmul({ ...m, ...more }),
+];
+export const there = (tensor: DeviceTensor<'float32'>): DeviceOutput =>
+  matmulSync({ ...m, a: tensor, out: undefined, ...more });
+
+// The exported types fit the functions, as they are.
+export const plain = (o: ExactAttentionOptions): Promise<Float32Array | AttentionDetails> =>
+  attention(o);
+type Either = DeviceFloats | { output: DeviceFloats; logsumexp: DeviceFloats };
+export const device = (o: OnDevice<ExactAttentionOptions>): Promise<Either> => attention(o);
+export const deviceSync = (o: OnDevice<SyncOptions<ExactAttentionOptions>>): Either =>
+  attentionSync(o);
+export const deviceMatmul = (o: OnDevice<MatmulOptions>): Promise<DeviceFloats | DeviceOutput> =>
+  matmul(o);
+export const deviceVjp = (o: OnDevice<ExactAttentionOptions>) => attentionVjp(o);
 `;
 
 let folder;
