@@ -2,7 +2,7 @@
  * Finds the native addon: one built on this machine first, else the prebuilt one of this platform.
  * Also what the install script asks whether a build is needed (scripts/install.cjs).
  */
-import { existsSync } from 'node:fs';
+import { existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 
 /** The addon and the file it came from. */
@@ -54,18 +54,46 @@ function libraryOfC(): string {
   return version === undefined ? ', not glibc' : `, glibc ${version}`;
 }
 
-/** What was tried, why each failed, and the command that helps, for every package manager. */
+const NAME = 'cluster-attention';
+
+/** Whether the package is at `root`; this code may have been put into a bundle elsewhere. */
+function isPackage(root: string): boolean {
+  try {
+    const manifest = readFileSync(join(root, 'package.json'), 'utf8');
+    return (JSON.parse(manifest) as { name?: unknown }).name === NAME;
+  } catch {
+    return false;
+  }
+}
+
+const UNBUNDLE = `This is not the package but a bundle of it, which holds no addon. Leave the package out of the bundle
+(esbuild: --external:${NAME}; webpack: externals; rollup: external) and install it where the bundle runs`;
+
+const ALLOW = `Node was told to load no addons: start it without --no-addons, and with --allow-addons where it has --permission`;
+
+/** The commands that build the addon, for every package manager. */
+const build = (
+  root: string,
+) => `Prebuilt: linux-x64 and linux-arm64 with glibc 2.29 or newer. Elsewhere it is built on the machine; that
+needs CMake 3.20 or newer, make or ninja, and a C++17 compiler (Debian, Ubuntu: apt-get install cmake g++ make):
+  npm:   npm rebuild ${NAME} --build-from-source --foreground-scripts
+         (npm 12 and newer run no install script unasked; first: npm approve-scripts ${NAME})
+  pnpm:  pnpm approve-builds, then pnpm rebuild ${NAME}
+  yarn:  yarn rebuild ${NAME} (yarn 1: yarn install --force)
+  any:   node "${join(root, 'scripts', 'build.cjs')}"`;
+
+/** What helps against the failure of all attempts. */
+function remedy(root: string, attempts: Attempt[]): string {
+  const codes = attempts.map(({ cause }) => (cause as NodeJS.ErrnoException | undefined)?.code);
+  if (codes.includes('ERR_DLOPEN_DISABLED')) return ALLOW;
+  return isPackage(root) ? build(root) : UNBUNDLE;
+}
+
+/** What was tried, why each failed, and what helps. */
 export function explain(root: string, attempts: Attempt[]): string {
-  const name = 'cluster-attention';
   const tried = attempts.map(({ file, reason }) => `  - ${file}\n    ${reason}`).join('\n');
   return `no native addon loads on ${platform} (Node ${process.versions.node}${libraryOfC()})
 Tried, in this order:
 ${tried}
-Prebuilt: linux-x64 and linux-arm64 with glibc 2.29 or newer. Elsewhere it is built on the machine; that
-needs CMake 3.20 or newer, make or ninja, and a C++17 compiler (Debian, Ubuntu: apt-get install cmake g++ make):
-  npm:   npm rebuild ${name} --build-from-source --foreground-scripts
-         (npm 12 and newer run no install script unasked; first: npm approve-scripts ${name})
-  pnpm:  pnpm approve-builds, then pnpm rebuild ${name}
-  yarn:  yarn rebuild ${name} (yarn 1: yarn install --force)
-  any:   node "${join(root, 'scripts', 'build.cjs')}"`;
+${remedy(root, attempts)}`;
 }

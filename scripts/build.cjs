@@ -17,12 +17,12 @@ function has(program) {
 
 /** Why a build cannot even start, with what to install; undefined when it can. */
 function missingTools() {
-  const hint = 'on Debian or Ubuntu: apt-get install cmake g++';
+  const hint = 'on Debian or Ubuntu: apt-get install cmake g++ make';
   if (!has('cmake')) return `CMake 3.20 or newer was not found (${hint})`;
   if (process.platform === 'win32') return undefined; // Visual Studio is found by CMake itself
   const compilers = process.env.CXX ? [process.env.CXX.split(' ')[0]] : ['c++', 'g++', 'clang++'];
   if (!compilers.some(has)) return `a C++17 compiler was not found (${hint})`;
-  if (!has('ninja') && !has('make')) return `neither ninja nor make was found (${hint} make)`;
+  if (!has('ninja') && !has('make')) return `neither ninja nor make was found (${hint})`;
   return undefined;
 }
 

@@ -39,7 +39,8 @@ function install() {
     buildAddon({ installing: true });
   } catch (error) {
     console.error(`cluster-attention: the native addon was not built: ${error.message}`);
-    console.error('cluster-attention: then run "npm rebuild cluster-attention"');
+    // Not "npm rebuild": npm takes a package away whose script fails.
+    console.error('cluster-attention: install what is missing, then repeat the installation');
     process.exitCode = 1;
   }
 }

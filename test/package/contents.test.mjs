@@ -60,7 +60,7 @@ describe('the tarball', () => {
 
   test.each([
     ['publint', ['--strict']],
-    ['attw', ['--profile', 'node16', '--no-emoji', '--format', 'ascii']],
+    ['attw', ['--profile', 'strict', '--no-emoji', '--format', 'ascii']],
   ])('satisfies %s', (tool, flags) => {
     const program = join(root, 'node_modules', '.bin', tool);
     const { status, output } = run(root, program, [inject('tarball'), ...flags]);

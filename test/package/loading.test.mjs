@@ -2,7 +2,7 @@
 import { mkdirSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { expect, inject, test } from 'vitest';
-import { execute, install, NODE, project } from './project.mjs';
+import { execute, install, NODE, nodeOf, project, run } from './project.mjs';
 
 const platform = `linux-${process.arch}`;
 const load = 'try { require("cluster-attention") } catch (e) { console.log(e.code, e.message) }';
@@ -30,6 +30,31 @@ test('nothing there: every path, the reason, and a command per package manager',
   expect(output).toContain('npm approve-scripts cluster-attention');
   expect(output).toContain('pnpm rebuild cluster-attention');
   expect(output).toContain('yarn rebuild cluster-attention');
+});
+
+test('Node loads no addons: the flags, not how to build', () => {
+  const { folder } = installed();
+  writeFileSync(join(folder, 'load.cjs'), load);
+  const permission = NODE < 24 ? '--experimental-permission' : '--permission';
+  for (const flags of [['--no-addons'], [permission, '--allow-fs-read=*']]) {
+    const { output } = run(folder, nodeOf(), [...flags, 'load.cjs']);
+    expect(output).toContain('loading addons is disabled');
+    expect(output).toMatch(/start it without --no-addons, and with --allow-addons/);
+    expect(output).not.toMatch(/CMake|npm rebuild/);
+  }
+});
+
+test('bundled: to leave the package out, not how to build', () => {
+  const { folder } = installed();
+  mkdirSync(join(folder, 'dist'));
+  writeFileSync(join(folder, 'service.cjs'), load);
+  const esbuild = join(inject('root'), 'node_modules', '.bin', 'esbuild');
+  const flags = ['--bundle', '--platform=node', '--outfile=dist/out.cjs'];
+  expect(run(folder, esbuild, ['service.cjs', ...flags]).status).toBe(0);
+  const { output } = run(folder, nodeOf(), [join('dist', 'out.cjs')]);
+  expect(output).toContain('ERR_BINDING_LOAD');
+  expect(output).toContain('esbuild: --external:cluster-attention');
+  expect(output).not.toMatch(/CMake|npm rebuild/);
 });
 
 test('a truncated file: the reason of the dynamic loader', () => {

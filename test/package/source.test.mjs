@@ -28,5 +28,7 @@ describe('the source builds', () => {
     expect(status).not.toBe(0);
     expect(output).toMatch(/CMake 3\.20 or newer was not found/);
     expect(output).toMatch(/apt-get install cmake g\+\+/);
+    expect(output).toMatch(/install what is missing, then repeat the installation/);
+    expect(output).not.toMatch(/npm rebuild/); // npm has taken the package away
   });
 });
