@@ -1,7 +1,7 @@
 // What is in the tarball, and how large it is.
 import { execFileSync } from 'node:child_process';
-import { statSync } from 'node:fs';
-import { join } from 'node:path';
+import { readFileSync, statSync } from 'node:fs';
+import { join, posix } from 'node:path';
 import { describe, expect, inject, test } from 'vitest';
 import { run } from './project.mjs';
 
@@ -52,6 +52,21 @@ describe('the tarball', () => {
 
   test('has no binding.gyp, from which package managers would make up a build of their own', () => {
     expect(packed).not.toContain('binding.gyp');
+  });
+
+  test('has what the links of its documents name', () => {
+    const pages = packed.filter((path) => path.endsWith('.md'));
+    const broken = pages.flatMap((page) => {
+      const text = readFileSync(join(root, page), 'utf8').replace(/```[^]*?```/g, '');
+      const links = [...text.matchAll(/\]\(([^)\s#]+)[^)]*\)/g)].map(([, link]) => link);
+      return links
+        .filter((link) => !/^https?:/.test(link))
+        .map((link) => posix.join(posix.dirname(page), link))
+        .filter((file) => !packed.includes(file))
+        .map((file) => `${page}: ${file}`);
+    });
+    expect(pages.length).toBeGreaterThan(10);
+    expect(broken).toEqual([]);
   });
 
   test('is smaller than 20 MB', () => {

@@ -2,7 +2,7 @@
 import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { beforeAll, expect, inject, test } from 'vitest';
-import { install, project, run } from './project.mjs';
+import { examplesOfReadme, install, project, run } from './project.mjs';
 
 const code = `
 import {
@@ -124,6 +124,14 @@ export const deviceMatmul = (o: OnDevice<MatmulOptions>): Promise<DeviceFloats |
 export const deviceVjp = (o: OnDevice<ExactAttentionOptions>) => attentionVjp(o);
 `;
 
+/** Compiles what the settings name, without a word of complaint. */
+function compile(settings) {
+  const tsc = join(inject('root'), 'node_modules', '.bin', 'tsc');
+  const { status, output } = run(folder, tsc, ['-p', settings]);
+  expect(output).toBe('');
+  expect(status).toBe(0);
+}
+
 let folder;
 beforeAll(() => {
   folder = project();
@@ -151,10 +159,30 @@ test.each([
   };
   const settings = join(folder, `${file}.json`);
   writeFileSync(settings, JSON.stringify({ compilerOptions, files: [file] }));
-  const tsc = join(inject('root'), 'node_modules', '.bin', 'tsc');
-  const { status, output } = run(folder, tsc, ['-p', settings]);
-  expect(output).toBe('');
-  expect(status).toBe(0);
+  compile(settings);
+});
+
+test('the examples of the README, checked as JavaScript and pasted into TypeScript', () => {
+  const files = examplesOfReadme().flatMap((example, i) => {
+    const script = `readme-${i}.${/^import /m.test(example) ? 'mjs' : 'cjs'}`;
+    writeFileSync(join(folder, script), example);
+    const pasted = example.replace(/^const (.+) = require\((.+)\);$/gm, 'import $1 from $2;');
+    writeFileSync(join(folder, `readme-${i}.mts`), pasted);
+    return [script, `readme-${i}.mts`];
+  });
+  const compilerOptions = {
+    allowJs: true,
+    checkJs: true,
+    module: 'nodenext',
+    noEmit: true,
+    strict: true,
+    target: 'ES2022',
+    typeRoots: [join(inject('root'), 'node_modules', '@types')],
+    types: ['node'],
+  };
+  const settings = join(folder, 'readme.json');
+  writeFileSync(settings, JSON.stringify({ compilerOptions, files }));
+  compile(settings);
 });
 
 test('docs/api.md is what the docstrings say', () => {
