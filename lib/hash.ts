@@ -4,13 +4,7 @@ import { CPU } from './device-name';
 import { computeSync } from './native-call';
 import { asynchronous, synchronous, type Operation, type Prepared } from './operation';
 import { MAXIMUM_DIMENSION } from './options';
-import type {
-  AsyncOperation,
-  CallOptions,
-  OutputOptions,
-  SyncOperation,
-  SyncOptions,
-} from './types';
+import type { CallOptions, DetailedOperation, DetailedOperationSync, OutputOptions } from './types';
 
 /** Options of {@link lshPlanes}. */
 export interface LshPlanesOptions extends OutputOptions {
@@ -105,12 +99,12 @@ export function drawPlanes(
  * @returns (bits,dim+1)
  * @throws ERR_INVALID_ARG_TYPE, ERR_OUT_OF_RANGE for wrong options, ERR_OUT_OF_MEMORY.
  */
-export const lshPlanes =
-  asynchronous<(options: LshPlanesOptions) => Promise<Float32Array>>(planesOperation);
+export const lshPlanes: DetailedOperation<LshPlanesOptions, { output: Float32Array }> =
+  asynchronous(planesOperation);
 
 /** {@link lshPlanes} on the calling thread, which it blocks. */
-export const lshPlanesSync =
-  synchronous<(options: SyncOptions<LshPlanesOptions>) => Float32Array>(planesOperation);
+export const lshPlanesSync: DetailedOperationSync<LshPlanesOptions, { output: Float32Array }> =
+  synchronous(planesOperation);
 
 /**
  * Locality-sensitive hash of each row: bit b is 1 when the row's product with plane b is larger
@@ -120,7 +114,9 @@ export const lshPlanesSync =
  * @throws ERR_INVALID_ARG_TYPE, ERR_OUT_OF_RANGE, ERR_SHAPE_MISMATCH for wrong options,
  * ERR_NON_FINITE for a NaN or an infinity in an input, ERR_OUT_OF_MEMORY.
  */
-export const hash: AsyncOperation<HashOptions, BigUint64Array> = asynchronous(hashOperation);
+export const hash: DetailedOperation<HashOptions, { output: BigUint64Array }> =
+  asynchronous(hashOperation);
 
 /** {@link hash} on the calling thread, which it blocks; borrows the inputs. */
-export const hashSync: SyncOperation<HashOptions, BigUint64Array> = synchronous(hashOperation);
+export const hashSync: DetailedOperationSync<HashOptions, { output: BigUint64Array }> =
+  synchronous(hashOperation);

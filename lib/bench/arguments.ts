@@ -104,8 +104,11 @@ export class Arguments {
     if (path === undefined) return undefined;
     try {
       if (path === '') throw new Error('the path is empty');
-      if (statSync(path, { throwIfNoEntry: false })?.isDirectory()) throw new Error('a folder');
-      accessSync(dirname(path), constants.W_OK);
+      const there = statSync(path, { throwIfNoEntry: false });
+      if (there?.isDirectory() === true) throw new Error('a folder');
+      // A file is replaced, which its folder must allow; what else is there is written through.
+      const replaced = there === undefined || there.isFile();
+      accessSync(replaced ? dirname(path) : path, constants.W_OK);
       if (!statSync(dirname(path)).isDirectory()) throw new Error('its parent is no folder');
     } catch (error) {
       throw new UsageError(`--${name}: cannot write ${path}: ${(error as Error).message}`);

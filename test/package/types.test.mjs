@@ -15,8 +15,11 @@ import {
   broadcastSync,
   centroidEncode,
   centroidEncodeSync,
+  hashSync,
   improvedClusteredAttentionSync,
   info,
+  lshPlanes,
+  lshPlanesSync,
   matmul,
   matmulSync,
   sparseDotSync,
@@ -30,6 +33,7 @@ import type {
   CentroidEncodeOptions,
   DeviceTensor,
   ExactAttentionOptions,
+  HashOptions,
   MatmulOptions,
   OnDevice,
   SparseDotOptions,
@@ -86,6 +90,7 @@ const more = { details: true } as const;
 declare const a: AggregateOptions;
 declare const b: BroadcastOptions;
 declare const e: CentroidEncodeOptions;
+declare const h: HashOptions;
 declare const m: MatmulOptions;
 declare const d: SparseDotOptions;
 declare const w: SparseWeightedSumOptions;
@@ -93,10 +98,13 @@ export const outputs: Output[] = [
   aggregateSync({ ...a, ...more }),
   broadcastSync({ ...b, ...more }),
   centroidEncodeSync({ ...e, ...more }),
+  lshPlanesSync({ bits: 4, dim: 3, ...more }),
   matmulSync({ ...m, ...more }),
   sparseDotSync({ ...d, ...more }),
   sparseWeightedSumSync({ ...w, ...more }),
 ];
+export const hashes: { output: BigUint64Array } = hashSync({ ...h, ...more });
+export const codes: BigUint64Array = hashSync({ ...h, details: false });
 export const arrays: Float32Array[] = [
   aggregateSync({ ...a, details: false }),
   centroidEncodeSync({ ...e, details: undefined }),
@@ -107,6 +115,7 @@ export const neither: Output = matmulSync(m);
 export const later: Promise<Output>[] = [
   aggregate({ ...a, ...more }),
   centroidEncode({ ...e, ...more }),
+  lshPlanes({ bits: 4, dim: 3, ...more }),
   matmul({ ...m, ...more }),
 ];
 export const there = (tensor: DeviceTensor<'float32'>): DeviceOutput =>
