@@ -282,9 +282,12 @@ describe('what the backend has no kernel for', () => {
 
 test('planes of very long rows are drawn for a device too', () => {
   const options = () => ({
-    ...{ query: normals(14_000, 41), key: normals(14_000, 42), value: normals(7, 43) },
+    query: normals(14_000, 41),
+    key: normals(14_000, 42),
+    value: normals(7, 43),
     shape: { batch: 1, heads: 1, queryLength: 7, headDim: 2000, valueDim: 1 },
-    ...{ clusters: 3, details: true },
+    clusters: 3,
+    details: true,
   });
   const expected = required.clusteredAttentionSync(options());
   const result = required.clusteredAttentionSync(onDevice(options(), {}));
