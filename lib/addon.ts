@@ -2,7 +2,7 @@
  * Finds the native addon: one built on this machine first, else the prebuilt one of this platform.
  * Also what the install script asks whether a build is needed (scripts/install.cjs).
  */
-import { existsSync, readFileSync } from 'node:fs';
+import { closeSync, existsSync, fstatSync, openSync, readFileSync, readSync } from 'node:fs';
 import { join } from 'node:path';
 
 /** The addon and the file it came from. */
@@ -28,6 +28,20 @@ function candidates(root: string): string[] {
   ];
 }
 
+/** Whether a 64-bit ELF file ends before the tables that its header names: loading it would crash. */
+function isTruncated(file: string): boolean {
+  const handle = openSync(file, 'r');
+  try {
+    const header = Buffer.alloc(64);
+    readSync(handle, header);
+    const isKnown = header.toString('latin1', 0, 6) === '\x7fELF\x02\x01'; // 64 bits, little endian
+    const tables = header.readUInt16LE(58) * header.readUInt16LE(60);
+    return isKnown && fstatSync(handle).size < Number(header.readBigUInt64LE(40)) + tables;
+  } finally {
+    closeSync(handle);
+  }
+}
+
 /** The first addon that loads; when none does, why not, file by file. */
 export function loadAddon(root: string): Addon | Attempt[] {
   const attempts: Attempt[] = [];
@@ -37,6 +51,7 @@ export function loadAddon(root: string): Addon | Attempt[] {
       continue;
     }
     try {
+      if (isTruncated(file)) throw new Error('the file is truncated');
       return { file, exports: require(file) as unknown };
     } catch (cause) {
       const reason = cause instanceof Error ? cause.message : String(cause);

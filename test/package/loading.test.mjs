@@ -1,5 +1,5 @@
 // What the loader says when nothing loads, and that one bad file does not hide a good one.
-import { mkdirSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
+import { mkdirSync, rmSync, statSync, truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { expect, inject, test } from 'vitest';
 import { execute, install, NODE, nodeOf, project, run } from './project.mjs';
@@ -63,6 +63,13 @@ test('a truncated file: the reason of the dynamic loader', () => {
   const { output } = execute(folder, 'load.cjs', load);
   expect(output).toContain(`- ${prebuilt}\n    ${prebuilt}: `);
   expect(output).toMatch(/file too short|cannot read file data|ELF/);
+});
+
+test('a file without its end: an error, not a crash', () => {
+  const { folder, prebuilt } = installed();
+  truncateSync(prebuilt, Math.floor(statSync(prebuilt).size / 2));
+  const { output } = execute(folder, 'load.cjs', load);
+  expect(output).toContain(`- ${prebuilt}\n    the file is truncated`);
 });
 
 test('a broken local build: the prebuilt addon is taken', () => {
