@@ -74,7 +74,8 @@ struct Call {
   const volatile int32_t* abort = nullptr;
 };
 
-/// Launches an operation and waits for nothing: at most four kernels, or one per step that needs
+/// Launches an operation and waits for nothing, but every 32 iterations of a k-means of several
+/// launches, not while a graph is captured: at most four kernels, or one per step that needs
 /// all of the step before (docs/gpu.md counts them). Once the workspace has its size
 /// (after the first call with these sizes), nothing is allocated, so that the launches can be
 /// captured in a graph.

@@ -12,6 +12,7 @@ namespace cluster_attention::cuda {
 template <typename Iterate>
 Status iterate_until_settled(Session& session, int64_t sequences, int64_t most, Iterate iterate) {
   constexpr int64_t kIterationsPerLook = 32;
+  if (most >= kIterationsPerLook) CA_RETURN_IF_ERROR(session.forget_settled());
   for (int64_t i = 0; i <= most; ++i) {
     if (i > 0 && i % kIterationsPerLook == 0) {
       bool settled = false;

@@ -27,6 +27,10 @@ class Lloyd {
   }
 
   Status run() {
+    if (problem_.max_iterations > 0 &&
+        update_layout(problem_.dim).bytes > session_.shared_bytes()) {
+      return {StatusCode::unsupported, "dim", -1};
+    }
     CA_RETURN_IF_ERROR(allocate());
     CA_RETURN_IF_ERROR(start());
     CA_RETURN_IF_ERROR(iterate_until_settled(session_, sequences_, problem_.max_iterations,

@@ -7,7 +7,8 @@
 // part are counted; the last block of a sequence decides whether to go on, and lays out the sort.
 // (2) the rows are placed by label; (3) a block per centroid adds its members in index order.
 // Precision: scores are fp32, one fmaf chain each in index order (fma_tile.cuh); means in double.
-// Both are the CPU's bits, so that the labels are. Limits: any dim, length and number of clusters.
+// Both are the CPU's bits, so that the labels are. Limits: any length and number of clusters; any
+// dim whose sums fit in shared memory, 16 bytes each.
 
 #include "cuda/counting_sort.cuh"
 #include "cuda/exact.cuh"

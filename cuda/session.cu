@@ -178,6 +178,10 @@ Status Session::check(cudaError_t error) {
   return status;
 }
 
+Status Session::forget_settled() {
+  return check(cudaMemsetAsync(&flags_->settled, 0xff, sizeof flags_->settled, stream_));
+}
+
 Status Session::has_settled(int64_t sequences, bool* settled) {
   *settled = false;
   cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;

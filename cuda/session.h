@@ -49,6 +49,8 @@ class Session {
   Status allocate(int64_t bytes, void** memory);
   void release(void* memory);
   Status finish(bool* non_finite);
+  /// Before a k-means, of which has_settled() is asked.
+  Status forget_settled();
   /// Whether the k-means of that many sequences has settled, once all that was launched is done;
   /// false while a graph is captured.
   Status has_settled(int64_t sequences, bool* settled);

@@ -85,6 +85,35 @@ TEST_ONCE("CUDA k-means: iterations without end are not launched once all sequen
   }
 }
 
+TEST_ONCE("CUDA k-means: what an earlier call on the session has settled does not count") {
+  KMeansFixture fixture(find_case("prime"), Fill::integer);
+  fixture.problem.max_iterations = int64_t{1} << 53;
+  CHECK_RUNS(fixture.problem, fixture.arrays);
+  const auto expected = fixture.arrays.snapshot();
+  fixture.arrays.poison();
+  Device device;
+  const KMeansProblem there = on_device(fixture)(fixture.problem, device);
+  for (int i = 0; i < 3; ++i) {
+    CHECK_EQUAL(describe(kKMeans(device.session(), there, cuda::Call())), "ok");
+  }
+  CHECK_EQUAL(describe(device.run(kKMeans, there)), "ok");
+  device.fetch(fixture.arrays);
+  check_same_bytes(fixture.arrays.snapshot(), expected, "a session that has computed before");
+}
+
+TEST_ONCE("CUDA k-means: rows whose sums do not fit in shared memory are refused before a launch") {
+  Case which = find_case("prime");
+  which.query_length = 5;
+  which.head_dim = 15000;
+  which.clusters = 2;
+  KMeansFixture fixture(which, Fill::integer);
+  Device device;
+  const KMeansProblem there = on_device(fixture)(fixture.problem, device);
+  CHECK_EQUAL(describe(device.run(kKMeans, there)), "unsupported dim");
+  fixture.problem.max_iterations = 0;
+  check(fixture);
+}
+
 TEST_ONCE("CUDA k-means: a tolerance ends the iterations where it ends the CPU's") {
   for (double tolerance : {1e-3, 0.1, 10.0}) {
     for (Metric metric : {Metric::euclidean, Metric::cosine}) {

@@ -84,7 +84,8 @@ Machine& machine() {
 /// Errors after which a context answers nothing any more.
 bool breaks_context(cudaError_t error) {
   return (error >= cudaErrorIllegalAddress && error <= cudaErrorExternalDevice) ||
-         error == cudaErrorECCUncorrectable || error == cudaErrorNvlinkUncorrectable;
+         error == cudaErrorECCUncorrectable || error == cudaErrorNvlinkUncorrectable ||
+         error == cudaErrorContained;
 }
 
 cudaError_t give(cudaError_t error) {
