@@ -247,7 +247,9 @@ __global__ void kmeans_update_kernel(const KMeansStep step) {
       if (block_sum_terms(dim, scratch, square(terms)) == 0.0) distance += 1.0;
     }
     if (threadIdx.x == 0) {
-      params.bias[sequence.index * params.clusters + c] = static_cast<float>(-0.5 * distance);
+      const auto bias = static_cast<float>(-0.5 * distance);
+      params.bias[sequence.index * params.clusters + c] = bias;
+      if (!is_finite(bias)) mark_non_finite(params.flags);
     }
   }
   if (problem.tolerance <= 0.0) return;

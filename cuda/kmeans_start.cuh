@@ -128,8 +128,9 @@ __global__ void kmeans_start_kernel(const KMeansParams params) {
   }
   __syncthreads();
   for (int64_t c = threadIdx.x; c < clusters; c += blockDim.x) {
-    params.bias[sequence.index * params.clusters + c] =
-        centroid_bias(params, centroids + c * dim, shifted + c * dim);
+    const float bias = centroid_bias(params, centroids + c * dim, shifted + c * dim);
+    params.bias[sequence.index * params.clusters + c] = bias;
+    if (!is_finite(bias)) mark_non_finite(params.flags);
   }
   if (threadIdx.x == 0) {
     params.state[sequence.index] = KMeansState{0, 0, 0.0, 0.0};

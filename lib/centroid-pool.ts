@@ -87,8 +87,8 @@ const operation: DifferentiableOperation = {
     const iterations = call.iterations('iterations', 8);
     const similarity = call.choice('similarity', Similarity, Similarity.cosine);
     const asked = call.real('temperature', similarity === Similarity.cosine ? 0.1 : 1, 0);
-    // So cold that its reciprocal leaves float32: the limit, a hard assignment.
-    const temperature = Number.isFinite(Math.fround(1 / asked)) ? asked : 0;
+    // So cold that its reciprocal, times log2(e), leaves float32: the limit, a hard assignment.
+    const temperature = Number.isFinite(Math.fround(Math.LOG2E / asked)) ? asked : 0;
     const seed = call.seed();
     const inputs = call.floats('inputs', { batch, length, dim });
     const lengths = call.lengths('lengths', { batch }, length);

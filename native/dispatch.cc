@@ -50,7 +50,9 @@ Status execute(Problem problem, const CallSettings& settings, Context& context,
     context.set_bfloat16_operands();
   }
   const Status status = run_kernel(problem, arrays, settings, context, kernel);
-  if (!status.ok() && !status.refuses_arguments()) arrays.spoil_results();
+  // Only asynchronous calls are cancelled: nobody sees what those have written.
+  const bool is_seen = status.code != StatusCode::cancelled && !status.refuses_arguments();
+  if (!status.ok() && is_seen) arrays.spoil_results();
   return status;
 }
 

@@ -29,9 +29,7 @@ Status CentroidPooling::prepare() {
   CA_RETURN_IF_ERROR(start());
   CA_RETURN_IF_ERROR(similarity_.prepare(problem_, problem_.output, context_));
   CA_RETURN_IF_ERROR(allocate());
-  return for_centroids([this](int64_t batch, int64_t j, int) {
-    similarity_.prepare_centroid(batch, centroid(batch, j), operand(batch, j));
-  });
+  return for_centroids([this](int64_t batch, int64_t j, int) { prepare_centroid(batch, j); });
 }
 
 Status CentroidPooling::step(int32_t* labels) {
@@ -200,7 +198,15 @@ void CentroidPooling::update(int64_t batch, int64_t j, float* mean) {
   sums_.total_values(batch * parts_, parts(batch), j, mean);
   float* row = centroid(batch, j);
   for (int64_t d = 0; d < problem_.dim; ++d) row[d] = mean[d] / mass;
-  similarity_.prepare_centroid(batch, row, operand(batch, j));
+  prepare_centroid(batch, j);
+}
+
+void CentroidPooling::prepare_centroid(int64_t batch, int64_t j) {
+  float* row = operand(batch, j);
+  similarity_.prepare_centroid(batch, centroid(batch, j), row);
+  // One whose square overflows would lose every input, its own too.
+  const bool has_bias = problem_.similarity == Similarity::euclidean;
+  if (has_bias && !std::isfinite(row[problem_.dim])) context_.mark_non_finite();
 }
 
 }  // namespace cluster_attention::kernels

@@ -70,6 +70,8 @@ class CentroidPooling {
                 const AssignmentSums& sums) const;
   void add_block(int64_t centroids, const AssignmentSums& block, const AssignmentSums& sums) const;
   void update(int64_t batch, int64_t j, float* mean);
+  /// Writes what the inputs are compared with.
+  void prepare_centroid(int64_t batch, int64_t j);
 
   static constexpr int64_t kCentroidsPerTask = 64;
   static constexpr int64_t kInputsPerBlock = 512;

@@ -4,6 +4,7 @@
 
 #include "native/core/shape.h"
 #include "native/core/softmax_state.h"
+#include "native/kernels/blocked_product.h"
 #include "native/kernels/centroid_pass.h"
 #include "native/kernels/finite.h"
 #include "native/kernels/prefetch.h"
@@ -206,8 +207,9 @@ class ClusteredAttentionKernel {
     for (int32_t i = 0; i < tile.queries; ++i) {
       scratch.weights[i * weight_stride_ + keys] = 1.0f;  // the base enters once
     }
-    simd_.multiply(scratch.weights, weight_stride_, 1, tile.queries, keys + 1, scratch.value,
-                   padded_value_dim_, shape_.value_dim, scratch.output, padded_value_dim_, false);
+    multiply_in_blocks(scratch.weights, weight_stride_, 1, tile.queries, keys + 1, scratch.value,
+                       padded_value_dim_, shape_.value_dim, scratch.output, padded_value_dim_,
+                       false);
     for (int32_t i = 0; i < tile.queries; ++i) {
       const float* row = scratch.output + i * padded_value_dim_;
       finite = all_finite(row, shape_.value_dim) && finite;
@@ -252,8 +254,8 @@ class ClusteredAttentionKernel {
     float* base = scratch.value + keys * padded_value_dim_;
     std::copy_n(pass_.values + cluster * shape_.value_dim, shape_.value_dim, base);
     std::fill(base + shape_.value_dim, base + padded_value_dim_, 0.0f);
-    simd_.multiply(scratch.mass, keys, 1, 1, keys, scratch.value, padded_value_dim_,
-                   shape_.value_dim, base, padded_value_dim_, true);
+    multiply_in_blocks(scratch.mass, keys, 1, 1, keys, scratch.value, padded_value_dim_,
+                       shape_.value_dim, base, padded_value_dim_, true);
     return static_cast<float>(total);
   }
 

@@ -105,11 +105,11 @@ void start(const HammingKMeansProblem& problem, Sequence& sequence) {
 
 /// Assigns the hashes of `range` to their nearest centroids and counts members, and their bits
 /// unless this is the last assignment.
-void assign(Sequence& sequence, Range range, bool last, Part& part) {
+void assign(Sequence& sequence, Range range, bool last, const Steps& steps, Part& part) {
   part.counts.clear();
   part.changed = false;
   int32_t labels[kBlock];
-  for (int64_t first = range.begin; first < range.end; first += kBlock) {
+  for (int64_t first = range.begin; first < range.end && !steps.cancelled(); first += kBlock) {
     const int64_t count = std::min(kBlock, range.end - first);
     const uint64_t* hashes = sequence.hashes + first;
     simd().assign_hamming(hashes, count, sequence.centroids, sequence.clusters, labels);
@@ -172,7 +172,7 @@ Status iterate(const HammingKMeansProblem& problem, Sequence** active, int64_t c
     const auto assign_part = [&](int64_t task) {
       Sequence& sequence = *active[task / parts];
       const int64_t p = task % parts;
-      assign(sequence, split(sequence.length, parts, p), last, sequence.parts[p]);
+      assign(sequence, split(sequence.length, parts, p), last, steps, sequence.parts[p]);
     };
     CA_RETURN_IF_ERROR(
         steps.run(count * parts, static_cast<double>(count) * operations(problem), assign_part));
@@ -240,8 +240,10 @@ Status hamming_kmeans(const HammingKMeansProblem& problem, Context& context) {
   const bool alone = Steps::prefer_alone(context, batch, operations(problem));
   const int64_t sets = alone ? std::min<int64_t>(context.workers(), batch) : batch;
   Steps steps(context, alone);
+  // A part has counters for every cluster: with fewer hashes than that they would cost the most.
+  const int64_t rows_per_part = std::max(kBlock, clusters);
   const int64_t parts =
-      std::min(steps.parts(batch), std::max<int64_t>(divide_up(problem.length, kBlock), 1));
+      std::min(steps.parts(batch), std::max<int64_t>(divide_up(problem.length, rows_per_part), 1));
 
   Sequence* sequences = context.workspace().allocate<Sequence>(batch);
   Sequence** active = context.workspace().allocate<Sequence*>(batch);

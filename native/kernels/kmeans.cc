@@ -65,7 +65,7 @@ class Group {
     return steps_.run(count * parts_, operations, [this](int64_t task) {
       Lloyd& sequence = sequences_[active_[task / parts_]];
       const int64_t part = task % parts_;
-      if (!sequence.assign(split(sequence.tiles(), parts_, part), part)) {
+      if (!sequence.assign(split(sequence.tiles(), parts_, part), part, steps_)) {
         context_.mark_non_finite();
       }
     });

@@ -193,7 +193,7 @@ void Lloyd::pack(Range tiles) {
   }
 }
 
-bool Lloyd::assign(Range tiles, int64_t part) {
+bool Lloyd::assign(Range tiles, int64_t part, const Steps& steps) {
   // packed: (tiles,dim,lanes), centroids: (C,dim) -> score: (C block,lanes)
   alignas(64) float score[kCentroidBlock * kMaximumLanes];
   alignas(64) float best[kMaximumLanes];
@@ -201,7 +201,7 @@ bool Lloyd::assign(Range tiles, int64_t part) {
   const int64_t lanes = simd().lanes;
   bool finite = true;
   bool changed = false;
-  for (int64_t tile = tiles.begin; tile < tiles.end; ++tile) {
+  for (int64_t tile = tiles.begin; tile < tiles.end && !steps.cancelled(); ++tile) {
     const int64_t first = tile * lanes;
     const int64_t columns = std::min(lanes, length_ - first);
     std::fill(best, best + lanes, -std::numeric_limits<float>::infinity());
@@ -337,8 +337,8 @@ bool Lloyd::finish() {
     problem_->inertia[sequence_] =
         std::accumulate(scratch_.inertia, scratch_.inertia + chunks(), 0.0);
   }
-  // A given centroid without members shows in no score.
-  return all_finite(centroids_, clusters_ * dim_);
+  // A given centroid without members shows in no score, and one whose square overflows has none.
+  return all_finite(centroids_, clusters_ * dim_) && all_finite(scratch_.bias, clusters_);
 }
 
 }  // namespace cluster_attention::kernels

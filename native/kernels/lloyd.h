@@ -48,7 +48,7 @@ class Lloyd {
   void pack(Range tiles);
   /// Gives the rows of some tiles the labels of their nearest centroids. False if a score is not
   /// finite.
-  bool assign(Range tiles, int64_t part);
+  bool assign(Range tiles, int64_t part, const Steps& steps);
   /// Whether the last assignment changed a label.
   bool changed(int64_t parts) const;
   /// Sorts the rows by label.
@@ -62,7 +62,7 @@ class Lloyd {
   void measure_moments(int64_t chunk);
   double mean_variance() const;
   void measure_inertia(int64_t chunk);
-  /// Writes counts, inertia and iterations. False if a centroid is not finite.
+  /// Writes counts, inertia and iterations. False if a centroid, or its square, is not finite.
   bool finish();
 
   double tolerance = 0.0;  // the iteration ends when the movement is no larger

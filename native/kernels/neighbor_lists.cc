@@ -30,12 +30,14 @@ int64_t clean_list(const int32_t* neighbors, const NeighborProblem& problem, int
 
 Status clean_lists(const NeighborProblem& problem, const ActiveInputs& active, Context& context,
                    int32_t* inputs, int32_t* counts) {
-  int64_t* mentioned = context.workspace().allocate<int64_t>(context.workers() * problem.length);
+  const int64_t tasks = divide_up(problem.centroids, kCentroidsPerTask);
+  const int64_t marks =
+      checked_size(std::min<int64_t>(context.workers(), problem.batch * tasks), problem.length);
+  int64_t* mentioned = context.workspace().allocate<int64_t>(marks);
   if (mentioned == nullptr) return Status::out_of_memory();
-  std::fill(mentioned, mentioned + context.workers() * problem.length, -1);
+  std::fill(mentioned, mentioned + marks, -1);
 
   FirstIndex first_error;
-  const int64_t tasks = divide_up(problem.centroids, kCentroidsPerTask);
   CA_RETURN_IF_ERROR(context.parallel(problem.batch * tasks, [&](int64_t task, int worker) {
     const int64_t batch = task / tasks;
     const int64_t real = real_length(problem.centroid_lengths, batch, problem.centroids);

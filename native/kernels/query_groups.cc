@@ -5,6 +5,7 @@
 #include "native/core/shape.h"
 #include "native/kernels/aggregate.h"
 #include "native/kernels/counting_sort.h"
+#include "native/kernels/first_index.h"
 #include "native/kernels/hamming_kmeans.h"
 #include "native/kernels/hash.h"
 #include "native/kernels/kmeans.h"
@@ -130,17 +131,15 @@ class Grouper {
 
   Status sort() {
     const int64_t clusters = problem_.clusters;
-    return context_.parallel(
+    FirstIndex bad_label;
+    CA_RETURN_IF_ERROR(context_.parallel(
         sequences_,
         [&](int64_t s, int) {
           const int64_t first = s * shape_.query_length;
           int32_t* offsets = groups_.offsets + s * (clusters + 1);
           const Status status = sort_by_label(groups_.labels + first, shape_.query_length, clusters,
                                               "labels", first, offsets, groups_.order + first);
-          if (!status.ok()) {
-            context_.fail(status);
-            return;
-          }
+          if (!status.ok()) return bad_label.report(status.index);
           int32_t* active = groups_.active + s * clusters;
           int32_t count = 0;
           for (int64_t c = 0; c < clusters; ++c) {
@@ -148,7 +147,8 @@ class Grouper {
           }
           groups_.active_count[s] = count;
         },
-        static_cast<double>(sequences_ * shape_.query_length));
+        static_cast<double>(sequences_ * shape_.query_length)));
+    return bad_label.status("labels");
   }
 
   const ClusteredAttentionProblem& problem_;

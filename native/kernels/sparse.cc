@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "native/core/shape.h"
+#include "native/kernels/blocked_product.h"
 #include "native/kernels/finite.h"
 #include "native/kernels/prefetch.h"
 #include "native/kernels/sparse_lists.h"
@@ -147,8 +148,8 @@ bool sum_query(const SparseWeightedSumProblem& problem, const ListedSequence& se
     scratch.packed[filled++] = weights[t];
   }
   float* output = problem.output.row(sequence.batch, sequence.head, l);
-  simd().multiply(scratch.packed, 0, 1, 1, filled, scratch.gathered, scratch.stride, dim,
-                  scratch.product, 0, false);
+  multiply_in_blocks(scratch.packed, 0, 1, 1, filled, scratch.gathered, scratch.stride, dim,
+                     scratch.product, 0, false);
   std::copy(scratch.product, scratch.product + dim, output);
   return all_finite(output, dim);
 }
@@ -174,8 +175,8 @@ bool sum_cluster(const SparseWeightedSumProblem& problem, const ListedSequence& 
       float* row = scratch.packed + scratch.slots[t] * lanes;
       std::fill(row, row + lanes, 0.0f);
     }
-    simd().multiply(scratch.gathered, 1, scratch.stride, dim, k, scratch.packed, lanes, columns,
-                    scratch.product, lanes, false);
+    multiply_in_blocks(scratch.gathered, 1, scratch.stride, dim, k, scratch.packed, lanes, columns,
+                       scratch.product, lanes, false);
     finite = simd().unpack(scratch.product, columns, dim, nullptr, output,
                            problem.output.row_stride, index) &&
              finite;

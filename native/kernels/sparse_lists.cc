@@ -28,8 +28,8 @@ Status SparseLists::open(Context& context) {
   if (!per_cluster()) {
     const auto check_chunk = [&](int64_t task, int) {
       const ListedSequence sequence = at(task / chunks());
-      const int64_t begin = task % chunks() * kQueriesPerTask;
-      const int64_t count = std::min(kQueriesPerTask, sequence.queries - begin);
+      const int64_t begin = task % chunks() * queries_per_task();
+      const int64_t count = std::min(queries_per_task(), sequence.queries - begin);
       if (count > 0) check(sequence.index * shape_.query_length + begin, count, bad_index);
     };
     CA_RETURN_IF_ERROR(context.parallel(

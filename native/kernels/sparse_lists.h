@@ -55,8 +55,8 @@ class SparseLists {
   Status for_each_query(Context& context, None&& none, Body&& body) const {
     const auto walk = [&](int64_t task, int worker) {
       const ListedSequence sequence = at(task / chunks());
-      const int64_t begin = task % chunks() * kQueriesPerTask;
-      const int64_t end = std::min(begin + kQueriesPerTask, shape_.query_length);
+      const int64_t begin = task % chunks() * queries_per_task();
+      const int64_t end = std::min(begin + queries_per_task(), shape_.query_length);
       bool finite = true;
       for (int64_t l = begin; l < end; ++l) {
         if (l >= sequence.queries) {
@@ -78,12 +78,12 @@ class SparseLists {
     const auto walk = [&](int64_t task, int worker) {
       const ListedSequence sequence = at(task / chunks());
       const int32_t* labels = sparse_.labels + sequence.index * shape_.query_length;
-      const int64_t begin = task % chunks() * kQueriesPerTask;
-      for (int64_t l = begin; l < std::min(begin + kQueriesPerTask, shape_.query_length); ++l) {
+      const int64_t begin = task % chunks() * queries_per_task();
+      for (int64_t l = begin; l < std::min(begin + queries_per_task(), shape_.query_length); ++l) {
         if (l >= sequence.queries || labels[l] < 0) none(sequence, l);
       }
       const int32_t* offsets = offsets_ + sequence.index * (sparse_.clusters + 1);
-      const int64_t end = std::min<int64_t>(begin + kQueriesPerTask, offsets[sparse_.clusters]);
+      const int64_t end = std::min<int64_t>(begin + queries_per_task(), offsets[sparse_.clusters]);
       bool finite = true;
       for (int64_t first = begin; first < end;) {
         // The cluster whose members stand at `first` of the sorted queries.
@@ -136,10 +136,16 @@ class SparseLists {
   }
 
  private:
-  static constexpr int64_t kQueriesPerTask = 512;
   static constexpr int64_t kKeysPerTask = 64;
 
-  int64_t chunks() const { return divide_up(shape_.query_length, kQueriesPerTask); }
+  /// So few that no task takes long: an abort is heard between two.
+  int64_t queries_per_task() const {
+    constexpr int64_t kMost = 512;
+    constexpr int64_t kElementsPerTask = int64_t{1} << 24;
+    const int64_t dim = std::max(shape_.head_dim, shape_.value_dim);
+    return std::clamp<int64_t>(kElementsPerTask / std::max<int64_t>(sparse_.k * dim, 1), 1, kMost);
+  }
+  int64_t chunks() const { return divide_up(shape_.query_length, queries_per_task()); }
   int64_t tasks() const { return shape_.batch * shape_.heads * chunks(); }
   double operations() const {
     const int64_t queries = shape_.batch * shape_.heads * shape_.query_length;

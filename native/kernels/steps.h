@@ -27,10 +27,12 @@ class Steps {
       return context_.parallel(
           tasks, [&body](int64_t task, int) { body(task); }, operations);
     }
-    if (context_.cancelled()) return Status::cancelled();
-    for (int64_t task = 0; task < tasks; ++task) body(task);
-    return Status::success();
+    for (int64_t task = 0; task < tasks && !cancelled(); ++task) body(task);
+    return cancelled() ? Status::cancelled() : Status::success();
   }
+
+  /// What long tasks poll: run() then reports it.
+  bool cancelled() const { return context_.cancelled(); }
 
   /// Whether each sequence should run alone: there are enough of them to keep the threads evenly
   /// busy, or a step of one is so short that meeting after it would cost more than it gains.

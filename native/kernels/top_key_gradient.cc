@@ -4,6 +4,7 @@
 
 #include "native/core/shape.h"
 #include "native/core/softmax_state.h"
+#include "native/kernels/blocked_product.h"
 #include "native/kernels/finite.h"
 #include "native/kernels/prefetch.h"
 
@@ -224,12 +225,8 @@ bool TopKeyGradient::write_queries(const ClusterTerms& cluster, int64_t first, i
   const OutputRows& target = problem_->gradients.query;
   if (target.data == nullptr) return true;
   const AttentionInputs& inputs = problem_->forward.inputs;
-  if (keys == 0) std::fill_n(scratch.query_gradient, rows * padded_dim_, 0.0f);
-  for (int64_t t = 0; t < keys; t += kKeyBlock) {
-    simd().multiply(scratch.change + t, stride_, 1, rows, std::min(kKeyBlock, keys - t),
-                    scratch.key_rows + t * padded_dim_, padded_dim_, inputs.shape.head_dim,
-                    scratch.query_gradient, padded_dim_, t > 0);
-  }
+  multiply_in_blocks(scratch.change, stride_, 1, rows, keys, scratch.key_rows, padded_dim_,
+                     inputs.shape.head_dim, scratch.query_gradient, padded_dim_, false);
   bool finite = true;
   for (int64_t i = 0; i < rows; ++i) {
     const float* sum = scratch.query_gradient + i * padded_dim_;

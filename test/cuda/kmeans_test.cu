@@ -175,6 +175,18 @@ TEST_ONCE("CUDA k-means: NaN and Inf are noticed, and cancellation is heard") {
 }
 
 /// Rows a and -a, of which a^2 is a float32 and (2 a)^2 is not.
+TEST_ONCE("CUDA k-means: a centroid whose square leaves the range of float32 is noticed") {
+  for (int64_t iterations : {0, 3}) {
+    KMeansFixture fixture(find_case("prime"), Fill::integer);
+    fixture.problem.start = KMeansStart::given;
+    fixture.problem.max_iterations = iterations;
+    std::fill_n(fixture.initial + fixture.problem.dim, fixture.problem.dim, 1e20f);
+    Device device;
+    CHECK_EQUAL(describe(device.run(kKMeans, on_device(fixture)(fixture.problem, device))), "ok");
+    CHECK(device.non_finite());
+  }
+}
+
 TEST_ONCE("CUDA k-means: distances that leave the range of float32 draw no row silently") {
   for (float a : {1.0f, 1.2e19f}) {
     KMeansFixture fixture(find_case("prime"), Fill::gaussian);

@@ -184,6 +184,18 @@ TEST("centroid pool: in hard assignments NaN reaches what it is a part of, nothi
   }
 }
 
+TEST("centroid pool: a centroid whose square leaves the range of float32 is not passed over") {
+  for (float temperature : {0.0f, 0.5f}) {
+    Fixture fixture(find_case("prime"), Similarity::euclidean, PoolStart::given);
+    fixture.problem.temperature = temperature;
+    fixture.problem.iterations = 0;
+    const int64_t dim = fixture.problem.dim;
+    std::fill_n(fixture.initial + dim, dim, 1e20f);
+    std::fill_n(fixture.inputs, dim, 1e20f);
+    CHECK_EQUAL(describe(run_fresh(fixture.problem, fixture.arrays)), "overflow");
+  }
+}
+
 TEST("centroid pool: NaN and Inf are named") {
   for (Similarity similarity : kSimilarities) {
     for (float temperature : {0.0f, 0.5f}) {

@@ -26,6 +26,22 @@ TEST("clustered attention: improved over all keys is exact attention") {
   }
 }
 
+TEST("clustered attention: improved over many equal keys keeps the bound of exact attention") {
+  Case which = find_case("prime");
+  which.batch = which.heads = 1;
+  which.query_length = 5;
+  which.key_length = 9001;
+  which.clusters = 2;
+  Fixture fixture(which, Grouping::hamming, which.key_length);
+  const AttentionShape& shape = fixture.inputs.shape;
+  std::fill_n(fixture.key, shape.key_length * shape.head_dim, 0.5f);
+  std::fill_n(fixture.value, shape.key_length * shape.value_dim, 0.1f);
+  CHECK_RUNS(fixture.problem, fixture.arrays);
+  const std::vector<double> expected(static_cast<size_t>(shape.query_length * shape.value_dim),
+                                     double{0.1f});
+  CHECK_CLOSE(fixture.result(), expected, 3e-6);
+}
+
 TEST("clustered attention: a cluster per query is exact attention") {
   for (const char* name : {"prime", "ragged", "width-130-64"}) {
     const Scope scope(name);

@@ -196,6 +196,23 @@ TEST("clustered attention: given labels outside their range are named, padded on
   }
 }
 
+TEST(
+    "clustered attention: of labels outside their range the first is named, whichever is met "
+    "first") {
+  Case which = find_case("prime");
+  which.batch = 1;
+  which.heads = 2;
+  which.query_length = 700'000;  // enough for threads of their own
+  which.head_dim = which.value_dim = 1;
+  Fixture fixture(which, Grouping::given);
+  fixture.given_labels[which.query_length - 1] = -2;
+  fixture.given_labels[which.query_length] = -2;
+  for (int i = 0; i < 5; ++i) {
+    CHECK_EQUAL(describe(run_fresh(fixture.problem, fixture.arrays)),
+                "out_of_range labels[699999]");
+  }
+}
+
 TEST("clustered attention: a query that is given no cluster is never read") {
   for (int64_t top_k : {0, 5}) {
     Fixture fixture(find_case("prime"), Grouping::given, top_k);

@@ -222,6 +222,19 @@ TEST("k-means: under the cosine a mean of zero but for rounding keeps the centro
   }
 }
 
+TEST("k-means: a centroid whose square leaves the range of float32 is not passed over") {
+  for (int64_t iterations : {0, 10}) {
+    Fixture fixture(find_case("prime"));
+    fixture.problem.start = KMeansStart::given;
+    fixture.problem.max_iterations = iterations;
+    const int64_t dim = fixture.problem.dim;
+    // The row that is the centroid would be given to another one.
+    std::fill_n(fixture.initial + dim, dim, 1e20f);
+    std::fill_n(fixture.inputs, dim, 1e20f);
+    CHECK_EQUAL(describe(run_fresh(fixture.problem, fixture.arrays)), "overflow");
+  }
+}
+
 TEST("k-means: threads, batches, faults, cancellation") {
   for (const char* name : {"ragged", "ragged-transposed", "usual", "long-queries"}) {
     for (Metric metric : {Metric::euclidean, Metric::cosine}) {

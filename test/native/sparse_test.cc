@@ -1,5 +1,7 @@
 #include "native/reference/sparse.h"
 
+#include <algorithm>
+
 #include "test/native/checks.h"
 #include "test/native/compare.h"
 #include "test/native/sparse_arrays.h"
@@ -22,6 +24,24 @@ TEST("sparse: both products match the reference") {
       CHECK_CLOSE(fixture.sums(), reference::sparse_weighted_sum(fixture.sum), kRelativeL2, 0.1);
       fixture.arrays.snapshot();
     }
+  }
+}
+
+TEST("sparse: long lists keep the bound") {
+  for (bool per_cluster : {false, true}) {
+    const Scope scope(per_cluster ? "per cluster" : "per query");
+    Case which = find_case("prime");
+    which.batch = which.heads = 1;
+    which.query_length = 3;
+    which.top_k = which.key_length = 20'000;
+    SparseFixture fixture(which, per_cluster);
+    const SparseWeightedSumProblem& problem = fixture.sum;
+    const int64_t lists = per_cluster ? problem.sparse.clusters : problem.shape.query_length;
+    std::fill_n(fixture.indices, lists * problem.sparse.k, 0);
+    std::fill_n(fixture.weights, problem.shape.query_length * problem.sparse.k, 0.1f);
+    CHECK_RUNS(problem, fixture.arrays);
+    fixture.arrays.snapshot();
+    CHECK_CLOSE(fixture.sums(), reference::sparse_weighted_sum(problem), 3e-6);
   }
 }
 
