@@ -7,8 +7,8 @@
 namespace cluster_attention::cuda {
 
 /// Calls iterate(0), .., iterate(most). Kernels leave sequences that have settled as they are;
-/// every so many iterations the host looks whether all have, which costs less than launches without
-/// work, and than more than a few calls of a model ask for.
+/// every so many iterations the host looks whether all have, since launches without work would cost
+/// more. The few iterations of a model's call end before the first look.
 template <typename Iterate>
 Status iterate_until_settled(Session& session, int64_t sequences, int64_t most, Iterate iterate) {
   constexpr int64_t kIterationsPerLook = 32;

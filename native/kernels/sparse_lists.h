@@ -138,10 +138,11 @@ class SparseLists {
  private:
   static constexpr int64_t kKeysPerTask = 64;
 
-  /// So few that no task takes long: an abort is heard between two.
+  /// So few that a task takes a fraction of a second, as an abort is heard between two; but of
+  /// clusters so many that gathering their keys is worth it.
   int64_t queries_per_task() const {
     constexpr int64_t kMost = 512;
-    constexpr int64_t kElementsPerTask = int64_t{1} << 24;
+    constexpr int64_t kElementsPerTask = int64_t{1} << 27;
     const int64_t dim = std::max(shape_.head_dim, shape_.value_dim);
     return std::clamp<int64_t>(kElementsPerTask / std::max<int64_t>(sparse_.k * dim, 1), 1, kMost);
   }
