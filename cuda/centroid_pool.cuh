@@ -49,9 +49,7 @@ __device__ inline void open_centroid(const PoolParams& params, int64_t batch, in
   }
   squared = warp_sum(squared);
   if (params.bias != nullptr && lane_index() == 0) {
-    const auto bias = static_cast<float>(-0.5 * squared);
-    params.bias[row] = bias;
-    bad |= !is_number(bias);
+    params.bias[row] = static_cast<float>(-0.5 * squared);
   }
   if (bad) mark_non_finite(params.assignment.flags);
 }

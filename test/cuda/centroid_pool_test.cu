@@ -289,6 +289,16 @@ TEST_ONCE(
   }
 }
 
+TEST_ONCE("CUDA centroid pool: a centroid whose square leaves the range of float32 is noticed") {
+  PoolArrays fixture(find_case("prime"), Similarity::euclidean, PoolStart::given);
+  fixture.problem.temperature = 0.0f;
+  fixture.problem.iterations = 0;
+  std::fill_n(fixture.initial + fixture.problem.dim, fixture.problem.dim, 1e20f);
+  bool non_finite = false;
+  CHECK_EQUAL(describe(run_there(fixture, &non_finite)), "ok");
+  CHECK(non_finite);
+}
+
 /// Rows a and -a, of which a^2 is a float32 and (2 a)^2 is not.
 TEST_ONCE("CUDA centroid pool: distances that leave the range of float32 choose no row silently") {
   for (PoolStart start : {PoolStart::farthest, PoolStart::plus_plus}) {

@@ -185,6 +185,14 @@ TEST_ONCE("CUDA k-means: a centroid whose square leaves the range of float32 is 
     CHECK_EQUAL(describe(device.run(kKMeans, on_device(fixture)(fixture.problem, device))), "ok");
     CHECK(device.non_finite());
   }
+  // The mean of rows, none of which has to be squared.
+  KMeansFixture moved(find_case("prime"), Fill::integer);
+  moved.problem.start = KMeansStart::given;
+  moved.problem.max_iterations = 3;
+  std::fill_n(moved.inputs, moved.sequences() * moved.problem.length * moved.problem.dim, 1e19f);
+  Device device;
+  CHECK_EQUAL(describe(device.run(kKMeans, on_device(moved)(moved.problem, device))), "ok");
+  CHECK(device.non_finite());
 }
 
 TEST_ONCE("CUDA k-means: distances that leave the range of float32 draw no row silently") {

@@ -48,6 +48,8 @@ TEST_ONCE("dispatch: the first NaN that is read is found among many that nobody 
   UnlistedKeys call;
   Context context(1);
   CHECK_EQUAL(describe(run(call.problem, CallSettings{}, context)), "non_finite key[99999]");
+  call.indices[100] = 0;
+  CHECK_EQUAL(describe(run(call.problem, CallSettings{}, context)), "non_finite key[0]");
 }
 
 TEST_ONCE("dispatch: the search for a NaN may be cancelled, and lack memory") {

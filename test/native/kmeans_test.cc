@@ -233,6 +233,12 @@ TEST("k-means: a centroid whose square leaves the range of float32 is not passed
     std::fill_n(fixture.inputs, dim, 1e20f);
     CHECK_EQUAL(describe(run_fresh(fixture.problem, fixture.arrays)), "overflow");
   }
+  // The mean of rows, none of which has to be squared.
+  Fixture moved(find_case("prime"));
+  moved.problem.start = KMeansStart::given;
+  moved.problem.max_iterations = 3;
+  std::fill_n(moved.inputs, moved.sequences() * moved.problem.length * moved.problem.dim, 1e19f);
+  CHECK_EQUAL(describe(run_fresh(moved.problem, moved.arrays)), "overflow");
 }
 
 TEST("k-means: threads, batches, faults, cancellation") {
