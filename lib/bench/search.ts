@@ -45,10 +45,13 @@ export function modelCost({ method, parameters }: Setting, problem: Problem): nu
   return flops + COMPARISON * batch * heads * queryLength * clusters * (iterations + 1);
 }
 
-/** What is kept the same while clusters and keys are searched. */
-const FAMILIES: readonly Pick<Setting['parameters'], 'grouping' | 'threshold' | 'iterations'>[] = [
-  { grouping: 'hamming', threshold: 'normal', iterations: 10 },
-  { grouping: 'hamming', threshold: 'data', iterations: 10 },
+/** Bits of a hash, unless fewer do. */
+const BITS = 63;
+
+/** What the search starts with, beside clusters and keys. */
+const FAMILIES: readonly Omit<Setting['parameters'], 'clusters'>[] = [
+  { grouping: 'hamming', threshold: 'normal', bits: BITS, iterations: 10 },
+  { grouping: 'hamming', threshold: 'data', bits: BITS, iterations: 10 },
   { grouping: 'euclidean', iterations: 4 },
 ];
 
@@ -72,7 +75,7 @@ const familyOf = ({ method, parameters }: Setting): string =>
 
 /** Neighbours of a setting: less of one thing, more of one thing, or one traded for another. */
 function neighbors({ method, parameters }: Setting, problem: Problem): Setting[] {
-  const { clusters, topK, iterations = 4, bits = 63, grouping } = parameters;
+  const { clusters, topK, iterations = 4, bits = BITS, grouping } = parameters;
   const scaled = (factor: number): number =>
     Math.min(
       Math.max(Math.round(clusters * factor), Math.min(FEWEST_CLUSTERS, problem.queryLength)),
@@ -87,7 +90,7 @@ function neighbors({ method, parameters }: Setting, problem: Problem): Setting[]
     { iterations: Math.min(2 * iterations, 20) },
     { iterations: Math.min(2 * iterations, 20), clusters: scaled(Math.SQRT1_2) },
   ];
-  if (grouping !== 'euclidean') changes.push({ bits: Math.max(8, bits >> 1) }, { bits: 63 });
+  if (grouping !== 'euclidean') changes.push({ bits: Math.max(8, bits >> 1) }, { bits: BITS });
   if (topK !== undefined) {
     const [fewer, more] = [Math.max(4, topK >> 1), Math.min(2 * topK, problem.keyLength)];
     changes.push(
