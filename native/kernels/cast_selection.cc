@@ -12,9 +12,6 @@ namespace cluster_attention::kernels {
 
 namespace {
 
-/// Columns of A_g are scanned in runs of this many tokens: most hold nothing above the threshold.
-constexpr int64_t kScanLength = 32;
-
 /// sigma and softplus1 of the gate logits of `count` tokens from `first` on, in double precision.
 /// False if a logit is not finite.
 bool fill_gates(const CastState& state, const CastSequence& sequence, int64_t first,
@@ -87,9 +84,9 @@ bool score_rows(const CastState& state, const InputRows& rows, const CastSequenc
 /// The better of two affinities comes first in the common order; equal ones keep their order.
 bool better(float a, float b) { return ordered_key(a) > ordered_key(b); }
 
-/// A_g of one block of tokens, stored as the selection wants to read it.
-void fill_affinity(const CastState& state, const CastSequence& sequence, int64_t first,
-                   int64_t columns, int worker) {
+/// A_g of one block of tokens of a stretch, stored as the selection wants to read it.
+void fill_affinity(const CastState& state, const CastSequence& sequence, const Range& stretch,
+                   int64_t first, int64_t columns, int worker) {
   // query, key: (columns, D) of every head -> affinity: (C, columns) or (columns, C)
   const CastAttentionProblem& problem = state.problem;
   const int64_t clusters = problem.clusters;
@@ -109,8 +106,8 @@ void fill_affinity(const CastState& state, const CastSequence& sequence, int64_t
   for (int64_t c = 0; c < clusters; ++c) {
     const float* query_part = score + c * lanes;
     const float* key_part = key_score + c * lanes;
-    float* target =
-        top_k ? sequence.affinity + c * state.affinity_stride + first : score + c * lanes;
+    float* target = top_k ? sequence.affinity + c * state.affinity_stride + first - stretch.begin
+                          : score + c * lanes;
     for (int64_t i = 0; i < columns; ++i) {
       target[i] = query_gate[i] * query_part[i] + key_gate[i] * key_part[i];
     }
@@ -125,45 +122,22 @@ void fill_affinity(const CastState& state, const CastSequence& sequence, int64_t
   }
 }
 
-/// True if some score may be among the best so far; NaN always may.
-bool any_above(const float* scores, int64_t count, float threshold) {
-  int32_t above = 0;
-  for (int64_t i = 0; i < count; ++i) above |= scores[i] <= threshold ? 0 : 1;
-  return above != 0;
-}
-
-/// The k best of `length` scores into the front of `buffer`, best first. capacity > k or >= length.
-void select_best(const float* scores, int64_t length, int64_t k, Candidate* buffer,
-                 int64_t capacity) {
-  const int64_t filled = std::min(length, capacity);
-  for (int64_t i = 0; i < filled; ++i) {
-    buffer[i] = make_candidate(scores[i], static_cast<int32_t>(i));
-  }
-  int32_t count = static_cast<int32_t>(filled);
-  float threshold = count > k ? prune_candidates(buffer, &count, k) : 0.0f;
-  for (int64_t first = filled; first < length; first += kScanLength) {
-    const int64_t end = std::min(first + kScanLength, length);
-    if (!any_above(scores + first, end - first, threshold)) continue;
-    for (int64_t i = first; i < end; ++i) {
-      if (scores[i] <= threshold) continue;
-      buffer[count++] = make_candidate(scores[i], static_cast<int32_t>(i));
-      if (count == capacity) threshold = prune_candidates(buffer, &count, k);
-    }
-  }
-  if (count > k) prune_candidates(buffer, &count, k);
-  std::sort(buffer, buffer + count, std::greater<Candidate>());
-}
-
+/// Offers a stretch of tokens to a cluster; with the last one the best become its members.
 void select_top_k(const CastState& state, const CastSequence& sequence, int64_t cluster,
-                  int worker) {
-  const int64_t size = std::min(state.problem.cluster_size, sequence.tokens);
+                  const Range& stretch) {
+  Shortlist& best = sequence.shortlists[cluster];
+  if (stretch.begin == 0) best.clear();
+  const float* scores = sequence.affinity + cluster * state.affinity_stride;
+  const int64_t end = std::min(stretch.end, sequence.tokens);
+  for (int64_t first = stretch.begin; first < end; first += Shortlist::kBlock) {
+    const int64_t count = std::min(Shortlist::kBlock, end - first);
+    best.offer(scores + first - stretch.begin, count, first);
+  }
+  if (stretch.end < state.problem.inputs.shape.key_length) return;
+  const int64_t size = sort_best(best.begin(), best.count(), state.problem.cluster_size);
   sequence.counts[cluster] = static_cast<int32_t>(size);
-  if (size == 0) return;
-  Candidate* best = state.candidates(worker);
-  select_best(sequence.affinity + cluster * state.affinity_stride, sequence.tokens, size, best,
-              state.candidate_capacity);
   int32_t* members = sequence.members + cluster * state.problem.cluster_size;
-  for (int64_t slot = 0; slot < size; ++slot) members[slot] = candidate_index(best[slot]);
+  for (int64_t slot = 0; slot < size; ++slot) members[slot] = candidate_index(best.begin()[slot]);
 }
 
 void assign_to_single(const CastState& state, const CastSequence& sequence) {
@@ -203,6 +177,28 @@ void take_given(const CastState& state, const CastSequence& sequence) {
     }
     sequence.counts[c] = count;
   }
+}
+
+/// Gates, and affinities if they are wanted, of a stretch of the tokens.
+Status score_stretch(const CastState& state, int64_t count, const Range& stretch) {
+  // tasks: (sequence, block of tokens)
+  const AttentionShape& shape = state.problem.inputs.shape;
+  const int64_t lanes = state.simd.lanes;
+  const int64_t blocks = divide_up(stretch.end - stretch.begin, lanes);
+  const double tokens = static_cast<double>(count * (stretch.end - stretch.begin));
+  const double products =
+      tokens * static_cast<double>(state.problem.clusters * shape.heads * shape.head_dim);
+  return state.context.parallel(
+      count * blocks,
+      [&](int64_t task, int worker) {
+        const CastSequence& sequence = state.sequences[task / blocks];
+        const int64_t first = stretch.begin + task % blocks * lanes;
+        const int64_t columns = std::min(lanes, sequence.tokens - first);
+        if (columns <= 0) return;
+        if (!fill_gates(state, sequence, first, columns)) state.context.mark_non_finite();
+        if (state.selects()) fill_affinity(state, sequence, stretch, first, columns, worker);
+      },
+      state.selects() ? 4.0 * products : 100.0 * tokens);
 }
 
 /// The inverse map by a counting sort over the tokens.
@@ -310,34 +306,23 @@ Status prepare_selection(const CastState& state) {
 }
 
 Status select_members(const CastState& state, int64_t count) {
-  // tasks: blocks of tokens, then clusters, then sequences
   const CastAttentionProblem& problem = state.problem;
-  const AttentionShape& shape = problem.inputs.shape;
-  const int64_t lanes = state.simd.lanes;
-  const int64_t blocks = divide_up(shape.key_length, lanes);
-  const double tokens = static_cast<double>(count * shape.key_length);
-  const double affinities = tokens * static_cast<double>(problem.clusters);
-  CA_RETURN_IF_ERROR(state.context.parallel(
-      count * blocks,
-      [&](int64_t task, int worker) {
-        const CastSequence& sequence = state.sequences[task / blocks];
-        const int64_t first = task % blocks * lanes;
-        const int64_t columns = std::min(lanes, sequence.tokens - first);
-        if (columns <= 0) return;
-        if (!fill_gates(state, sequence, first, columns)) state.context.mark_non_finite();
-        if (state.selects()) fill_affinity(state, sequence, first, columns, worker);
-      },
-      state.selects() ? 4.0 * affinities * static_cast<double>(shape.heads * shape.head_dim)
-                      : 100.0 * tokens));
-  if (problem.selection == Selection::top_k) {
+  const int64_t length = problem.inputs.shape.key_length;
+  Range stretch;
+  do {
+    stretch = {stretch.end, std::min(stretch.end + state.stretch, length)};
+    CA_RETURN_IF_ERROR(score_stretch(state, count, stretch));
+    if (problem.selection != Selection::top_k) continue;
+    // tasks: (sequence, cluster)
     CA_RETURN_IF_ERROR(state.context.parallel(
         count * problem.clusters,
-        [&](int64_t task, int worker) {
+        [&](int64_t task, int) {
           select_top_k(state, state.sequences[task / problem.clusters], task % problem.clusters,
-                       worker);
+                       stretch);
         },
-        4.0 * affinities));
-  }
+        4.0 * static_cast<double>(count * problem.clusters * (stretch.end - stretch.begin))));
+  } while (stretch.end < length);
+  // tasks: sequences
   return state.context.parallel(
       count,
       [&](int64_t task, int) {
@@ -348,7 +333,7 @@ Status select_members(const CastState& state, int64_t count) {
         if (problem.indices != nullptr) report_indices(state, sequence);
         if (problem.coverage != nullptr) problem.coverage[sequence.batch] = coverage(sequence);
       },
-      4.0 * affinities);
+      4.0 * static_cast<double>(count * problem.clusters * length));
 }
 
 }  // namespace cluster_attention::kernels

@@ -12,9 +12,17 @@ namespace {
 /// Floats of A_g or R_intra that are held at a time, unless one sequence or one head needs more:
 /// enough that a wave of small sequences fills all threads, small enough to stay in a large cache.
 constexpr int64_t kRegionSize = int64_t{2} << 20;
+/// Floats of A_g that are held at a time for Top-K, unless that gives too few tasks.
+constexpr int64_t kStretchSize = int64_t{1} << 20;
+constexpr int64_t kBlocksPerWorker = 2;
 
-/// A power of two between the columns of A_g would put all of them in the same cache sets.
-int64_t padded_column(int64_t tokens) { return round_up(tokens, 16) + 16; }
+/// Of 64 bytes. A power of two between the columns of A_g, or the lists of candidates, would put
+/// all of them in the same cache sets.
+template <typename T>
+int64_t padded_column(int64_t count) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  return round_up(count, 2 * kLine) + kLine;
+}
 
 }  // namespace
 
@@ -29,7 +37,11 @@ Status CastState::allocate(int64_t pair_size, int64_t scratch_size) {
   const AttentionShape& shape = problem.inputs.shape;
   const int64_t tokens = shape.key_length;
   const int64_t clusters = problem.clusters;
-  affinity_stride = problem.selection == Selection::top_k ? padded_column(tokens) : tokens;
+  const bool top_k = problem.selection == Selection::top_k;
+  const int64_t blocks = std::max(kStretchSize / std::max(clusters, int64_t{1}) / simd.lanes,
+                                  kBlocksPerWorker * context.workers());
+  stretch = top_k ? std::min(tokens, blocks * simd.lanes) : tokens;
+  affinity_stride = top_k ? padded_column<float>(stretch) : tokens;
   const int64_t affinity_size = selects() ? checked_size(clusters, affinity_stride) : 0;
   const int64_t heads_size = checked_size(shape.heads, pair_size);
   if (affinity_size < 0 || heads_size < 0) return Status::out_of_memory();
@@ -58,14 +70,10 @@ Status CastState::allocate_sequences() {
   const int64_t tokens = problem.inputs.shape.key_length;
   const int64_t clusters = problem.clusters;
   const int64_t slots = clusters * problem.cluster_size;
-  const bool top_k = problem.selection == Selection::top_k;
   const bool single = problem.selection == Selection::single_assignment;
-  const int64_t wanted = std::max<int64_t>(2 * problem.cluster_size, 64);
-  candidate_capacity = top_k ? std::min(wanted, tokens) : 0;
 
   Workspace& workspace = context.workspace();
   sequences = workspace.allocate<CastSequence>(group);
-  candidates_ = workspace.allocate<Candidate>(candidate_capacity * context.workers());
   float* gates = workspace.allocate<float>(checked_size(group, 4, tokens));
   Candidate* best = workspace.allocate<Candidate>(single ? checked_size(group, tokens) : 0);
   int32_t* open = workspace.allocate<int32_t>(single ? checked_size(group, clusters) : 0);
@@ -73,9 +81,8 @@ Status CastState::allocate_sequences() {
   int32_t* members = workspace.allocate<int32_t>(checked_size(group, slots));
   int64_t* offsets = workspace.allocate<int64_t>(checked_size(group, tokens + 2));
   CastSlot* places = workspace.allocate<CastSlot>(checked_size(group, slots));
-  if (sequences == nullptr || candidates_ == nullptr || gates == nullptr || best == nullptr ||
-      open == nullptr || counts == nullptr || members == nullptr || offsets == nullptr ||
-      places == nullptr) {
+  if (sequences == nullptr || gates == nullptr || best == nullptr || open == nullptr ||
+      counts == nullptr || members == nullptr || offsets == nullptr || places == nullptr) {
     return Status::out_of_memory();
   }
   const int64_t affinity_size = selects() ? clusters * affinity_stride : 0;
@@ -93,6 +100,23 @@ Status CastState::allocate_sequences() {
     sequence->offsets = offsets + i * (tokens + 2);
     sequence->slots = places + i * slots;
   }
+  return problem.selection == Selection::top_k ? allocate_shortlists() : Status::success();
+}
+
+Status CastState::allocate_shortlists() {
+  const int64_t clusters = problem.clusters;
+  const int64_t capacity =
+      Shortlist::capacity(problem.cluster_size, problem.inputs.shape.key_length);
+  const int64_t candidate_stride = padded_column<Candidate>(capacity);
+  Workspace& workspace = context.workspace();
+  auto* candidates = workspace.allocate<Candidate>(checked_size(group, clusters, candidate_stride));
+  auto* shortlists = workspace.allocate<Shortlist>(checked_size(group, clusters));
+  if (candidates == nullptr || shortlists == nullptr) return Status::out_of_memory();
+  for (int64_t i = 0; i < group * clusters; ++i) {
+    new (shortlists + i)
+        Shortlist(candidates + i * candidate_stride, problem.cluster_size, capacity);
+  }
+  for (int64_t i = 0; i < group; ++i) sequences[i].shortlists = shortlists + i * clusters;
   return Status::success();
 }
 

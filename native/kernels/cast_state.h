@@ -6,8 +6,8 @@
 // depends on its own sequence alone.
 
 #include "native/core/context.h"
-#include "native/core/order.h"
 #include "native/core/problem.h"
+#include "native/kernels/shortlist.h"
 #include "native/simd/simd.h"
 
 namespace cluster_attention::kernels {
@@ -30,9 +30,10 @@ struct CastSequence {
   float* key_factor;    // softplus1(-phi), step 5
 
   // Step 2, for the selections that need it.
-  float* affinity;  // A_g: (C, affinity_stride) for Top-K, (N, C) for single assignment
-  Candidate* best;  // (N), each token's best affinity; single assignment only
-  int32_t* open;    // (C), clusters with room; single assignment only
+  float* affinity;        // A_g: (C, affinity_stride) of a stretch for Top-K, else (N, C)
+  Shortlist* shortlists;  // (C), the best tokens of the stretches so far; Top-K only
+  Candidate* best;        // (N), each token's best affinity; single assignment only
+  int32_t* open;          // (C), clusters with room; single assignment only
 
   // Step 3.
   int32_t* counts;   // (C), members of each cluster
@@ -55,6 +56,7 @@ struct CastState {
 
   int64_t group = 0;            // sequences processed together
   int64_t wave = 0;             // (sequence, head) pairs processed together, at most group * H
+  int64_t stretch = 0;          // tokens whose affinities are held together: all but for Top-K
   int64_t affinity_stride = 0;  // from cluster to cluster; not a power of two
   float* packed_surrogates = nullptr;  // (H, tiles of lanes clusters, D, lanes), step 1
   CastSequence* sequences = nullptr;   // (group)
@@ -71,8 +73,6 @@ struct CastState {
   void begin_group(int64_t first_batch, int64_t count);
 
   float* scratch(int worker) const { return scratch_ + worker * scratch_size_; }
-  Candidate* candidates(int worker) const { return candidates_ + worker * candidate_capacity; }
-  int64_t candidate_capacity = 0;  // > kappa, or N
 
   bool selects() const { return problem.selection != Selection::given; }
   /// What multiplies the logits of a product with `keys` keys.
@@ -80,10 +80,10 @@ struct CastState {
 
  private:
   Status allocate_sequences();
+  Status allocate_shortlists();
 
   float* scratch_ = nullptr;
   int64_t scratch_size_ = 0;
-  Candidate* candidates_ = nullptr;
 };
 
 }  // namespace cluster_attention::kernels
