@@ -68,18 +68,19 @@ void differentiate_laplace_rows(const Simd& simd, float* score, float* change, i
   alignas(64) float exponent[kMaximumLanes];
   alignas(64) float ones[kMaximumLanes];
   std::fill_n(ones, columns, 1.0f);
-  std::fill_n(total, columns, 0.0f);
+  double sum[kMaximumLanes] = {};
   const float* share = weight != nullptr ? weight : ones;
   for (int64_t r = 0; r < rows; ++r) {
     float* f = score + r * simd.lanes;
     float* x = change + r * simd.lanes;
     laplace_row(simd, f, columns, factor != nullptr ? scale * factor[r] : scale, exponent);
     for (int64_t i = 0; i < columns; ++i) {
-      total[i] += f[i] * x[i];
+      sum[i] += f[i] * x[i];
       f[i] *= share[i];
       x[i] *= share[i] * kSlope * exponent[i];
     }
   }
+  std::copy_n(sum, columns, total);
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "native/core/shape.h"
+#include "native/kernels/blocked_product.h"
 #include "native/kernels/cast_activation.h"
 #include "native/kernels/prefetch.h"
 
@@ -41,8 +42,8 @@ class TokenBlock {
     prefetch_intra();
     bool finite = weigh_clusters();
     for (int64_t i = 0; i < columns_; ++i) move_own_clusters(i);
-    state_.simd.multiply(inter_, 1, value_dim, value_dim, problem_.clusters, weights_, lanes,
-                         columns_, product_, lanes, false);
+    multiply_in_blocks(inter_, 1, value_dim, value_dim, problem_.clusters, weights_, lanes,
+                       columns_, product_, lanes, false);
     if (!state_.simd.unpack(product_, columns_, value_dim, nullptr, inter_rows_, value_dim,
                             nullptr)) {
       for (int64_t i = 0; i < columns_; ++i) recompute_inter(i);

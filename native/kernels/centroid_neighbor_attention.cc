@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <numeric>
 
 #include "native/core/shape.h"
 #include "native/core/softmax_state.h"
@@ -202,8 +203,7 @@ double NeighborAttention::normalize_over_centroids(const CentroidSequence& seque
   const int64_t count = gather(sequence, input, scores, scratch);
   if (count == 0) return 0.0;
   const float maximum = exponentiate(scratch.terms, count);
-  float sum = 0.0f;
-  for (int64_t i = 0; i < count; ++i) sum += scratch.terms[i];
+  const float sum = static_cast<float>(std::accumulate(scratch.terms, scratch.terms + count, 0.0));
   const float weight = active_->weight(sequence.batch, input);
   const float factor = weight / sum;
   const int64_t* places = lists_.places_of(sequence.batch, input);
@@ -224,11 +224,10 @@ double NeighborAttention::normalize_over_inputs(const CentroidSequence& sequence
   if (count == 0) return 0.0;
   std::copy(scores, scores + count, scratch.terms);
   const float maximum = exponentiate(scratch.terms, count);
-  float sum = 0.0f;
   for (int64_t slot = 0; slot < count; ++slot) {
     scratch.terms[slot] *= active_->weight(sequence.batch, list[slot]);
-    sum += scratch.terms[slot];
   }
+  const float sum = static_cast<float>(std::accumulate(scratch.terms, scratch.terms + count, 0.0));
   const float factor = share_factor(sum);
   const float logarithm = std::log2(sum);
   for (int64_t slot = 0; slot < count; ++slot) {

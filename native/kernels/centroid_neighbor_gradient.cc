@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 
 #include "native/core/shape.h"
 #include "native/core/softmax_state.h"
@@ -26,8 +27,7 @@ void normalize(float* terms, int64_t count) {
   }
   for (int64_t i = 0; i < count; ++i) terms[i] -= maximum;
   simd().exp2(terms, count);
-  float sum = 0.0f;
-  for (int64_t i = 0; i < count; ++i) sum += terms[i];
+  const float sum = static_cast<float>(std::accumulate(terms, terms + count, 0.0));
   for (int64_t i = 0; i < count; ++i) terms[i] /= sum;
 }
 
@@ -185,8 +185,8 @@ void NeighborGradient::differentiate(const Sequence& sequence, int64_t input, in
     scratch.change[i] = sequence.change[places[i]];
   }
   if (over_centroids && count > 0) normalize(scratch.share, count);
-  float total = 0.0f;
-  for (int64_t i = 0; i < count; ++i) total += scratch.share[i] * scratch.change[i];
+  const float total = static_cast<float>(
+      std::inner_product(scratch.share, scratch.share + count, scratch.change, 0.0));
   if (weight_terms_ != nullptr) weight_terms_[sequence.index * lists_.length + input] = total;
   const float weight = active_->weight(batch, input);
   const float centre = over_centroids ? total : 0.0f;

@@ -1,15 +1,27 @@
 // Softmax and argmax down the lanes, codes, and plain vectors. Part of tile_kernels.inl.
 
+/// The sum over the rows of term(r, sum so far), in blocks whose sums are added in order: a long
+/// chain of floats loses digits.
+template <typename Term>
+inline __attribute__((always_inline)) Vec sum_in_blocks(int64_t rows, Term term) {
+  Vec total = {};
+  for (int64_t first = 0; first < rows; first += kKeyBlock) {
+    const int64_t end = first + kKeyBlock < rows ? first + kKeyBlock : rows;
+    Vec block = {};
+    for (int64_t r = first; r < end; ++r) block = term(r, block);
+    total = total + block;
+  }
+  return total;
+}
+
 /// One vector of scores down the rows -> exp(logit - maximum), in place; returns their sum.
 template <bool kLarge>
 Vec exponentiate_rows(float* score, int64_t rows, Vec scale, Vec maximum) {
-  Vec total = {};
-  for (int64_t r = 0; r < rows; ++r) {
+  return sum_in_blocks(rows, [=](int64_t r, Vec sum) {
     const Vec p = weigh<kLarge>(load(score + r * kLanes), scale, maximum);
-    total = total + p;
     store(score + r * kLanes, p);
-  }
-  return total;
+    return sum + p;
+  });
 }
 
 void softmax_rows(float* score, int64_t rows, int64_t columns, float scale_log2, float* maximum,
@@ -40,15 +52,14 @@ void softmax_gradient(float* share, float* change, int64_t rows, int64_t columns
   for (int64_t v = 0; v < vectors_of(columns); ++v) {
     float* p = share + v * kWidth;
     float* x = change + v * kWidth;
-    Vec sum = {};
-    for (int64_t r = 0; r < rows; ++r) {
+    const Vec sum = sum_in_blocks(rows, [=](int64_t r, Vec block) {
       Vec value = load(x + r * kLanes);
       if (offset != nullptr) {
         value = value - broadcast(offset[r]);
         store(x + r * kLanes, value);
       }
-      sum = fma(load(p + r * kLanes), value, sum);
-    }
+      return fma(load(p + r * kLanes), value, block);
+    });
     store(total + v * kWidth, sum);
     const Vec centre = centred ? sum : Vec{};
     const Vec factor = weight != nullptr ? load(weight + v * kWidth) : broadcast(1.0f);

@@ -81,7 +81,26 @@ TEST("CAST: matches the reference") {
   }
 }
 
-/// Affinities of two of three batch entries are held at a time, and clusters of two of three heads.
+/// More affinities than are held at a time; how many are, follows from the number of threads.
+TEST_ONCE("CAST: tokens in stretches") {
+  Case which = find_case("usual");
+  which.batch = 3;
+  which.heads = 2;
+  which.query_length = which.key_length = 2500;
+  which.query_lengths = which.key_lengths = {2500, 900, 0};
+  which.head_dim = which.value_dim = 3;
+  which.clusters = 1000;
+  which.cluster_size = 5;
+  Fixture fixture(which, Selection::top_k);
+  check_reference(fixture);
+  CHECK_EQUAL(describe(run_fresh(fixture.problem, fixture.arrays, 1)), "ok");
+  const auto expected = fixture.arrays.snapshot();
+  CHECK_EQUAL(describe(run_fresh(fixture.problem, fixture.arrays, 40)), "ok");
+  check_same_bytes(fixture.arrays.snapshot(), expected, "40 threads");
+}
+
+/// Of a single assignment the affinities of two of three batch entries are held at a time; clusters
+/// of two of three heads.
 std::vector<Case> grouped_cases() {
   Case one = find_case("usual");
   one.batch = 3;
@@ -104,10 +123,33 @@ std::vector<Case> grouped_cases() {
 
 TEST_ONCE("CAST: batch entries in groups, heads in waves") {
   for (const Case& one : grouped_cases()) {
-    const Scope scope(one.name);
-    Fixture fixture(one, Selection::top_k, Activation::softmax);
-    check_reference(fixture);
+    for (Selection selection : {Selection::top_k, Selection::single_assignment}) {
+      const Scope scope(one.name + cast_options_name(selection, Activation::softmax));
+      Fixture fixture(one, selection, Activation::softmax);
+      check_reference(fixture);
+    }
   }
+}
+
+TEST("CAST: a softmax over many clusters keeps the bound") {
+  Case which = find_case("usual");
+  which.batch = which.heads = 1;
+  which.key_length = 160;
+  which.clusters = 20'000;
+  which.cluster_size = 1;
+  which.head_dim = which.value_dim = 2;
+  Fixture fixture(which, Selection::given);
+  for (int64_t c = 0; c < which.clusters; ++c) {
+    fixture.given[c] = static_cast<int32_t>(c % which.key_length);
+  }
+  std::fill_n(fixture.key, which.key_length * which.head_dim, 1.0f);
+  std::fill_n(fixture.query, which.key_length * which.head_dim, 1.0f);
+  std::fill_n(fixture.value, which.key_length * which.value_dim, 0.1f);
+  std::fill_n(fixture.surrogates, which.clusters * which.head_dim, 0.5f);
+  std::fill_n(fixture.surrogates, which.head_dim, 1.5f);
+  CHECK_RUNS(fixture.problem, fixture.arrays);
+  fixture.arrays.snapshot();
+  CHECK_CLOSE(fixture.result(), reference::cast_attention(fixture.problem, fixture.indices()));
 }
 
 TEST("CAST: scales of any size and sign") {

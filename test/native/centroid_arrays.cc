@@ -84,6 +84,25 @@ Case many_neighbors_case(int64_t centroids) {
   return which;
 }
 
+Case long_softmax_case() {
+  Case which = find_case("usual");
+  which.batch = which.heads = 1;
+  which.query_length = 20'000;
+  which.key_length = which.top_k = 3;
+  which.head_dim = which.value_dim = 2;
+  return which;
+}
+
+void even_out(CentroidArrays& fixture) {
+  const AttentionShape& shape = fixture.inputs.shape;
+  std::fill_n(fixture.query, shape.query_length * shape.head_dim, 0.5f);
+  std::fill_n(fixture.query, shape.head_dim, 1.5f);
+  std::fill_n(fixture.key, shape.key_length * shape.head_dim, 1.0f);
+  for (int64_t i = 0; i < shape.query_length * fixture.problem.neighbor_count; ++i) {
+    fixture.neighbors[i] = static_cast<int32_t>(i % shape.key_length);
+  }
+}
+
 CentroidArrays all_listed(Normalize normalize, Fill fill) {
   Case which = find_case("tile-25");
   which.top_k = which.key_length;

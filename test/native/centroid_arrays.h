@@ -45,6 +45,10 @@ struct CentroidArrays : AttentionArrays {
 
 /// Three sequences of narrow rows, of whose `centroids` each lists 1000 inputs.
 Case many_neighbors_case(int64_t centroids);
+/// Few inputs, and so many centroids that a chain of floats over them loses digits; each lists all.
+Case long_softmax_case();
+/// Of all centroids but one an input then has the same share, which is no power of two.
+void even_out(CentroidArrays& fixture);
 /// A problem ("tile-25") whose centroids list every input, in descending order.
 CentroidArrays all_listed(Normalize normalize, Fill fill = Fill::integer);
 

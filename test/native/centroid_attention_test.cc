@@ -132,6 +132,20 @@ TEST_ONCE("centroid attention: many neighbors, sequences in groups") {
   }
 }
 
+TEST("centroid attention: a softmax over many centroids keeps the bound") {
+  for (bool neighbors : {false, true}) {
+    const Scope scope(neighbors ? "neighbors" : "all");
+    CentroidArrays fixture(long_softmax_case(),
+                           {Normalize::centroids, Collect::sum, false, neighbors});
+    even_out(fixture);
+    CHECK_RUNS(fixture.problem, fixture.arrays);
+    fixture.arrays.snapshot();
+    const auto expected = reference::centroid_attention(fixture.problem);
+    CHECK_CLOSE(fixture.result(), expected.output, 1e-6);
+    CHECK_CLOSE(fixture.masses(), expected.masses, 1e-6);
+  }
+}
+
 TEST("centroid attention: labels pass over a centroid that is NaN, with neighbors too") {
   for (Normalize normalize : {Normalize::centroids, Normalize::inputs}) {
     for (int64_t bad : {0, 3}) {
