@@ -142,7 +142,7 @@ if(CA_CUDA_MODEL AND CA_BUILD_CUDA_TESTS)
 
   add_library(ca_cuda_model OBJECT ${CA_WRAPPED_SOURCES} ${CA_MODEL_SOURCES})
   target_compile_definitions(ca_cuda_model PUBLIC CA_CUDA_MODEL PRIVATE
-    "CA_CUDA_TARGETS=\"75,80,90a\"")
+    "CA_CUDA_TARGETS=\"75,80,90a,120\"")
   target_compile_options(ca_cuda_model PUBLIC -Wno-unknown-pragmas)  # "unroll" is for nvcc
   # Vectors of eight floats on any instruction set: no function that takes one is called from
   # elsewhere.

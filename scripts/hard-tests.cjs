@@ -9,6 +9,7 @@ const { cmake } = require('./build.cjs');
 const { replace, root, treeWithAddon } = require('./trees.cjs');
 
 const nativeTests = join(root, 'build', 'native-tests', 'native_tests');
+const cudaTests = join(root, 'build', 'native-tests', 'cuda_tests');
 
 function program(name, parameters = {}, tree = root) {
   const list = Object.entries(parameters).map(([key, value]) => `${key}=${value}`);
@@ -40,7 +41,14 @@ const PARTS = {
   },
   model: () => {
     buildNativeTests({ CA_BUILD_CUDA_TESTS: 'ON', CA_CUDA_MODEL: 'ON' });
-    return [[join('build', 'native-tests', 'cuda_tests'), ['--long=1,20', 'reference']]];
+    return [[cudaTests, ['--long=1,20', 'reference']]];
+  },
+  devices: () => {
+    buildNativeTests({ CA_BUILD_CUDA_TESTS: 'ON', CA_CUDA_MODEL: 'ON' });
+    return [1, 2, 3].map((kind) => [
+      'env',
+      [`CLUSTER_ATTENTION_CUDA_MODEL=first-device=${kind}`, cudaTests],
+    ]);
   },
   kernels: () => [script('kernel-coverage.cjs')],
   guards: () => {

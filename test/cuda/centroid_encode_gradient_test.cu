@@ -113,8 +113,8 @@ TEST_ONCE("CUDA encode gradient: few centroids of wide inputs, many of narrow on
   }
 }
 
-TEST_ONCE("CUDA encode gradient: with 64 KB of shared memory") {
-  on_a_small_device([](bool) {
+TEST_ONCE("CUDA encode gradient: with little shared memory") {
+  on_small_devices([] {
     for (const char* name : {"prime", "width-130-64", "tile-129"}) {
       const Scope scope(name);
       EncodeGradientArrays fixture(find_case(name), PoolStart::stride);

@@ -68,8 +68,8 @@ TEST_ONCE("CUDA centroid gradient: sizes around the tiles") {
   }
 }
 
-TEST_ONCE("CUDA centroid gradient: with 64 KB of shared memory") {
-  on_a_small_device([](bool) {
+TEST_ONCE("CUDA centroid gradient: with little shared memory") {
+  on_small_devices([] {
     for (const char* name : {"prime", "ragged", "width-64-130", "width-130-64", "tile-129"}) {
       for (Normalize normalize : {Normalize::centroids, Normalize::inputs}) {
         CentroidOptions options;

@@ -66,8 +66,8 @@ TEST_ONCE("CUDA pool gradient: several tiles of centroids, wide rows, a sample")
   }
 }
 
-TEST_ONCE("CUDA pool gradient: with 64 KB of shared memory") {
-  on_a_small_device([](bool) {
+TEST_ONCE("CUDA pool gradient: with little shared memory") {
+  on_small_devices([] {
     for (const char* name : {"prime", "width-130-64", "tile-129"}) {
       const Scope scope(name);
       PoolGradientArrays fixture(find_case(name), Similarity::euclidean, PoolStart::stride);

@@ -360,7 +360,7 @@ void check_chosen_rows(PoolArrays& fixture) {
     check(Precision::float32, cuda::Storage::float32, index);
     check(Precision::float32, cuda::Storage::bfloat16, index);
   });
-  on_a_small_device([&](bool) {
+  on_small_devices([&] {
     check(Precision::bfloat16, cuda::Storage::float32, -1);
     check(Precision::bfloat16, cuda::Storage::bfloat16, -1);
   });

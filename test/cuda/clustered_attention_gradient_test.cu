@@ -1,5 +1,6 @@
 #include "cuda/clustered_attention_gradient.h"
 #include "test/cuda/attention_gradient_device.h"
+#include "test/cuda/cluster_limits.h"
 #include "test/cuda/launches.h"
 #include "test/cuda/tile_cases.h"
 
@@ -12,8 +13,10 @@ using Fixture = ClusteredGradientFixture;
 
 void check_reference(Fixture& fixture) {
   Device device;
-  CHECK_EQUAL(describe(run(fixture, device)), "ok");
+  const std::string expected = expected_status(device, fixture.inputs.shape);
+  CHECK_EQUAL(describe(run(fixture, device)), expected);
   CHECK(!device.non_finite());
+  if (expected != "ok") return;
   check_gradients(fixture.result(),
                   reference::clustered_attention_gradient(fixture.problem, fixture.choices()),
                   kSplitBound, kShare);
@@ -23,8 +26,10 @@ void check_bfloat16(Fixture& fixture, const DeviceSettings& way) {
   round_in_place(rounded_inputs(fixture));
   fixture.run_forward();
   Device device(way.storage);
-  CHECK_EQUAL(describe(run(fixture, device, way.precision)), "ok");
+  const std::string expected = expected_status(device, fixture.inputs.shape, way.precision);
+  CHECK_EQUAL(describe(run(fixture, device, way.precision)), expected);
   CHECK(!device.non_finite());
+  if (expected != "ok") return;
   check_gradients(fixture.result(),
                   reference::clustered_attention_gradient(fixture.problem, fixture.choices()),
                   kBfloat16Bound, kShare);
@@ -121,17 +126,12 @@ TEST_ONCE("CUDA clustered attention gradient: every width, clusters without quer
   }
 }
 
-TEST_ONCE("CUDA clustered attention gradient: widths with 64 KB of shared memory") {
-  on_a_small_device([](bool small) {
+TEST_ONCE("CUDA clustered attention gradient: widths with little shared memory") {
+  on_small_devices([] {
     for (const Case& one : width_cases(70, 130, 20)) {
       const Scope scope(one.name);
       Fixture fixture(one, Grouping::given, 67);
-      if (small && one.head_dim > 128) {
-        Device device;
-        CHECK_EQUAL(describe(run(fixture, device)), "unsupported shape");
-      } else {
-        check_reference(fixture);
-      }
+      check_reference(fixture);
       check_bfloat16(fixture, kBfloat16Ways[0]);
     }
   });
@@ -214,7 +214,9 @@ TEST_ONCE("CUDA clustered gradient: the launches of docs/gpu.md") {
       Fixture fixture(find_case("usual"), Grouping::hamming, top_k);
       Device device(storage);
       const auto there = on_device(fixture.problem, device, fixture);
-      CHECK_EQUAL(count_launches(device, gradient_of(there), there), top_k == 0 ? 6 : 11);
+      const int64_t steps_apart = has_clusters() ? 0 : 2;
+      CHECK_EQUAL(count_launches(device, gradient_of(there), there) - steps_apart,
+                  top_k == 0 ? 6 : 11);
     }
   }
 }

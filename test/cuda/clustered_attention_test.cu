@@ -1,4 +1,7 @@
+#include <algorithm>
+
 #include "cuda/clustered_attention.h"
+#include "test/cuda/cluster_limits.h"
 #include "test/cuda/clustered_attention_device.h"
 #include "test/cuda/launches.h"
 
@@ -16,10 +19,7 @@ TEST_ONCE("CUDA clustered attention: matches the reference given the same choice
       const Scope scope(one.name + " k " + std::to_string(top_k));
       Fixture fixture(one, grouping, top_k);
       Device device;
-      CHECK_EQUAL(describe(fixture.run(device)), "ok");
-      CHECK(!device.non_finite());
-      check_reference(fixture, kSplitBound, 5e-5);
-      check_cluster_outputs(fixture);
+      if (check_runs(fixture, device)) check_cluster_outputs(fixture);
     }
   }
 }
@@ -31,10 +31,10 @@ TEST_ONCE("CUDA clustered attention: long sums keep the bound") {
   for (auto [one, top_k] : cases) {
     const Scope scope(one.name);
     one.clusters = 2;
-    Fixture fixture(one, Grouping::given, top_k);
     Device device;
-    CHECK_EQUAL(describe(fixture.run(device)), "ok");
-    check_reference(fixture, kSplitBound, 5e-5);
+    const int64_t fits = device.session()->shared_bytes() >= 160 * 1024 ? 5000 : 1000;
+    Fixture fixture(one, Grouping::given, std::min(top_k, fits));
+    check_runs(fixture, device);
   }
 }
 
@@ -262,7 +262,7 @@ TEST_ONCE(
   CHECK_EQUAL(describe(many.run(third)), "unsupported topK");
 }
 
-TEST_ONCE("CUDA clustered attention: four launches") {
+TEST_ONCE("CUDA clustered attention: the launches of docs/gpu.md") {
   const struct {
     Storage storage;
     Precision precision;
@@ -276,9 +276,10 @@ TEST_ONCE("CUDA clustered attention: four launches") {
                           std::to_string(top_k));
         Fixture fixture(find_case("usual"), grouping, top_k);
         Device device(setting.storage);
+        const int64_t steps = grouping == Grouping::given ? 6 : 7;  // by launches of their own
         CHECK_EQUAL(count_launches(device, device.backend().operations.clustered_attention,
                                    fixture.there(device), setting.precision),
-                    4);
+                    has_clusters() ? 4 : steps - (setting.storage == Storage::bfloat16 ? 1 : 0));
       }
     }
   }

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 
@@ -128,6 +129,13 @@ void set_thread_order(uint64_t seed) {
 #else
   (void)seed;
 #endif
+}
+
+std::string expected_status(const Device& device, const AttentionShape& shape,
+                            Precision precision) {
+  const bool wide =
+      precision == Precision::float32 && std::max(shape.head_dim, shape.value_dim) > 128;
+  return wide && device.session()->shared_bytes() <= 64 * 1024 ? "unsupported shape" : "ok";
 }
 
 void set_usual_device(int32_t index) { usual_device = index; }

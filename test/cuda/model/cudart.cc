@@ -24,11 +24,19 @@ struct Pool {
 
 namespace {
 
-constexpr int kDevices = 3;
 constexpr int kResidentBlocks = 128;
 constexpr size_t kFence = 256;
 constexpr unsigned char kFenceByte = 0x5a;
 constexpr size_t kDeviceBytes = size_t{1} << 30;
+
+struct Capability {
+  int major;
+  int minor;
+  int shared_bytes;  // of a block, at most
+  int cluster;       // blocks of the largest
+};
+constexpr Capability kCapabilities[kDevices] = {
+    {9, 0, 227 * 1024, 16}, {8, 0, 163 * 1024, 1}, {7, 5, 64 * 1024, 1}, {12, 0, 99 * 1024, 8}};
 
 struct Block {
   void* base;
@@ -40,6 +48,7 @@ struct Machine {
   std::mutex mutex;
   bool driver = true;
   int devices = kDevices;
+  int first = 0;  // the device that changed places with device 0
   cudaError_t lost[kDevices] = {};
   int64_t allocation_to_fail = 0;
   int64_t call_to_fail = 0;
@@ -70,6 +79,9 @@ void read_environment(Machine& machine) {
     machine.call_to_fail = number_after("=");
     machine.error_to_return = static_cast<cudaError_t>(number_after(":"));
   }
+  if (fault.rfind("first-device=", 0) == 0) {
+    machine.first = static_cast<int>(number_after("=")) % kDevices;
+  }
 }
 
 Machine& machine() {
@@ -80,6 +92,14 @@ Machine& machine() {
   }();
   return the_machine;
 }
+
+/// Of a device its kind, and the other way round.
+int swap_first(int place) {
+  const int first = machine().first;
+  return place == 0 ? first : place == first ? 0 : place;
+}
+
+const Capability& capability_of(int device) { return kCapabilities[swap_first(device)]; }
 
 /// Errors after which a context answers nothing any more.
 bool breaks_context(cudaError_t error) {
@@ -201,6 +221,7 @@ void reset_machine() {
 
 void remove_driver() { machine().driver = false; }
 void remove_devices() { machine().devices = 0; }
+int index_of(DeviceKind kind) { return swap_first(kind); }
 void fail_allocation(int64_t k) { machine().allocation_to_fail = k; }
 void fail_call(int64_t k, cudaError_t error) {
   machine().call_to_fail = k;
@@ -224,6 +245,10 @@ cudaError_t launch_kernel(const void* kernel, const Launch& launch, cudaStream_t
     const int allowed = limit == now.shared_limits.end() ? 48 * 1024 : limit->second;
     if (launch.shared_bytes > static_cast<size_t>(allowed)) return cudaErrorInvalidValue;
     if (current_device != stream->device) return cudaErrorInvalidResourceHandle;
+    if (!launch.together &&
+        launch.cluster > static_cast<unsigned>(capability_of(current_device).cluster)) {
+      return cudaErrorInvalidConfiguration;
+    }
     if (launch.together && launch.grid.x > kMultiprocessors * kBlocksOfAMultiprocessor) {
       return cudaErrorCooperativeLaunchTooLarge;
     }
@@ -251,7 +276,7 @@ cudaError_t count_clusters(int* count, int blocks) {
   return call(current_device, [&](Machine& now) {
     *count = kResidentBlocks / blocks;
     if (blocks > 8) *count = std::min(*count, now.resident_clusters);
-    return blocks <= 16 ? cudaSuccess : cudaErrorInvalidValue;
+    return blocks <= capability_of(current_device).cluster ? cudaSuccess : cudaErrorInvalidValue;
   });
 }
 
@@ -284,13 +309,11 @@ cudaError_t cudaSetDevice(int device) {
   current_device = device;
   return call(device, [](Machine&) { return cudaSuccess; });
 }
-/// One of Hopper, one of Ampere and one of Turing.
-static int major_of(int device) { return 9 - device; }
-static int minor_of(int device) { return device == 2 ? 5 : 0; }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   if (device < 0 || device >= kDevices) return give(cudaErrorInvalidDevice);
   return call(device, [&](Machine&) {
-    *properties = {"Model of a GPU", kDeviceBytes, major_of(device), minor_of(device),
+    const Capability& capability = capability_of(device);
+    *properties = {"Model of a GPU", kDeviceBytes, capability.major, capability.minor,
                    kMultiprocessors};
     return cudaSuccess;
   });
@@ -298,11 +321,12 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
   if (device < 0 || device >= kDevices) return give(cudaErrorInvalidDevice);
   return call(device, [&](Machine&) {
+    const Capability& capability = capability_of(device);
     const std::map<int, int> values = {
         {cudaDevAttrMultiProcessorCount, kMultiprocessors},
-        {cudaDevAttrComputeCapabilityMajor, major_of(device)},
-        {cudaDevAttrComputeCapabilityMinor, minor_of(device)},
-        {cudaDevAttrMaxSharedMemoryPerBlockOptin, kSharedBytesOfABlock[device]}};
+        {cudaDevAttrComputeCapabilityMajor, capability.major},
+        {cudaDevAttrComputeCapabilityMinor, capability.minor},
+        {cudaDevAttrMaxSharedMemoryPerBlockOptin, capability.shared_bytes}};
     const auto found = values.find(attribute);
     if (found == values.end()) return cudaErrorInvalidValue;
     *value = found->second;
@@ -334,7 +358,7 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event) {
 
 cudaError_t cudaMemPoolCreate(cudaMemPool_t* pool, const cudaMemPoolProps* properties) {
   return call(properties->location.id, [&](Machine&) {
-    static Pool pools[kDevices] = {{0}, {1}, {2}};  // they live as long as the process
+    static Pool pools[kDevices] = {{0}, {1}, {2}, {3}};  // they live as long as the process
     *pool = &pools[properties->location.id];
     return cudaSuccess;
   });
@@ -381,7 +405,7 @@ cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t 
 cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value) {
   return call(current_device, [&](Machine& now) {
     if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
-    if (value > kSharedBytesOfABlock[current_device]) return cudaErrorInvalidValue;
+    if (value > capability_of(current_device).shared_bytes) return cudaErrorInvalidValue;
     int& limit = now.shared_limits[{current_device, kernel}];
     if (value < limit) {
       note_fault("the shared memory of a kernel was limited to less than another thread may want");

@@ -2,7 +2,8 @@
 
 // Makes the modelled machine fail, for tests. A program that only opens the library sets the
 // environment variable CLUSTER_ATTENTION_CUDA_MODEL instead, before its first call, to one of
-//   no-driver    no-device    fail-allocation=K    fail-call=K:CODE
+//   no-driver    no-device    fail-allocation=K    fail-call=K:CODE    first-device=K
+// The last is for whole programs: the machine's first device and its K-th change places.
 
 #include <cstdint>
 
@@ -10,7 +11,7 @@
 
 namespace cuda_model {
 
-/// A machine as at the start: three devices with a driver, no failure to come, none lost.
+/// A machine as at the start: four devices with a driver, no failure to come, none lost.
 void reset_machine();
 void remove_driver();
 void remove_devices();
@@ -27,8 +28,11 @@ int64_t launches();
 /// Everything that was allocated (memory, streams, events) and not freed yet.
 int64_t live_objects();
 int64_t device_bytes_in_use();
-/// What a multiprocessor of each device offers to a block.
-constexpr int kSharedBytesOfABlock[] = {227 * 1024, 163 * 1024, 64 * 1024};
+/// The devices: of Hopper, of Ampere, of Turing, and of Blackwell for desktops, which has clusters
+/// but little shared memory.
+enum DeviceKind { kHopper, kAmpere, kTuring, kDesktop, kDevices };
+/// The device of that kind: where it stands in this machine.
+int index_of(DeviceKind kind);
 constexpr int kMultiprocessors = 4;
 constexpr int kBlocksOfAMultiprocessor = 2;
 

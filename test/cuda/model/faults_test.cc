@@ -123,11 +123,12 @@ void nothing(Nothing) {}
 
 TEST_ONCE("CUDA faults: to ask for clusters frees nothing, even where memory is out") {
   const Machine machine;
-  Device device;
+  Device device(Storage::float32, cuda_model::index_of(cuda_model::kHopper));
   DeviceWorkspace::Scope scope(device.session()->workspace());
   char* part = nullptr;
   CHECK(scope.allocate(&part, 1 << 20).ok());
   const int64_t before = cuda_model::device_bytes_in_use();
+  const DeviceScope current(device.session()->device());
   const LaunchShape shape{16, 32, 60 * 1024, 16};
   CHECK_EQUAL(count_resident_clusters(*device.session(), shape, nothing), 8);
   for (int64_t k = 1; k <= 3; ++k) {
@@ -142,7 +143,7 @@ TEST_ONCE("CUDA faults: a session knows which clusters its device runs") {
   const Machine machine;
   for (int count : {0, 1, 7}) {
     cuda_model::limit_resident_clusters(count);
-    const Device device;
+    const Device device(Storage::float32, cuda_model::index_of(cuda_model::kHopper));
     const ClusterLimits& limits = device.session()->limits();
     CHECK_EQUAL(limits.resident_clusters(1), device.session()->multiprocessors());
     CHECK_EQUAL(limits.resident_clusters(8), 16);
