@@ -291,10 +291,12 @@ bool KeyTileGradient::finish_rows(const AttendingRows& rows, const OutputRows& t
     return simd().unpack(sum, tile.columns, dim, factors, first, target.row_stride, nullptr);
   }
   // Earlier slots are in the gradients already.
-  const bool finite = simd().unpack(sum, tile.columns, dim, factors, scratch, dim, nullptr);
+  simd().unpack(sum, tile.columns, dim, factors, scratch, dim, nullptr);
+  bool finite = true;
   for (int64_t i = 0; i < tile.columns; ++i) {
     float* row = first + i * target.row_stride;
     for (int64_t d = 0; d < dim; ++d) row[d] += scratch[i * dim + d];
+    finite &= all_finite(row, dim);
   }
   return finite;
 }

@@ -253,6 +253,31 @@ TEST("clustered attention gradient: NaN and Inf are named") {
   }
 }
 
+/// A key that is a top key of the first chunk of clusters alone; what the last one adds to its
+/// gradient leaves the range of float32.
+TEST_ONCE("clustered attention gradient: a sum over chunks of clusters that overflows is noticed") {
+  Case which = small_case(Layout::bhld);
+  which.batch = which.heads = which.head_dim = which.value_dim = 1;
+  which.query_length = which.clusters = 5000;
+  which.key_length = 2;
+  which.query_lengths = {5000};
+  which.key_lengths = {2};
+  Fixture fixture(which, Grouping::given, 1);
+  const auto last = static_cast<size_t>(which.query_length - 1);
+  for (size_t i = 0; i <= last; ++i) {
+    fixture.given_labels[i] = static_cast<int32_t>(i);
+    fixture.query[i] = i == 0 ? 20.0f : i == last ? -0.5f : -20.0f;
+    fixture.made.output_gradient_data[i] = i == 0 || i == last ? 3e38f : 0.0f;
+  }
+  fixture.key[0] = 1.0f;
+  fixture.key[1] = -1.0f;
+  fixture.value[0] = fixture.value[1] = 0.0f;
+  fixture.run_forward();
+  CHECK_EQUAL(describe(run_fresh(fixture.problem, fixture.outputs)), "overflow");
+  fixture.made.output_gradient_data[last] = 1e37f;
+  CHECK_RUNS(fixture.problem, fixture.outputs);
+}
+
 TEST("clustered attention gradient: wrong choices are named") {
   Fixture fixture(find_case("prime"), Grouping::given, 5);
   int32_t* labels = fixture.problem.forward.labels;
