@@ -64,6 +64,15 @@ Status run(Fixture& fixture, Device& device, Precision precision = Precision::fl
   return run(fixture, device, fixture.problem, precision);
 }
 
+/// Whether there is a result: the call runs, or is refused as docs/gpu.md says.
+template <typename Fixture>
+bool check_runs(Fixture& fixture, Device& device, Precision precision = Precision::float32) {
+  const std::string expected = expected_status(device, fixture.inputs.shape, precision);
+  CHECK_EQUAL(describe(run(fixture, device, precision)), expected);
+  CHECK(!device.non_finite());
+  return expected == "ok";
+}
+
 template <typename Fixture>
 void check_wanted_alone_on(Fixture& fixture, Precision precision = Precision::float32) {
   check_wanted_alone(fixture, [&](const auto& problem) {
