@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "native/core/shape.h"
+#include "native/kernels/cast_affinity.h"
 #include "native/kernels/cast_clusters.h"
 #include "native/kernels/cast_combination.h"
 #include "native/kernels/cast_selection.h"

@@ -41,8 +41,8 @@ Status CastState::allocate(int64_t pair_size, int64_t scratch_size) {
   const int64_t blocks = std::max(kStretchSize / std::max(clusters, int64_t{1}) / simd.lanes,
                                   kBlocksPerWorker * context.workers());
   stretch = top_k ? std::min(tokens, blocks * simd.lanes) : tokens;
-  affinity_stride = top_k ? padded_column<float>(stretch) : tokens;
-  const int64_t affinity_size = selects() ? checked_size(clusters, affinity_stride) : 0;
+  affinity_stride = top_k ? padded_column<float>(stretch) : 0;
+  const int64_t affinity_size = checked_size(clusters, affinity_stride);
   const int64_t heads_size = checked_size(shape.heads, pair_size);
   if (affinity_size < 0 || heads_size < 0) return Status::out_of_memory();
 
@@ -70,37 +70,39 @@ Status CastState::allocate_sequences() {
   const int64_t tokens = problem.inputs.shape.key_length;
   const int64_t clusters = problem.clusters;
   const int64_t slots = clusters * problem.cluster_size;
-  const bool single = problem.selection == Selection::single_assignment;
 
   Workspace& workspace = context.workspace();
   sequences = workspace.allocate<CastSequence>(group);
   float* gates = workspace.allocate<float>(checked_size(group, 4, tokens));
-  Candidate* best = workspace.allocate<Candidate>(single ? checked_size(group, tokens) : 0);
-  int32_t* open = workspace.allocate<int32_t>(single ? checked_size(group, clusters) : 0);
   int32_t* counts = workspace.allocate<int32_t>(checked_size(group, clusters));
   int32_t* members = workspace.allocate<int32_t>(checked_size(group, slots));
   int64_t* offsets = workspace.allocate<int64_t>(checked_size(group, tokens + 2));
   CastSlot* places = workspace.allocate<CastSlot>(checked_size(group, slots));
-  if (sequences == nullptr || gates == nullptr || best == nullptr || open == nullptr ||
-      counts == nullptr || members == nullptr || offsets == nullptr || places == nullptr) {
+  if (sequences == nullptr || gates == nullptr || counts == nullptr || members == nullptr ||
+      offsets == nullptr || places == nullptr) {
     return Status::out_of_memory();
   }
-  const int64_t affinity_size = selects() ? clusters * affinity_stride : 0;
   for (int64_t i = 0; i < group; ++i) {
     CastSequence* sequence = new (sequences + i) CastSequence{};
     sequence->query_gate = gates + 4 * i * tokens;
     sequence->key_gate = sequence->query_gate + tokens;
     sequence->query_factor = sequence->key_gate + tokens;
     sequence->key_factor = sequence->query_factor + tokens;
-    sequence->affinity = pairs + i * affinity_size;
-    sequence->best = single ? best + i * tokens : nullptr;
-    sequence->open = single ? open + i * clusters : nullptr;
+    sequence->affinity = pairs + i * clusters * affinity_stride;
     sequence->counts = counts + i * clusters;
     sequence->members = members + i * slots;
     sequence->offsets = offsets + i * (tokens + 2);
     sequence->slots = places + i * slots;
   }
-  return problem.selection == Selection::top_k ? allocate_shortlists() : Status::success();
+  switch (problem.selection) {
+    case Selection::top_k:
+      return allocate_shortlists();
+    case Selection::single_assignment:
+      return allocate_choices();
+    case Selection::given:
+      break;
+  }
+  return Status::success();
 }
 
 Status CastState::allocate_shortlists() {
@@ -120,11 +122,29 @@ Status CastState::allocate_shortlists() {
   return Status::success();
 }
 
+Status CastState::allocate_choices() {
+  const int64_t tokens = problem.inputs.shape.key_length;
+  const int64_t window = std::min(tokens, kClusterChoices * problem.cluster_size);
+  Workspace& workspace = context.workspace();
+  auto* order = workspace.allocate<Candidate>(checked_size(group, tokens));
+  auto* choices = workspace.allocate<int32_t>(checked_size(group, tokens, kClusterChoices));
+  auto* waiting = workspace.allocate<int32_t>(checked_size(group, window));
+  if (order == nullptr || choices == nullptr || waiting == nullptr) return Status::out_of_memory();
+  for (int64_t i = 0; i < group; ++i) {
+    sequences[i].order = order + i * tokens;
+    sequences[i].choices = choices + i * tokens * kClusterChoices;
+    sequences[i].waiting = waiting + i * window;
+  }
+  return Status::success();
+}
+
 void CastState::begin_group(int64_t first_batch, int64_t count) {
   const AttentionInputs& inputs = problem.inputs;
   for (int64_t i = 0; i < count; ++i) {
     sequences[i].batch = first_batch + i;
     sequences[i].tokens = real_length(inputs.key_lengths, first_batch + i, inputs.shape.key_length);
+    sequences[i].served = 0;
+    std::fill_n(sequences[i].counts, problem.clusters, 0);
   }
 }
 

@@ -18,6 +18,10 @@ struct CastSlot {
   int32_t slot;
 };
 
+/// Clusters among which a token of a single assignment chooses before its affinities are formed
+/// again.
+constexpr int64_t kClusterChoices = 8;
+
 /// The scratch of one sequence of the group.
 struct CastSequence {
   int64_t batch;   // in the problem
@@ -29,11 +33,16 @@ struct CastSequence {
   float* query_factor;  // softplus1(phi), step 6
   float* key_factor;    // softplus1(-phi), step 5
 
-  // Step 2, for the selections that need it.
-  float* affinity;        // A_g: (C, affinity_stride) of a stretch for Top-K, else (N, C)
-  Shortlist* shortlists;  // (C), the best tokens of the stretches so far; Top-K only
-  Candidate* best;        // (N), each token's best affinity; single assignment only
-  int32_t* open;          // (C), clusters with room; single assignment only
+  // Top-K.
+  float* affinity;        // A_g of a stretch: (C, affinity_stride)
+  Shortlist* shortlists;  // (C), the best tokens of the stretches so far
+
+  // Single assignment.
+  Candidate* order;  // (N), each token with its best affinity
+  int32_t* choices;  // (N,kClusterChoices), each token's best clusters, best first; -1: none
+  int32_t* waiting;  // tokens that have no choice left
+  int64_t waiting_count;
+  int64_t served;  // tokens, of those in order
 
   // Step 3.
   int32_t* counts;   // (C), members of each cluster
@@ -56,7 +65,7 @@ struct CastState {
 
   int64_t group = 0;            // sequences processed together
   int64_t wave = 0;             // (sequence, head) pairs processed together, at most group * H
-  int64_t stretch = 0;          // tokens whose affinities are held together: all but for Top-K
+  int64_t stretch = 0;          // tokens that are scored together: all but for Top-K
   int64_t affinity_stride = 0;  // from cluster to cluster; not a power of two
   float* packed_surrogates = nullptr;  // (H, tiles of lanes clusters, D, lanes), step 1
   CastSequence* sequences = nullptr;   // (group)
@@ -81,6 +90,7 @@ struct CastState {
  private:
   Status allocate_sequences();
   Status allocate_shortlists();
+  Status allocate_choices();
 
   float* scratch_ = nullptr;
   int64_t scratch_size_ = 0;

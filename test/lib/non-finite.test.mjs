@@ -235,4 +235,21 @@ describe('propagate', () => {
     const { indices: chosen } = await imported.improvedClusteredAttention(options);
     expect(chosen[0]).toBe(13);
   });
+
+  test('single assignment: tokens of NaN alone go to the clusters in order', async () => {
+    const shape = { batch: 1, heads: 1, queryLength: 60, keyLength: 60, headDim: 4 };
+    const { indices: members } = await imported.castAttention({
+      ...attentionInputs(shape, 1550),
+      shape,
+      query: new Float32Array(60 * 4).fill(NaN),
+      surrogates: normals(20 * 4, 1551),
+      gate: normals(60, 1552),
+      clusters: 20,
+      clusterSize: 3,
+      selection: 'singleAssignment',
+      nonFinite: 'propagate',
+      details: true,
+    });
+    expect(members).toEqual(Int32Array.from({ length: 60 }, (_, i) => i));
+  });
 });

@@ -99,16 +99,15 @@ TEST_ONCE("CAST: tokens in stretches") {
   check_same_bytes(fixture.arrays.snapshot(), expected, "40 threads");
 }
 
-/// Of a single assignment the affinities of two of three batch entries are held at a time; clusters
-/// of two of three heads.
+/// Two of three batch entries are worked on at a time; clusters of two of three heads.
 std::vector<Case> grouped_cases() {
   Case one = find_case("usual");
   one.batch = 3;
   one.heads = 1;
-  one.query_length = one.key_length = 1000;
-  one.head_dim = one.value_dim = 2;
-  one.clusters = 1000;
-  one.cluster_size = 1;
+  one.query_length = one.key_length = 100;
+  one.head_dim = 2;
+  one.value_dim = 9000;
+  one.clusters = one.cluster_size = 10;
   Case other = find_case("usual");
   other.batch = 1;
   other.heads = 3;
@@ -192,6 +191,49 @@ TEST("CAST: single assignment covers every token once") {
         CHECK_EQUAL(std::count(first, first + per_batch, token), token < real ? 1 : 0);
       }
       CHECK_EQUAL(fixture.problem.coverage[b], 1.0);
+    }
+  }
+}
+
+/// Tokens of the same direction, which prefer the clusters in the same order, the longer ones more:
+/// most choose again and again, in each batch entry other clusters.
+Fixture contested_tokens(int32_t tokens, int64_t clusters, int64_t cluster_size,
+                         Activation activation) {
+  Case which = find_case("usual");
+  which.batch = 4;
+  which.heads = 2;
+  which.query_length = which.key_length = tokens;
+  which.query_lengths = which.key_lengths = {tokens, tokens / 10, tokens, tokens - 7};
+  which.head_dim = which.value_dim = 5;
+  which.clusters = clusters;
+  which.cluster_size = cluster_size;
+  Fixture fixture(which, Selection::single_assignment, activation);
+  const std::vector<float> directions =
+      random_floats(which.batch * which.heads * which.head_dim, 44);
+  for (int64_t sequence = 0; sequence < which.batch * which.heads; ++sequence) {
+    const float* direction = directions.data() + sequence * which.head_dim;
+    for (int64_t n = 0; n < tokens; ++n) {
+      // In an order of their own, apart by more than rounding.
+      const float length = 1.0f + static_cast<float>(n * 8 % tokens) / static_cast<float>(tokens);
+      for (int64_t d = 0; d < which.head_dim; ++d) {
+        const int64_t place = (sequence * tokens + n) * which.head_dim + d;
+        fixture.query[place] = fixture.key[place] = length * direction[d];
+      }
+    }
+  }
+  std::fill_n(fixture.gate, which.batch * tokens, 0.5f);
+  return fixture;
+}
+
+TEST("CAST: tokens of a single assignment whose clusters are all full choose again") {
+  for (Activation activation : kActivations) {
+    for (const int64_t size : {10, 11, 1}) {
+      const Scope scope("clusters of " + std::to_string(size) +
+                        cast_options_name(Selection::single_assignment, activation));
+      Fixture fixture = size == 1 ? contested_tokens(97, 97, size, activation)
+                                  : contested_tokens(297, 30, size, activation);
+      check_reference(fixture);
+      check_promises(fixture.problem, fixture.arrays, fixture.inputs.shape.batch, one_cast_batch);
     }
   }
 }
