@@ -31,10 +31,10 @@ struct AffinityScratch {
   float* rows;       // (lanes, D), of listed tokens
 };
 
-/// f over the clusters of the affinities of a block of tokens, summed over the heads. score: (C,
+/// f over the clusters of the affinities of a tile of tokens, summed over the heads. score: (C,
 /// lanes). False if a sum was not finite.
 bool score_tokens(const CastState& state, const InputRows& rows, const CastSequence& sequence,
-                  const TokenBlock& block, const AffinityScratch& scratch, float* score) {
+                  const TokenTile& tile, const AffinityScratch& scratch, float* score) {
   const CastAttentionProblem& problem = state.problem;
   const int64_t heads = problem.inputs.shape.heads;
   const int64_t head_dim = problem.inputs.shape.head_dim;
@@ -42,28 +42,28 @@ bool score_tokens(const CastState& state, const InputRows& rows, const CastSeque
   const int64_t stride = affinity_row_stride(state);
   const int64_t tiles = surrogate_tiles(state);
   for (int64_t h = 0; h < heads && !state.context.cancelled(); ++h) {
-    for (int64_t i = 0; h + 1 < heads && i < block.count; ++i) {
-      prefetch_row(rows.row(sequence.batch, h + 1, block.token(i)), head_dim);
+    for (int64_t i = 0; h + 1 < heads && i < tile.count; ++i) {
+      prefetch_row(rows.row(sequence.batch, h + 1, tile.token(i)), head_dim);
     }
-    const float* tokens = rows.row(sequence.batch, h, block.first);
+    const float* tokens = rows.row(sequence.batch, h, tile.first);
     int64_t token_stride = rows.row_stride;
-    if (block.tokens != nullptr) {
-      for (int64_t i = 0; i < block.count; ++i) {
-        std::copy_n(rows.row(sequence.batch, h, block.tokens[i]), head_dim,
+    if (tile.tokens != nullptr) {
+      for (int64_t i = 0; i < tile.count; ++i) {
+        std::copy_n(rows.row(sequence.batch, h, tile.tokens[i]), head_dim,
                     scratch.rows + i * head_dim);
       }
       tokens = scratch.rows;
       token_stride = head_dim;
     }
-    for (int64_t tile = 0; tile < tiles; ++tile) {
-      state.simd.multiply(tokens, token_stride, 1, block.count, head_dim,
-                          state.packed_surrogates + (h * tiles + tile) * head_dim * lanes, lanes,
-                          std::min(lanes, problem.clusters - tile * lanes),
-                          scratch.sums + tile * lanes, stride, h > 0);
+    for (int64_t packed = 0; packed < tiles; ++packed) {
+      state.simd.multiply(tokens, token_stride, 1, tile.count, head_dim,
+                          state.packed_surrogates + (h * tiles + packed) * head_dim * lanes, lanes,
+                          std::min(lanes, problem.clusters - packed * lanes),
+                          scratch.sums + packed * lanes, stride, h > 0);
     }
   }
-  state.simd.pack(scratch.sums, stride, nullptr, block.count, problem.clusters, score);
-  return activate_rows(state.simd, problem.activation, score, problem.clusters, block.count, 1.0f);
+  state.simd.pack(scratch.sums, stride, nullptr, tile.count, problem.clusters, score);
+  return activate_rows(state.simd, problem.activation, score, problem.clusters, tile.count, 1.0f);
 }
 
 }  // namespace
@@ -114,39 +114,39 @@ void fill_gates(const CastState& state, const CastSequence& sequence, int64_t fi
   if (!finite) state.context.mark_non_finite();
 }
 
-void form_affinities(const CastState& state, const CastSequence& sequence, const TokenBlock& block,
+void form_affinities(const CastState& state, const CastSequence& sequence, const TokenTile& tile,
                      int worker, float* affinity, int64_t stride) {
   // query, key: (count, D) of every head -> affinity: (C, count)
   const AttentionInputs& inputs = state.problem.inputs;
   const int64_t lanes = state.simd.lanes;
   const AffinityScratch scratch(state, worker);
   const bool query_finite =
-      score_tokens(state, inputs.query, sequence, block, scratch, scratch.score);
+      score_tokens(state, inputs.query, sequence, tile, scratch, scratch.score);
   const bool key_finite =
-      score_tokens(state, inputs.key, sequence, block, scratch, scratch.key_score);
+      score_tokens(state, inputs.key, sequence, tile, scratch, scratch.key_score);
   if (!query_finite || !key_finite) state.context.mark_non_finite();
 
   float query_gate[kMaximumLanes];
   float key_gate[kMaximumLanes];
-  for (int64_t i = 0; i < block.count; ++i) {
-    query_gate[i] = sequence.query_gate[block.token(i)];
-    key_gate[i] = sequence.key_gate[block.token(i)];
+  for (int64_t i = 0; i < tile.count; ++i) {
+    query_gate[i] = sequence.query_gate[tile.token(i)];
+    key_gate[i] = sequence.key_gate[tile.token(i)];
   }
   for (int64_t c = 0; c < state.problem.clusters; ++c) {
     const float* query_part = scratch.score + c * lanes;
     const float* key_part = scratch.key_score + c * lanes;
     float* target = affinity + c * stride;
-    for (int64_t i = 0; i < block.count; ++i) {
+    for (int64_t i = 0; i < tile.count; ++i) {
       target[i] = query_gate[i] * query_part[i] + key_gate[i] * key_part[i];
     }
   }
 }
 
 float* form_affinity_rows(const CastState& state, const CastSequence& sequence,
-                          const TokenBlock& block, int worker) {
+                          const TokenTile& tile, int worker) {
   const AffinityScratch scratch(state, worker);
-  form_affinities(state, sequence, block, worker, scratch.score, state.simd.lanes);
-  state.simd.unpack(scratch.score, block.count, state.problem.clusters, nullptr, scratch.sums,
+  form_affinities(state, sequence, tile, worker, scratch.score, state.simd.lanes);
+  state.simd.unpack(scratch.score, tile.count, state.problem.clusters, nullptr, scratch.sums,
                     affinity_row_stride(state), nullptr);
   return scratch.sums;
 }

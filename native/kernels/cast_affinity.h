@@ -12,7 +12,7 @@
 namespace cluster_attention::kernels {
 
 /// Up to simd.lanes tokens of a sequence, whose affinities are formed together.
-struct TokenBlock {
+struct TokenTile {
   const int32_t* tokens = nullptr;  // (count); null: those from `first` on
   int64_t first = 0;
   int64_t count = 0;
@@ -27,15 +27,15 @@ Status pack_surrogates(const CastState& state);
 /// Notices a logit that is not finite.
 void fill_gates(const CastState& state, const CastSequence& sequence, int64_t first, int64_t count);
 
-/// A_g of a block whose gates are there: affinity (C, count), rows `stride` apart. Notices sums
+/// A_g of a tile whose gates are there: affinity (C, count), rows `stride` apart. Notices sums
 /// that are not finite.
-void form_affinities(const CastState& state, const CastSequence& sequence, const TokenBlock& block,
+void form_affinities(const CastState& state, const CastSequence& sequence, const TokenTile& tile,
                      int worker, float* affinity, int64_t stride);
 
 /// The same, one row of all clusters for each token: (count, C), rows affinity_row_stride() apart.
 /// They stay there until the worker forms others.
 float* form_affinity_rows(const CastState& state, const CastSequence& sequence,
-                          const TokenBlock& block, int worker);
+                          const TokenTile& tile, int worker);
 int64_t affinity_row_stride(const CastState& state);
 
 /// Floats of scratch that a worker needs here.

@@ -43,17 +43,17 @@ void take_given(const CastState& state, const CastSequence& sequence) {
   }
 }
 
-/// Gates of a block of a stretch of the tokens, and what the selection wants of its affinities.
-void score_block(const CastState& state, const CastSequence& sequence, const Range& stretch,
-                 const TokenBlock& block, int worker) {
-  fill_gates(state, sequence, block.first, block.count);
+/// Gates of a tile of a stretch of the tokens, and what the selection wants of its affinities.
+void score_tile(const CastState& state, const CastSequence& sequence, const Range& stretch,
+                const TokenTile& tile, int worker) {
+  fill_gates(state, sequence, tile.first, tile.count);
   switch (state.problem.selection) {
     case Selection::top_k:
-      form_affinities(state, sequence, block, worker,
-                      sequence.affinity + block.first - stretch.begin, state.affinity_stride);
+      form_affinities(state, sequence, tile, worker, sequence.affinity + tile.first - stretch.begin,
+                      state.affinity_stride);
       break;
     case Selection::single_assignment:
-      choose_clusters(state, sequence, block, worker);
+      choose_clusters(state, sequence, tile, worker);
       break;
     case Selection::given:
       break;
@@ -61,21 +61,21 @@ void score_block(const CastState& state, const CastSequence& sequence, const Ran
 }
 
 Status score_stretch(const CastState& state, int64_t count, const Range& stretch) {
-  // tasks: (sequence, block of tokens)
+  // tasks: (sequence, tile of tokens)
   const AttentionShape& shape = state.problem.inputs.shape;
   const int64_t lanes = state.simd.lanes;
-  const int64_t blocks = divide_up(stretch.end - stretch.begin, lanes);
+  const int64_t tiles = divide_up(stretch.end - stretch.begin, lanes);
   const double tokens = static_cast<double>(count * (stretch.end - stretch.begin));
   const double products =
       tokens * static_cast<double>(state.problem.clusters * shape.heads * shape.head_dim);
   return state.context.parallel(
-      count * blocks,
+      count * tiles,
       [&](int64_t task, int worker) {
-        const CastSequence& sequence = state.sequences[task / blocks];
-        TokenBlock block;
-        block.first = stretch.begin + task % blocks * lanes;
-        block.count = std::min(lanes, sequence.tokens - block.first);
-        if (block.count > 0) score_block(state, sequence, stretch, block, worker);
+        const CastSequence& sequence = state.sequences[task / tiles];
+        TokenTile tile;
+        tile.first = stretch.begin + task % tiles * lanes;
+        tile.count = std::min(lanes, sequence.tokens - tile.first);
+        if (tile.count > 0) score_tile(state, sequence, stretch, tile, worker);
       },
       state.selects() ? 4.0 * products : 100.0 * tokens);
 }

@@ -42,14 +42,14 @@ void keep_best(const CastState& state, const CastSequence& sequence, const float
   std::fill(choices + size, choices + kClusterChoices, -1);
 }
 
-/// Lets a block of tokens choose among the clusters with room; returns their affinities, as
+/// Lets a tile of tokens choose among the clusters with room; returns their affinities, as
 /// form_affinity_rows() does.
-const float* choose(const CastState& state, const CastSequence& sequence, const TokenBlock& block,
+const float* choose(const CastState& state, const CastSequence& sequence, const TokenTile& tile,
                     int worker) {
-  const float* rows = form_affinity_rows(state, sequence, block, worker);
-  for (int64_t i = 0; i < block.count; ++i) {
+  const float* rows = form_affinity_rows(state, sequence, tile, worker);
+  for (int64_t i = 0; i < tile.count; ++i) {
     keep_best(state, sequence, rows + i * affinity_row_stride(state),
-              sequence.choices + block.token(i) * kClusterChoices);
+              sequence.choices + tile.token(i) * kClusterChoices);
   }
   return rows;
 }
@@ -85,11 +85,11 @@ void serve_tokens(const CastState& state, CastSequence& sequence) {
 
 }  // namespace
 
-void choose_clusters(const CastState& state, const CastSequence& sequence, const TokenBlock& block,
+void choose_clusters(const CastState& state, const CastSequence& sequence, const TokenTile& tile,
                      int worker) {
-  const float* rows = choose(state, sequence, block, worker);
-  for (int64_t i = 0; i < block.count; ++i) {
-    const int64_t token = block.token(i);
+  const float* rows = choose(state, sequence, tile, worker);
+  for (int64_t i = 0; i < tile.count; ++i) {
+    const int64_t token = tile.token(i);
     const int32_t best = sequence.choices[token * kClusterChoices];
     sequence.order[token] =
         make_candidate(rows[i * affinity_row_stride(state) + best], static_cast<int32_t>(token));
@@ -116,17 +116,17 @@ Status assign_tokens(const CastState& state, int64_t count) {
     int64_t most = 0;
     for (int64_t i = 0; i < count; ++i) most = std::max(most, state.sequences[i].waiting_count);
     if (most == 0) return Status::success();
-    // tasks: (sequence, block of waiting tokens)
-    const int64_t blocks = divide_up(most, lanes);
+    // tasks: (sequence, tile of waiting tokens)
+    const int64_t tiles = divide_up(most, lanes);
     CA_RETURN_IF_ERROR(state.context.parallel(
-        count * blocks,
+        count * tiles,
         [&](int64_t task, int worker) {
-          const CastSequence& sequence = state.sequences[task / blocks];
-          const int64_t first = task % blocks * lanes;
-          TokenBlock block;
-          block.tokens = sequence.waiting + first;
-          block.count = std::min(lanes, sequence.waiting_count - first);
-          if (block.count > 0) choose(state, sequence, block, worker);
+          const CastSequence& sequence = state.sequences[task / tiles];
+          const int64_t first = task % tiles * lanes;
+          TokenTile tile;
+          tile.tokens = sequence.waiting + first;
+          tile.count = std::min(lanes, sequence.waiting_count - first);
+          if (tile.count > 0) choose(state, sequence, tile, worker);
         },
         4.0 * products * static_cast<double>(count * most)));
   }

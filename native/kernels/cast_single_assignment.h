@@ -17,8 +17,8 @@
 
 namespace cluster_attention::kernels {
 
-/// Lets a block of consecutive tokens choose for the first time.
-void choose_clusters(const CastState& state, const CastSequence& sequence, const TokenBlock& block,
+/// Lets a tile of consecutive tokens choose for the first time.
+void choose_clusters(const CastState& state, const CastSequence& sequence, const TokenTile& tile,
                      int worker);
 
 /// Members and counts of the first `count` sequences of the group, all tokens of which have chosen.

@@ -130,25 +130,28 @@ TEST_ONCE("CAST: batch entries in groups, heads in waves") {
   }
 }
 
-TEST("CAST: a softmax over many clusters keeps the bound") {
-  Case which = find_case("usual");
-  which.batch = which.heads = 1;
-  which.key_length = 160;
-  which.clusters = 20'000;
-  which.cluster_size = 1;
-  which.head_dim = which.value_dim = 2;
-  Fixture fixture(which, Selection::given);
-  for (int64_t c = 0; c < which.clusters; ++c) {
-    fixture.given[c] = static_cast<int32_t>(c % which.key_length);
+TEST("CAST: many clusters, and many of a token, keep the bound") {
+  for (const int64_t tokens : {160, 2}) {
+    const Scope scope(std::to_string(tokens) + " tokens");
+    Case which = find_case("usual");
+    which.batch = which.heads = 1;
+    which.key_length = tokens;
+    which.clusters = 20'000;
+    which.cluster_size = 1;
+    which.head_dim = which.value_dim = 2;
+    Fixture fixture(which, Selection::given);
+    for (int64_t c = 0; c < which.clusters; ++c) {
+      fixture.given[c] = static_cast<int32_t>(c % which.key_length);
+    }
+    std::fill_n(fixture.key, which.key_length * which.head_dim, 1.0f);
+    std::fill_n(fixture.query, which.key_length * which.head_dim, 1.0f);
+    std::fill_n(fixture.value, which.key_length * which.value_dim, 0.1f);
+    std::fill_n(fixture.surrogates, which.clusters * which.head_dim, 0.5f);
+    std::fill_n(fixture.surrogates, which.head_dim, 1.5f);
+    CHECK_RUNS(fixture.problem, fixture.arrays);
+    fixture.arrays.snapshot();
+    CHECK_CLOSE(fixture.result(), reference::cast_attention(fixture.problem, fixture.indices()));
   }
-  std::fill_n(fixture.key, which.key_length * which.head_dim, 1.0f);
-  std::fill_n(fixture.query, which.key_length * which.head_dim, 1.0f);
-  std::fill_n(fixture.value, which.key_length * which.value_dim, 0.1f);
-  std::fill_n(fixture.surrogates, which.clusters * which.head_dim, 0.5f);
-  std::fill_n(fixture.surrogates, which.head_dim, 1.5f);
-  CHECK_RUNS(fixture.problem, fixture.arrays);
-  fixture.arrays.snapshot();
-  CHECK_CLOSE(fixture.result(), reference::cast_attention(fixture.problem, fixture.indices()));
 }
 
 TEST("CAST: scales of any size and sign") {
