@@ -4,7 +4,7 @@ import { asynchronous, synchronous } from './operation';
 import type {
   DetailedOperation,
   DetailedOperationSync,
-  OutputOptions,
+  CallOptions,
   VjpOperation,
   VjpOperationSync,
 } from './types';
@@ -16,7 +16,7 @@ import {
 } from './vjp';
 
 /** Options of {@link broadcast}. */
-export interface BroadcastOptions extends OutputOptions {
+export interface BroadcastOptions extends CallOptions {
   /** (batch,C,dim) */
   inputs: Float32Array;
   /** (batch,length): values in 0…C−1, −1 for none */
@@ -29,7 +29,7 @@ export interface BroadcastOptions extends OutputOptions {
 }
 
 /** Options of {@link aggregate}. */
-export interface AggregateOptions extends OutputOptions {
+export interface AggregateOptions extends CallOptions {
   /** (batch,length,dim) */
   inputs: Float32Array;
   /** (batch,length): values in 0…C−1, −1 for none */

@@ -7,7 +7,7 @@ import { readStart } from './start';
 import type {
   DetailedOperation,
   DetailedOperationSync,
-  OutputOptions,
+  CallOptions,
   VjpOperation,
   VjpOperationSync,
 } from './types';
@@ -19,7 +19,7 @@ import {
 } from './vjp';
 
 /** Options of {@link centroidEncode}. */
-export interface CentroidEncodeOptions extends OutputOptions, CentroidWeighting {
+export interface CentroidEncodeOptions extends CallOptions, CentroidWeighting {
   /** (batch,length,dim) */
   inputs: Float32Array;
   shape: { batch: number; length: number; dim: number; heads: number; headDim: number };

@@ -5,7 +5,7 @@ import { readStart } from './start';
 import type {
   DetailedOperation,
   DetailedOperationSync,
-  OutputOptions,
+  CallOptions,
   VjpOperation,
   VjpOperationSync,
 } from './types';
@@ -17,7 +17,7 @@ import {
 } from './vjp';
 
 /** Options of {@link centroidPool}. */
-export interface CentroidPoolOptions extends OutputOptions {
+export interface CentroidPoolOptions extends CallOptions {
   /** (batch,length,dim) */
   inputs: Float32Array;
   shape: { batch: number; length: number; dim: number };

@@ -3,10 +3,10 @@ import { CALL_OPTIONS, type Call, type Hashes } from './call';
 import { isDeviceTensor } from './device-tensor';
 import * as intrinsics from './intrinsics';
 import { asynchronous, synchronous, type Operation, type Prepared } from './operation';
-import type { AsyncOperation, CallOptions, SyncOperation } from './types';
+import type { AsyncOperation, CommonOptions, SyncOperation } from './types';
 
 /** Options of {@link hammingKMeans}. */
-export interface HammingKMeansOptions extends CallOptions {
+export interface HammingKMeansOptions extends CommonOptions {
   /** (batch,length) */
   hashes: BigUint64Array;
   shape: { batch: number; length: number };

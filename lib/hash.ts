@@ -4,10 +4,10 @@ import { CPU } from './device-name';
 import { computeSync } from './native-call';
 import { asynchronous, synchronous, type Operation, type Prepared } from './operation';
 import { MAXIMUM_DIMENSION } from './options';
-import type { CallOptions, DetailedOperation, DetailedOperationSync, OutputOptions } from './types';
+import type { CommonOptions, DetailedOperation, DetailedOperationSync, CallOptions } from './types';
 
 /** Options of {@link lshPlanes}. */
-export interface LshPlanesOptions extends OutputOptions {
+export interface LshPlanesOptions extends CallOptions {
   /** 1 to 64 */
   bits: number;
   /** Elements of the vectors to hash. */
@@ -19,7 +19,7 @@ export interface LshPlanesOptions extends OutputOptions {
 }
 
 /** Options of {@link hash}. */
-export interface HashOptions extends CallOptions {
+export interface HashOptions extends CommonOptions {
   /** (rows,dim) */
   inputs: Float32Array;
   /** (bits,dim+1): the threshold of each plane last */

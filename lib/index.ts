@@ -114,6 +114,7 @@ export type {
   AttentionShape,
   BackwardOptions,
   CallOptions,
+  CommonOptions,
   DetailedOperation,
   DetailedOperationSync,
   Device,
@@ -121,7 +122,7 @@ export type {
   DeviceVjp,
   DeviceVjpSync,
   OnDevice,
-  OutputOptions,
+  PerhapsDetails,
   SyncOperation,
   SyncOptions,
   TensorLayout,
@@ -129,4 +130,6 @@ export type {
   VjpOperation,
   VjpOperationSync,
   VjpSync,
+  WithDetails,
+  WithoutDetails,
 } from './types';

@@ -2,10 +2,10 @@ import { KMeansStart, Metric } from './binding';
 import { CALL_OPTIONS, type Call } from './call';
 import { asynchronous, synchronous, type Operation, type Prepared } from './operation';
 import { readStart } from './start';
-import type { AsyncOperation, CallOptions, SyncOperation } from './types';
+import type { AsyncOperation, CommonOptions, SyncOperation } from './types';
 
 /** Options of {@link kMeans}. */
-export interface KMeansOptions extends CallOptions {
+export interface KMeansOptions extends CommonOptions {
   /** (batch,length,dim) */
   inputs: Float32Array;
   shape: { batch: number; length: number; dim: number };
@@ -38,7 +38,10 @@ export interface KMeansResult {
   counts: Int32Array;
   /** (batch): sum of the squared distances, or of 1 − cos, to the nearest centroid */
   inertia: Float64Array;
-  /** (batch): updates that were made */
+  /**
+   * (batch): updates that were made; scikit-learn's `n_iter_` also counts the last one where it
+   * changes no label
+   */
   iterations: Int32Array;
 }
 

@@ -2,10 +2,10 @@ import type { Call } from './call';
 import { CALL_OPTIONS } from './call';
 import { invalidType } from './errors';
 import { asynchronous, synchronous, type Operation, type Prepared } from './operation';
-import type { DetailedOperation, DetailedOperationSync, OutputOptions } from './types';
+import type { DetailedOperation, DetailedOperationSync, CallOptions } from './types';
 
 /** Options of {@link matmul}. */
-export interface MatmulOptions extends OutputOptions {
+export interface MatmulOptions extends CallOptions {
   /** (batch,rows,depth); with `transposeA` (batch,depth,rows) */
   a: Float32Array;
   /** (batch,depth,columns); with `transposeB` (batch,columns,depth) */

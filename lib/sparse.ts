@@ -6,7 +6,7 @@ import { asynchronous, synchronous } from './operation';
 import type {
   DetailedOperation,
   DetailedOperationSync,
-  OutputOptions,
+  CallOptions,
   TensorLayout,
   VjpOperation,
   VjpOperationSync,
@@ -19,7 +19,7 @@ import {
 } from './vjp';
 
 /** Options of both sparse products. */
-export interface SparseOptions extends OutputOptions {
+export interface SparseOptions extends CallOptions {
   /** (B,H,L,k): keys of each query, or with `labels` (B,H,C,k): of each cluster; −1 is none. */
   indices: Int32Array;
   /** k ≥ 1: width of the lists; may exceed the key length. */

@@ -1,10 +1,10 @@
 import { CALL_OPTIONS, type Call } from './call';
 import { asynchronous, synchronous, type Operation, type Prepared } from './operation';
 import { MAXIMUM_DIMENSION } from './options';
-import type { AsyncOperation, CallOptions, SyncOperation } from './types';
+import type { AsyncOperation, CommonOptions, SyncOperation } from './types';
 
 /** Options of {@link topK}. */
-export interface TopKOptions extends CallOptions {
+export interface TopKOptions extends CommonOptions {
   /** (rows,columns) */
   scores: Float32Array;
   shape: { rows: number; columns: number };

@@ -14,8 +14,8 @@ export type Device = 'auto' | 'cpu' | 'cuda' | `cuda:${number}`;
  */
 export type TensorLayout = 'BHLD' | 'BLHD';
 
-/** Options of every operation. */
-export interface CallOptions {
+/** Options of every operation; `details` is added by the types of the operations. */
+export interface CommonOptions {
   /**
    * Default 'auto': the device of the DeviceTensors in the call, the CPU for plain arrays. With
    * 'cuda' plain arrays are copied to the GPU and the results back; it fails with
@@ -33,14 +33,12 @@ export interface CallOptions {
    * ('propagate').
    */
   nonFinite?: 'error' | 'propagate' | undefined;
-  /** Return an object with all that the operation knows, the array itself as `output`. */
-  details?: boolean | undefined;
   /** Rejects the promise with the signal's reason. Asynchronous form only. */
   signal?: AbortSignal | undefined;
 }
 
 /** Options of the operations that return one Float32Array. */
-export interface OutputOptions extends CallOptions {
+export interface CallOptions extends CommonOptions {
   /**
    * Array to write the output to and to return: of the right length and overlapping no input. A
    * call that fails leaves it as it was, or filled with NaN when a synchronous call had begun to
@@ -66,7 +64,7 @@ export interface AttentionShape {
 }
 
 /** Options of every attention kind. Arrays are dense and in the order of `layout`. */
-export interface AttentionOptions extends OutputOptions {
+export interface AttentionOptions extends CallOptions {
   /** (B,H,L,D) */
   query: Float32Array;
   /** (B,H,S,D) */
@@ -118,43 +116,54 @@ type DeviceFields<Result> = { [Name in keyof Result]: TensorOf<Result[Name]> };
 /** The options of a synchronous form, which nothing can interrupt. */
 export type SyncOptions<Options> = Omit<Options, 'signal'>;
 
+/** Asks for an object with all that the operation knows, the array itself as `output`. */
+export interface WithDetails {
+  details: true;
+}
+
+/** Asks for the array alone, the default. */
+export interface WithoutDetails {
+  details?: false | undefined;
+}
+
+/** Leaves it to the run time whether details are wanted. */
+export interface PerhapsDetails {
+  details?: boolean | undefined;
+}
+
 /** The asynchronous form of an operation that always returns an object. */
 export interface AsyncOperation<Options, Result> {
-  (options: Options): Promise<Result>;
-  (options: OnDevice<Options>): Promise<DeviceResult<Result>>;
+  (options: Options & PerhapsDetails): Promise<Result>;
+  (options: OnDevice<Options> & PerhapsDetails): Promise<DeviceResult<Result>>;
 }
 
 /** The synchronous form of an operation that always returns an object. */
 export interface SyncOperation<Options, Result> {
-  (options: SyncOptions<Options>): Result;
-  (options: OnDevice<SyncOptions<Options>>): DeviceResult<Result>;
+  (options: SyncOptions<Options> & PerhapsDetails): Result;
+  (options: OnDevice<SyncOptions<Options>> & PerhapsDetails): DeviceResult<Result>;
 }
 
 /** The asynchronous form of an operation that returns its output alone, or with `details: true` more. */
 export interface DetailedOperation<Options, Details extends { output: unknown }> {
-  (options: Options & { details: true }): Promise<Details>;
-  (options: Options & { details?: false | undefined }): Promise<Details['output']>;
-  (options: Options & { details?: boolean | undefined }): Promise<Details['output'] | Details>;
-  (options: OnDevice<Options> & { details: true }): Promise<DeviceResult<Details>>;
+  (options: Options & WithDetails): Promise<Details>;
+  (options: Options & WithoutDetails): Promise<Details['output']>;
+  (options: Options & PerhapsDetails): Promise<Details['output'] | Details>;
+  (options: OnDevice<Options> & WithDetails): Promise<DeviceResult<Details>>;
+  (options: OnDevice<Options> & WithoutDetails): Promise<DeviceResult<Details['output']>>;
   (
-    options: OnDevice<Options> & { details?: false | undefined },
-  ): Promise<DeviceResult<Details['output']>>;
-  (
-    options: OnDevice<Options> & { details?: boolean | undefined },
+    options: OnDevice<Options> & PerhapsDetails,
   ): Promise<DeviceResult<Details['output']> | DeviceResult<Details>>;
 }
 
 /** The synchronous form of an operation that returns its output alone, or with `details: true` more. */
 export interface DetailedOperationSync<Options, Details extends { output: unknown }> {
-  (options: SyncOptions<Options> & { details: true }): Details;
-  (options: SyncOptions<Options> & { details?: false | undefined }): Details['output'];
-  (options: SyncOptions<Options> & { details?: boolean | undefined }): Details['output'] | Details;
-  (options: OnDevice<SyncOptions<Options>> & { details: true }): DeviceResult<Details>;
+  (options: SyncOptions<Options> & WithDetails): Details;
+  (options: SyncOptions<Options> & WithoutDetails): Details['output'];
+  (options: SyncOptions<Options> & PerhapsDetails): Details['output'] | Details;
+  (options: OnDevice<SyncOptions<Options>> & WithDetails): DeviceResult<Details>;
+  (options: OnDevice<SyncOptions<Options>> & WithoutDetails): DeviceResult<Details['output']>;
   (
-    options: OnDevice<SyncOptions<Options>> & { details?: false | undefined },
-  ): DeviceResult<Details['output']>;
-  (
-    options: OnDevice<SyncOptions<Options>> & { details?: boolean | undefined },
+    options: OnDevice<SyncOptions<Options>> & PerhapsDetails,
   ): DeviceResult<Details['output']> | DeviceResult<Details>;
 }
 
@@ -248,22 +257,20 @@ export interface DeviceVjp<Gradients> extends Disposable {
 
 /** The asynchronous Vjp form of an operation; `details: true` adds what else it knows. */
 export interface VjpOperation<Options, Details, Gradients> {
-  (options: Options & { details: true }): Promise<Details & Vjp<Gradients>>;
-  (options: Options): Promise<Vjp<Gradients>>;
-  (
-    options: OnDevice<Options> & { details: true },
-  ): Promise<DeviceResult<Details> & DeviceVjp<Gradients>>;
-  (options: OnDevice<Options>): Promise<DeviceVjp<Gradients>>;
+  (options: Options & WithDetails): Promise<Details & Vjp<Gradients>>;
+  (options: Options & PerhapsDetails): Promise<Vjp<Gradients>>;
+  (options: OnDevice<Options> & WithDetails): Promise<DeviceResult<Details> & DeviceVjp<Gradients>>;
+  (options: OnDevice<Options> & PerhapsDetails): Promise<DeviceVjp<Gradients>>;
 }
 
 /** The synchronous Vjp form of an operation; `details: true` adds what else it knows. */
 export interface VjpOperationSync<Options, Details, Gradients> {
-  (options: SyncOptions<Options> & { details: true }): Details & VjpSync<Gradients>;
-  (options: SyncOptions<Options>): VjpSync<Gradients>;
+  (options: SyncOptions<Options> & WithDetails): Details & VjpSync<Gradients>;
+  (options: SyncOptions<Options> & PerhapsDetails): VjpSync<Gradients>;
   (
-    options: OnDevice<SyncOptions<Options>> & { details: true },
+    options: OnDevice<SyncOptions<Options>> & WithDetails,
   ): DeviceResult<Details> & DeviceVjpSync<Gradients>;
-  (options: OnDevice<SyncOptions<Options>>): DeviceVjpSync<Gradients>;
+  (options: OnDevice<SyncOptions<Options>> & PerhapsDetails): DeviceVjpSync<Gradients>;
 }
 
 /** Gradients of the inputs that all attention kinds share, in the layout of the call. */

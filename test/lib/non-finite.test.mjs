@@ -237,10 +237,10 @@ describe('propagate', () => {
   });
 
   test('single assignment: tokens of NaN alone go to the clusters in order', async () => {
-    const shape = { batch: 1, heads: 1, queryLength: 60, keyLength: 60, headDim: 4 };
+    const sizes = { batch: 1, heads: 1, queryLength: 60, keyLength: 60, headDim: 4 };
     const { indices: members } = await imported.castAttention({
-      ...attentionInputs(shape, 1550),
-      shape,
+      ...attentionInputs(sizes, 1550),
+      shape: sizes,
       query: new Float32Array(60 * 4).fill(NaN),
       surrogates: normals(20 * 4, 1551),
       gate: normals(60, 1552),

@@ -18,6 +18,7 @@ import {
   hashSync,
   improvedClusteredAttentionSync,
   info,
+  kMeansSync,
   lshPlanes,
   lshPlanesSync,
   matmul,
@@ -30,15 +31,19 @@ import type {
   AttentionDetails,
   AttentionOptions,
   BroadcastOptions,
+  CallOptions,
   CentroidEncodeOptions,
   DeviceTensor,
   ExactAttentionOptions,
   HashOptions,
+  KMeansOptions,
   MatmulOptions,
   OnDevice,
+  PerhapsDetails,
   SparseDotOptions,
   SparseWeightedSumOptions,
   SyncOptions,
+  WithDetails,
 } from 'cluster-attention';
 import { SafetensorsError, type Tensor, writeSafetensors } from 'cluster-attention/safetensors';
 
@@ -91,6 +96,7 @@ declare const a: AggregateOptions;
 declare const b: BroadcastOptions;
 declare const e: CentroidEncodeOptions;
 declare const h: HashOptions;
+declare const k: KMeansOptions;
 declare const m: MatmulOptions;
 declare const d: SparseDotOptions;
 declare const w: SparseWeightedSumOptions;
@@ -109,9 +115,10 @@ export const arrays: Float32Array[] = [
   aggregateSync({ ...a, details: false }),
   centroidEncodeSync({ ...e, details: undefined }),
 ];
-export const either: Output | Float32Array = matmulSync(m);
+declare const perhaps: { details?: boolean };
+export const either: Output | Float32Array = matmulSync({ ...m, ...perhaps });
 // @ts-expect-error it may be the array
-export const neither: Output = matmulSync(m);
+export const neither: Output = matmulSync({ ...m, ...perhaps });
 export const later: Promise<Output>[] = [
   aggregate({ ...a, ...more }),
   centroidEncode({ ...e, ...more }),
@@ -122,14 +129,19 @@ export const there = (tensor: DeviceTensor<'float32'>): DeviceOutput =>
   matmulSync({ ...m, a: tensor, out: undefined, ...more });
 
 // The exported types fit the functions, as they are.
-export const plain = (o: ExactAttentionOptions): Promise<Float32Array | AttentionDetails> =>
+export const plain = (o: ExactAttentionOptions): Promise<Float32Array> => attention(o);
+export const base = (o: AttentionOptions): Float32Array => attentionSync({ ...o, causal: true });
+export const full = (o: ExactAttentionOptions & WithDetails): Promise<AttentionDetails> =>
   attention(o);
-type Either = DeviceFloats | { output: DeviceFloats; logsumexp: DeviceFloats };
-export const device = (o: OnDevice<ExactAttentionOptions>): Promise<Either> => attention(o);
-export const deviceSync = (o: OnDevice<SyncOptions<ExactAttentionOptions>>): Either =>
+export const writes = (o: MatmulOptions, { out, device }: CallOptions): Float32Array =>
+  matmulSync({ ...o, out, device });
+export const device = (o: OnDevice<ExactAttentionOptions>): Promise<DeviceFloats> => attention(o);
+export const deviceSync = (o: OnDevice<SyncOptions<ExactAttentionOptions>>): DeviceFloats =>
   attentionSync(o);
-export const deviceMatmul = (o: OnDevice<MatmulOptions>): Promise<DeviceFloats | DeviceOutput> =>
-  matmul(o);
+export const deviceMatmul = (
+  o: OnDevice<MatmulOptions> & PerhapsDetails,
+): Promise<DeviceFloats | DeviceOutput> => matmul(o);
+export const clusters: Int32Array = kMeansSync({ ...k, details: true }).labels;
 export const deviceVjp = (o: OnDevice<ExactAttentionOptions>) => attentionVjp(o);
 `;
 
