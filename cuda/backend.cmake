@@ -74,6 +74,10 @@ if(CA_BUILD_CUDA OR CA_BUILD_CUDA_BENCHMARKS OR (CA_BUILD_CUDA_TESTS AND NOT CA_
   endif()
   if(CMAKE_CUDA_COMPILER)
     enable_language(CUDA)
+    if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 13)  # before minutes of compiling have passed
+      message(FATAL_ERROR "The CUDA backend needs nvcc 13 or newer; "
+              "${CMAKE_CUDA_COMPILER} is ${CMAKE_CUDA_COMPILER_VERSION}")
+    endif()
     set(CMAKE_CUDA_STANDARD 17)
     set(CMAKE_CUDA_STANDARD_REQUIRED ON)
     set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
@@ -82,9 +86,8 @@ if(CA_BUILD_CUDA OR CA_BUILD_CUDA_BENCHMARKS OR (CA_BUILD_CUDA_TESTS AND NOT CA_
     add_library(ca_cuda OBJECT ${CA_CUDA_SOURCES})
     # Functions of native/core that are constexpr in the standard library may be called by kernels.
     target_compile_options(ca_cuda PUBLIC $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr>)
-    if(CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 12.8)  # a fifth of the size
-      target_compile_options(ca_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:--compress-mode=size>)
-    endif()
+    # A fifth of the size.
+    target_compile_options(ca_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:--compress-mode=size>)
     target_compile_definitions(ca_cuda PRIVATE ${CA_CUDA_TARGETS_DEFINITION})
     set_target_properties(ca_cuda PROPERTIES CUDA_RUNTIME_LIBRARY Static)
   else()

@@ -54,7 +54,7 @@ bool has_vectors(const InputRows& rows, int64_t dim) {
 }
 
 struct HashProductLayout {
-  int64_t operands;  // uint4 (2 chunks of 32 columns,8,32): high and low parts of the planes
+  int64_t operands;  // uint4 (2 chunks of 32 columns,4,2,32): two bit tiles, high or low parts
   int64_t limits;    // float4 (bits / 2): threshold and |plane| of two bits
   int64_t planes;    // float (bits,dim + 1): as the chain takes them
   int64_t bytes;
@@ -107,6 +107,10 @@ class HashProduct {
   using RowBits = uint32_t[2 * kTiles];  // of this lane's rows
 
   __device__ float plane(int bit, int64_t d) const { return planes_[bit * (problem_.dim + 1) + d]; }
+  /// The high parts of two bit tiles, 16 columns of each; a warp further the low ones.
+  __device__ uint4* operands_at(int step, int two) const {
+    return operands_ + (step * kBitTiles / 2 + two) * 2 * kWarp;
+  }
   __device__ int64_t row_at(const HashTile& tile, int row) const {
     return tile.base + row * problem_.inputs.row_stride;
   }
@@ -114,6 +118,7 @@ class HashProduct {
                              HashChunk<kRead>& chunk) const;
   __device__ void multiply(const HashTile& tile);
   __device__ void add_chunk(int chunk, const HashChunk<kRead> (&rows)[kTiles][2]);
+  __device__ void add_parts(const uint4* operands, const FragmentA (&rows)[kTiles]);
   __device__ float bound_of(int r) const;
   __device__ bool compare(RowBits& bits) const;
   __device__ uint32_t open_bits(int r) const;
@@ -164,10 +169,13 @@ __device__ void HashProduct<kRead, kVectors>::load_planes() {
     float value[4];
 #pragma unroll
     for (int j = 0; j < 4; ++j) value[j] = bit < bits && d + j < dim ? plane(bit, d + j) : 0.0f;
-    uint4 operand;
-    split_pair(value[0], value[1], operand.x, operand.z);
-    split_pair(value[2], value[3], operand.y, operand.w);
-    operands_[i] = operand;
+    uint2 high, low;
+    split_pair(value[0], value[1], high.x, low.x);
+    split_pair(value[2], value[3], high.y, low.y);
+    const int tile = i / kWarp % kBitTiles;
+    uint4* two = operands_at(step, tile / 2) + i % kWarp;
+    reinterpret_cast<uint2*>(two)[tile % 2] = high;
+    reinterpret_cast<uint2*>(two + kWarp)[tile % 2] = low;
   }
   constexpr int kLanes = 8;  // share a plane
   for (int i = thread; i < kHashBits * kLanes; i += threads) {
@@ -233,21 +241,42 @@ __device__ void HashProduct<kRead, kVectors>::add_chunk(int chunk,
       a[t][i % 4] = kMoves ? moved(high[t][i % 2][word], params_.zero) : high[t][i % 2][word];
       low_a[t][i % 4] = low[t][i % 2][word];
     }
+    const uint4* operands = operands_at(chunk * 2 + step, 0) + lane_index();
+    if constexpr (kSplit) {
 #pragma unroll
-    for (int n = 0; n < kBitTiles; ++n) {
-      const uint4 operand = operands_[((chunk * 2 + step) * kBitTiles + n) * kWarp + lane_index()];
-      const FragmentB high_b = {operand.x, operand.y};
-      const FragmentB low_b = {operand.z, operand.w};
+      for (int n = 0; n < kBitTiles; n += 2) {
+        const uint4 high_of_two = operands[n * kWarp];
+        const uint4 low_of_two = operands[(n + 1) * kWarp];
+        const FragmentB high_b[2] = {{high_of_two.x, high_of_two.y},
+                                     {high_of_two.z, high_of_two.w}};
+        const FragmentB low_b[2] = {{low_of_two.x, low_of_two.y}, {low_of_two.z, low_of_two.w}};
 #pragma unroll
-      for (int t = 0; t < kTiles; ++t) {
-        if constexpr (kSplit) {
-          mma_split_16x8x16(sums_[t][n], a[t], low_a[t], high_b, low_b);
-        } else {
-          // Planes that are bfloat16 themselves have no low parts.
-          if (!params_.hash.round_planes) mma_bf16_16x8x16(sums_[t][n], a[t], low_b);
-          mma_bf16_16x8x16(sums_[t][n], a[t], high_b);
+        for (int i = 0; i < 2 * kTiles; ++i) {
+          const int t = i % kTiles;
+          const int tile = i / kTiles;
+          mma_split_16x8x16(sums_[t][n + tile], a[t], low_a[t], high_b[tile], low_b[tile]);
         }
       }
+    } else {
+      // Planes that are bfloat16 themselves have no low parts. One branch: products that each have
+      // a condition would be issued all the same.
+      if (!params_.hash.round_planes) add_parts(operands + kWarp, a);
+      add_parts(operands, a);
+    }
+  }
+}
+
+/// Adds the products of 16 columns with one part, high or low, of the planes.
+template <Read kRead, bool kVectors>
+__device__ void HashProduct<kRead, kVectors>::add_parts(const uint4* operands,
+                                                        const FragmentA (&rows)[kTiles]) {
+#pragma unroll
+  for (int n = 0; n < kBitTiles; n += 2) {
+    const uint4 two = operands[n * kWarp];
+    const FragmentB part[2] = {{two.x, two.y}, {two.z, two.w}};
+#pragma unroll
+    for (int i = 0; i < 2 * kTiles; ++i) {
+      mma_bf16_16x8x16(sums_[i % kTiles][n + i / kTiles], rows[i % kTiles], part[i / kTiles]);
     }
   }
 }
