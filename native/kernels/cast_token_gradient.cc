@@ -87,9 +87,41 @@ class TokenGradient {
       });
     }
     copy_rows(state_.problem.output_gradient, shape_.value_dim, state_.value_columns, nullptr);
+    const uint64_t apart = take_non_finite_rows();
     const AssignmentSums sums = state_.summary_sums.at(pair_ * state_.maximum_parts + part_);
     simd_.multiply(score_, lanes, 1, problem_.clusters, columns_, rows_, state_.value_columns,
                    shape_.value_dim, sums.values, state_.value_columns, !first_tile);
+    for (int64_t i = 0; i < columns_; ++i) {
+      if ((apart >> i & 1) != 0) add_to_other_summaries(i, sums.values);
+    }
+  }
+
+  /// Which of the tile's rows of the output's gradient, copied to rows_, are not finite; zeros
+  /// there: by a product with weight 0 they would reach the summaries of their own clusters.
+  uint64_t take_non_finite_rows() const {
+    static_assert(kMaximumLanes <= 64);
+    uint64_t rows = 0;
+    for (int64_t i = 0; i < columns_; ++i) {
+      float* row = rows_ + i * state_.value_columns;
+      if (all_finite(row, shape_.value_dim)) continue;
+      rows |= uint64_t{1} << i;
+      std::fill_n(row, shape_.value_dim, 0.0f);
+    }
+    return rows;
+  }
+
+  void add_to_other_summaries(int64_t i, float* sums) const {
+    const float* row = state_.problem.output_gradient.row(sequence_.batch, head_, first_ + i);
+    const CastSlot* place = sequence_.begin_slots(first_ + i);
+    for (int64_t c = 0; c < problem_.clusters; ++c) {
+      if (place != sequence_.end_slots(first_ + i) && place->cluster == c) {
+        ++place;
+        continue;
+      }
+      const float share = score_[c * simd_.lanes + i];
+      float* sum = sums + c * state_.value_columns;
+      for (int64_t e = 0; e < shape_.value_dim; ++e) sum[e] += share * row[e];
+    }
   }
 
   void differentiate_tile(bool first_tile) {

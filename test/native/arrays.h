@@ -75,7 +75,8 @@ class Arrays {
   }
 
  private:
-  static constexpr unsigned char kPoison = 0xA5;
+  /// As a float 3.4e38: a small one would pass for the 0 that should be there.
+  static constexpr unsigned char kPoison = 0x7F;
   static size_t fence() { return guard() == Guard::none ? kFence : 0; }
 
   /// A block between two fences: on the heap, of the exact size, so that the address sanitizer sees
