@@ -71,12 +71,13 @@ Status add_gates(const CastGradientState& state, int64_t first, int64_t count) {
 Status cast_attention_gradient(const CastAttentionGradientProblem& problem, Context& context) {
   CastGradientState state(problem, context);
   CA_RETURN_IF_ERROR(check_cast_indices(state.given, context));
-  CA_RETURN_IF_ERROR(
-      state.allocate(std::max(cluster_gradient_scratch(state), token_gradient_scratch(state))));
   const AttentionShape& shape = state.given.inputs.shape;
   if (problem.surrogates != nullptr) {
     std::fill_n(problem.surrogates, shape.heads * state.given.clusters * shape.head_dim, 0.0f);
   }
+  if (shape.batch == 0) return Status::success();  // the other sizes may be huge then
+  CA_RETURN_IF_ERROR(
+      state.allocate(std::max(cluster_gradient_scratch(state), token_gradient_scratch(state))));
   if (problem.gate != nullptr) std::fill_n(problem.gate, shape.batch * shape.key_length, 0.0f);
   CastState& forward = state.forward;
   for (int64_t batch = 0; batch < shape.batch; batch += forward.group) {

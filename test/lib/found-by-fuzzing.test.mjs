@@ -65,6 +65,21 @@ describe('huge sizes around empty arrays end at once', () => {
   });
 });
 
+test('the backward of CAST over huge sizes around empty arrays ends at once', () => {
+  const empty = new Float32Array(0);
+  const state = required.castAttentionVjpSync({
+    query: empty,
+    key: empty,
+    value: empty,
+    gate: empty,
+    surrogates: new Float32Array(1),
+    clusters: 1,
+    clusterSize: LARGEST,
+    shape: { batch: 0, heads: 1, queryLength: LARGEST, headDim: 1 },
+  });
+  expect(state.backward(empty).surrogates).toEqual(new Float32Array(1));
+});
+
 describe('the addon checks again', () => {
   test('each token of CAST is a query and a key', () => {
     const { minimal } = operations.castAttention;
