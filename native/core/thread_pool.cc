@@ -44,11 +44,11 @@ std::atomic<bool> thread_starts_fail{false};
 /// only when no helper is inside any more.
 struct Job {
   Job(int64_t tasks, int limit, const volatile int32_t* flag, TaskFunction body, void* argument)
-      : count(tasks), workers(limit), abort(flag), function(body), context(argument) {}
+      : count(tasks), workers(limit), abort_flag(flag), function(body), context(argument) {}
 
   const int64_t count;
   const int workers;
-  const volatile int32_t* const abort;
+  const volatile int32_t* const abort_flag;
   const TaskFunction function;
   void* const context;
 
@@ -72,7 +72,7 @@ struct Job {
   template <typename Leave>
   void work(int worker, Leave&& leave) {
     for (;;) {
-      if (is_raised(abort)) {
+      if (is_raised(abort_flag)) {
         next.store(count, std::memory_order_relaxed);
         return;
       }
